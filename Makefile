@@ -1,0 +1,33 @@
+# make install | make demo | make test | make lint        (PYTHON=python3.12 make install picks another interpreter)
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint lock clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} met, 3.10 to 3.12 expected: run PYTHON=python3.11 make install")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[all,dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m tasks.classification.demo --out results/demo
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# the lock is resolved for Python 3.10 to 3.12 at once; needs uv
+lock:
+	uv pip compile --universal --python-version 3.10 --no-annotate --no-header \
+	  --extra all --extra dev requirements.in setup.cfg -o requirements.lock
+
+clean:
+	rm -rf $(VENV) results/demo runs data

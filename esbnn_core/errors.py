@@ -1,0 +1,8 @@
+"""The one exception that a person is meant to read."""
+
+
+class InputError(ValueError):
+    """What was met, where, what was expected and how to fix it, in one sentence.
+
+    The command lines print the sentence alone and exit with 2; library users catch it as the ValueError it is.
+    """

@@ -1,0 +1,146 @@
+"""Packed operators in the torch.library namespace `esbnn`, and the contract every implementation keeps.
+
+The contract
+------------
+*Bits.* One value of +-1 is one bit: 1 for +1, 0 for -1. sign(0) = +1, sign(NaN) = -1.
+*Words.* int32, bit i of a word is value i of its run of 32 (the sign bit is value 31). The channels of each group are
+  packed apart: C channels in g groups take g * ceil(C/g/32) words. Tail bits, past a group's last channel, are 0 in
+  activations and in weights, so that xor never counts them.
+*Activations.* (N, H, W, words) int32, contiguous: channels innermost. Features of a linear layer: (..., words).
+*Weights.* (O, KH, KW, words of one group) int32, contiguous; filter o belongs to group o // (O/g). Linear: (O, words).
+*Sum.* The exact int32 sum of +-1 products over the taps. A tap outside the image counts 0 for pad_value = 0 (it is
+  skipped: its border class has fewer terms) and -w for pad_value = -1 (the ring holds 0-bits). With n valid values and
+  m differing bits a sum is n - 2m.
+*Epilogue*, in this order, every step rounded on its own in the dtype of `scale` (no fused multiply-add), because a sign
+  follows and a different rounding turns it at ties:
+  tile (channel j of copies*O takes sum j mod O) -> * scale + bias -> [PReLU, slope per channel] -> [+ residual] ->
+  [RPReLU: + shift_in, PReLU, + shift_out] -> [signs of y + sign_shift, packed in sign_groups groups].
+  Without `scale` and `bias` the tiled int32 sums themselves are returned and no later step may be asked for.
+*Output.* y (N, copies*O, H', W') in channels_last memory; bits (N, H', W', words), or an empty (0,) int32 tensor when
+  sign_groups = 0.
+
+`naive` (plain torch) is the readable truth and serves every device; a native implementation registers itself for its
+device type behind the same operator and is tested against `naive`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from esbnn_core.kernels import naive
+from esbnn_core.kernels.checks import check_conv, check_linear, check_pack, conv_output_size, words_of
+
+__all__ = ["binary_conv2d", "binary_linear", "naive", "pack_sign", "words_of"]
+
+
+@torch.library.custom_op("esbnn::pack_sign", mutates_args=())
+def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor:
+    """Bits of sign(x + shift).
+
+    Args:
+        x: floating; (N, C, H, W) with channel_dim 1, or (..., C) with channel_dim -1. shift: (C,) or None.
+        groups: of the operator that reads the bits.
+
+    Returns:
+        (N, H, W, words) or (..., words) int32.
+    """
+    check_pack(x, shift, groups, channel_dim)
+    return naive.pack_sign(x, shift, groups, channel_dim)
+
+
+@pack_sign.register_fake
+def _(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor:
+    check_pack(x, shift, groups, channel_dim)
+    words = words_of(x.shape[channel_dim], groups)
+    kept = [size for dim, size in enumerate(x.shape) if dim != channel_dim % x.dim()]
+    return x.new_empty([*kept, words], dtype=torch.int32)
+
+
+@torch.library.custom_op("esbnn::binary_conv2d", mutates_args=())
+def binary_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    pad_value: int,
+    dilation: Sequence[int],
+    groups: int,
+    copies: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    prelu: Tensor | None,
+    residual: Tensor | None,
+    rprelu: Tensor | None,
+    sign_shift: Tensor | None,
+    sign_groups: int,
+) -> tuple[Tensor, Tensor]:
+    """Binary convolution of packed bits with the fused epilogue (the module's docstring is the contract).
+
+    Args:
+        x: (N, H, W, words) int32. weight: (O, KH, KW, words of a group) int32. channels: C, over all groups.
+        stride, padding, dilation: two ints each. pad_value: 0 or -1. copies: tiles of the O maps.
+        scale, bias, prelu, sign_shift: (copies*O,) floating or None. rprelu: (3, copies*O): shift_in, slope, shift_out.
+        residual: (N, copies*O, H', W') floating or None. sign_groups: 0 for no packed signs.
+
+    Returns:
+        y and bits. Raises TypeError or ValueError that names the argument.
+    """
+    check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
+    total = naive.conv2d_sum(x, weight, channels, stride, padding, pad_value, dilation, groups)
+    y = naive.epilogue(total, copies, scale, bias, prelu, residual, rprelu)
+    if sign_groups == 0:
+        return y, x.new_empty(0)
+    return y, naive.pack_sign(y, sign_shift, sign_groups, 1)
+
+
+@binary_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    pad_value: int,
+    dilation: Sequence[int],
+    groups: int,
+    copies: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    prelu: Tensor | None,
+    residual: Tensor | None,
+    rprelu: Tensor | None,
+    sign_shift: Tensor | None,
+    sign_groups: int,
+) -> tuple[Tensor, Tensor]:
+    check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
+    height, width = conv_output_size(x, weight, stride, padding, dilation)
+    out = copies * weight.shape[0]
+    dtype = torch.int32 if scale is None else scale.dtype
+    y = x.new_empty([x.shape[0], height, width, out], dtype=dtype).permute(0, 3, 1, 2)
+    if sign_groups == 0:
+        return y, x.new_empty(0)
+    return y, x.new_empty([x.shape[0], height, width, words_of(out, sign_groups)])
+
+
+@torch.library.custom_op("esbnn::binary_linear", mutates_args=())
+def binary_linear(
+    x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Binary matrix product of packed bits: (..., words) x (O, words of a group) -> (..., copies*O).
+
+    Args: as binary_conv2d; features: I over all groups. Without scale and bias the int32 sums are returned.
+    """
+    check_linear(x, weight, features, groups, scale, bias)
+    total = naive.linear_sum(x, weight, features, groups)
+    return naive.affine(total.repeat(*[1] * (total.dim() - 1), copies), scale, bias, -1)
+
+
+@binary_linear.register_fake
+def _(
+    x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    check_linear(x, weight, features, groups, scale, bias)
+    dtype = torch.int32 if scale is None else scale.dtype
+    return x.new_empty([*x.shape[:-1], copies * weight.shape[0]], dtype=dtype)

@@ -1,0 +1,26 @@
+"""Latent-weight clipping as an optimizer hook: said once, outside of forward."""
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from esbnn_core.layers.base import BinaryLayer
+
+
+def clip_latent_weights_(model: nn.Module) -> nn.Module:
+    """Clamp every latent weight whose quantizer names a `latent_clip` into +-latent_clip, in place; returns the model."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, BinaryLayer) and module.quantizer.latent_clip is not None:
+                module.weight.clamp_(-module.quantizer.latent_clip, module.quantizer.latent_clip)
+    return model
+
+
+def attach_latent_clip(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
+    """Clip after every step of `optimizer`; the handle removes the hook.
+
+    The originals clamp `weight.data` at the start of every training forward (BNext, spec 4.4), which is the same
+    values one step later and breaks autograd's version counter.
+    """
+    return optimizer.register_step_post_hook(lambda *_: clip_latent_weights_(model))

@@ -1,0 +1,20 @@
+"""Binary and expand-shrink layers: what a network of the papers is made of."""
+
+from esbnn_core.layers.activations import RPReLU, RSign, Sign
+from esbnn_core.layers.conv import BinaryConv2d, ESBinaryConv2d
+from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
+from esbnn_core.layers.squeeze_excite import SqueezeExcite
+from esbnn_core.layers.tile import SliceChannels, Tile
+
+__all__ = [
+    "BinaryConv2d",
+    "BinaryLinear",
+    "ESBinaryConv2d",
+    "ESBinaryLinear",
+    "RPReLU",
+    "RSign",
+    "Sign",
+    "SliceChannels",
+    "SqueezeExcite",
+    "Tile",
+]

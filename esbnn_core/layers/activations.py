@@ -1,0 +1,107 @@
+"""Sign, RSign and RPReLU (ReActNet; spec 0.3, 3.1)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core.channels import thermometer_shift
+from esbnn_core.errors import InputError
+from esbnn_core.quantizers import STE, sign_ste
+
+
+def per_channel(parameter: Tensor, x: Tensor, dim: int) -> Tensor:
+    """View a (C,) parameter so that it broadcasts over dimension `dim` of x."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return parameter.view(shape)
+
+
+class Sign(nn.Module):
+    """sign(x) with a straight-through estimator; with "tent" the gradient is that of ReCU.
+
+    For "tent" in training the input is first divided by the deviation of its sample (over all but the batch), which
+    leaves the sign alone and rescales the gradient (spec 5.3).
+    """
+
+    shift: nn.Parameter | None
+
+    def __init__(self, ste: STE = "poly2", clip: float = 1.0, channel_dim: int = 1) -> None:
+        super().__init__()
+        self.ste: STE = ste
+        self.clip = clip
+        self.channel_dim = channel_dim
+        self.register_parameter("shift", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shift is not None:
+            x = x + per_channel(self.shift, x, self.channel_dim)
+        if self.ste == "tent" and self.training:
+            deviation = (x.flatten(1).var(1) + 1e-5).sqrt()
+            x = x / deviation.view(-1, *[1] * (x.dim() - 1))
+        return sign_ste(x, self.ste, self.clip)
+
+    def extra_repr(self) -> str:
+        return f"ste={self.ste}"
+
+
+class RSign(Sign):
+    """sign(x + b) with a learnable b per channel (ReActNet, spec 3.1).
+
+    Args:
+        channels: C. ste, clip: of the sign. channel_dim: 1 for (N, C, H, W), -1 for (B, N, C).
+        copies: how many tiled copies the input holds. copy_spread: 0 is the paper's zero start; s > 0 starts the
+            copies as a thermometer code (esbnn_core.channels.thermometer_shift; Differs from the paper).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        ste: STE = "poly2",
+        clip: float = 1.0,
+        channel_dim: int = 1,
+        copies: int = 1,
+        copy_spread: float = 0.0,
+    ) -> None:
+        super().__init__(ste, clip, channel_dim)
+        start = thermometer_shift(channels, copies, copy_spread) if copy_spread else torch.zeros(channels)
+        self.shift = nn.Parameter(start)
+
+
+def spread_sign(
+    channels: int, copies: int, copy_spread: float, activation: "STE | Sign | None", clip: float = 1.0, dim: int = 1
+) -> "STE | Sign | None":
+    """`activation` as it is for copy_spread = 0, else the RSign whose `copies` start as a thermometer code.
+
+    Raises:
+        InputError: a spread is asked for where there is no estimator to build the RSign with.
+    """
+    if not copy_spread:
+        return activation
+    if activation is None or isinstance(activation, Sign):
+        raise InputError(
+            f"copy_spread={copy_spread} was given with activation={activation}: the spread sets the start of the "
+            f"layer's own RSign, so name an STE as activation"
+        )
+    return RSign(channels, activation, clip, dim, copies, copy_spread)
+
+
+class RPReLU(nn.Module):
+    """PReLU(x + b_in) + b_out, everything per channel (ReActNet, spec 3.1); slope starts at 0.25, shifts at 0."""
+
+    def __init__(self, channels: int, channel_dim: int = 1) -> None:
+        super().__init__()
+        self.channel_dim = channel_dim
+        self.shift_in = nn.Parameter(torch.zeros(channels))
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+        self.shift_out = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + per_channel(self.shift_in, x, self.channel_dim)
+        if self.channel_dim in (1, 1 - x.dim()):
+            x = F.prelu(x, self.slope)
+        else:  # torch's PReLU knows the channels in dimension 1 only
+            x = torch.where(x > 0, x, per_channel(self.slope, x, self.channel_dim) * x)
+        return x + per_channel(self.shift_out, x, self.channel_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.slope.numel()}"

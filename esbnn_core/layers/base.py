@@ -1,0 +1,93 @@
+"""What binary convolution and binary linear layers share: latent weight, quantizer, output scale, start values."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from esbnn_core.errors import InputError
+from esbnn_core.layers.activations import Sign
+from esbnn_core.quantizers import STE, WeightQuantizer, make_weight_quantizer
+
+LatentInit = Literal["uniform", "normal", "kaiming"]
+
+
+class BinaryLayer(nn.Module):
+    """A layer with a latent `weight` (O, I/groups, *k) that is binarised in forward.
+
+    Args:
+        weight_shape: of the latent weight. bias: real bias (O,) added after the scale.
+        weight_quantizer: name or instance (esbnn_core.quantizers). activation: STE of the input's sign, a Sign or
+            RSign module, or None where the input is +-1 already. clip: half width of the "clip" STE.
+        learned_scale: a learnable scale (O,) of the output, start U[0, 1) (ReCU).
+        latent_init: start of the latent weight: "uniform" U(-1e-3, 1e-3), "normal" N(0, 1e-3), "kaiming" normal.
+            Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1.
+    """
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        bias: bool,
+        weight_quantizer: str | WeightQuantizer,
+        activation: STE | Sign | None,
+        clip: float,
+        learned_scale: bool,
+        latent_init: LatentInit,
+    ) -> None:
+        super().__init__()
+        out_channels = weight_shape[0]
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.quantizer = make_weight_quantizer(weight_quantizer)
+        if activation is None:
+            self.sign: nn.Module = nn.Identity()
+        else:
+            self.sign = activation if isinstance(activation, Sign) else Sign(activation, clip)
+        self.learned_scale = nn.Parameter(torch.empty(out_channels)) if learned_scale else None
+        if latent_init not in get_args(LatentInit):
+            raise InputError(f"latent_init {latent_init!r} is not known, one of {get_args(LatentInit)} was expected")
+        self.latent_init: LatentInit = latent_init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh start values for weight, bias and learned scale."""
+        if self.latent_init == "uniform":
+            init.uniform_(self.weight, -1e-3, 1e-3)
+        elif self.latent_init == "normal":
+            init.normal_(self.weight, 0.0, 1e-3)
+        else:
+            init.kaiming_normal_(self.weight)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            init.uniform_(self.bias, -bound, bound)
+        if self.learned_scale is not None:
+            init.uniform_(self.learned_scale, 0.0, 1.0)
+
+    def output_scale(self) -> Tensor | None:
+        """Scale (O,) of the raw sum, or None: the quantizer's alpha, the learned scale, or their product."""
+        alpha = self.quantizer.scale(self.weight)
+        if alpha is None or self.learned_scale is None:
+            return self.learned_scale if alpha is None else alpha
+        return alpha * self.learned_scale
+
+    def exact(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """product(x, binary weight); outside training never in a narrower type than float32 by autocast.
+
+        bfloat16 holds whole numbers up to 256 only: a validation under autocast would see other sums than the packed
+        network computes.
+        """
+        weight = self.quantizer.binary(self.weight)
+        if not self.training and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return product(x.to(weight.dtype), weight)
+        return product(x, weight)
+
+    def scaled(self, total: Tensor, channel_shape: tuple[int, ...]) -> Tensor:
+        """total * scale + bias, each where there is one; `channel_shape` lays (O,) along the output's channels."""
+        scale = self.output_scale()
+        if scale is not None:
+            total = total * scale.view(channel_shape)
+        return total if self.bias is None else total + self.bias.view(channel_shape)

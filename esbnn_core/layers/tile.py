@@ -1,0 +1,35 @@
+"""Tile and slice: the two parameter-free ends of an expanded trunk."""
+
+from torch import Tensor, nn
+
+from esbnn_core.channels import tile
+
+
+class Tile(nn.Module):
+    """Tile the channel dimension `copies` times: (N, C, ...) -> (N, copies*C, ...), out[j] = x[j mod C]."""
+
+    def __init__(self, copies: int, dim: int = 1) -> None:
+        super().__init__()
+        self.copies = copies
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tile(x, self.copies, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"copies={self.copies}"
+
+
+class SliceChannels(nn.Module):
+    """Keep the first `channels` channels: the read-out of ES networks (spec 1.5, 1.9)."""
+
+    def __init__(self, channels: int, dim: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.narrow(self.dim, 0, self.channels)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"

@@ -1,0 +1,170 @@
+"""Inference modules that hold bit-words and folded affines, and nothing else.
+
+A packed module is made in two steps, so that a file can be read without a latent network: the constructor takes a
+latent layer for its shapes and allocates zeros, `fill_` computes the bits and the affine. What a packed module holds
+(`buffers()`) is what a packed checkpoint stores and what esbnn_core.counting counts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import kernels
+from esbnn_core.errors import InputError
+from esbnn_core.kernels.naive import pack_bits
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU
+from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.unit import BinaryUnit, fold_norm
+
+
+class PackedLayer(nn.Module):
+    """Shared part: weight bits, scale, bias and the shift of the input's sign.
+
+    Buffers: weight_bits int32 (the layout of esbnn_core.kernels), scale and bias (copies*O,), shift (C,) where the
+    latent layer has one. `weight_shape` is the latent weight's, for counting.
+    """
+
+    weight_bits: Tensor
+    scale: Tensor
+    bias: Tensor
+    shift: Tensor | None
+
+    def __init__(self, layer: BinaryLayer, groups: int, copies: int) -> None:
+        super().__init__()
+        out, inner, *kernel = layer.weight.shape
+        self.weight_shape = tuple(layer.weight.shape)
+        self.channels, self.groups, self.copies = inner * groups, groups, copies
+        like = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+        words = kernels.words_of(inner)
+        self.register_buffer("weight_bits", torch.zeros(out, *kernel, words, dtype=torch.int32, device=like["device"]))
+        self.register_buffer("scale", torch.zeros(copies * out, **like))
+        self.register_buffer("bias", torch.zeros(copies * out, **like))
+        shifted = getattr(layer.sign, "shift", None) is not None
+        self.register_buffer("shift", torch.zeros(self.channels, **like) if shifted else None)
+
+    @torch.no_grad()
+    def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
+        if not layer.quantizer.sign_mode():
+            raise InputError(
+                f"layer {name} has weights that are not in sign mode (its temperature is not annealed below 1e-7): "
+                f"finish the temperature schedule or set the temperature to 0 before packing"
+            )
+        if not torch.isfinite(layer.weight).all():
+            raise InputError(f"layer {name} has a latent weight that is not finite: pack a network that is trained")
+        binary = layer.quantizer.binary(layer.weight)
+        self.weight_bits.copy_(pack_bits(binary.movedim(1, -1) > 0))
+        self.scale.fill_(1.0) if scale is None else self.scale.copy_(scale)
+        self.bias.zero_() if bias is None else self.bias.copy_(bias)
+        if self.shift is not None:
+            self.shift.copy_(layer.sign.shift)
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight_shape}, groups={self.groups}, copies={self.copies}"
+
+
+class PackedConv2d(PackedLayer):
+    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W') in the dtype of `scale`."""
+
+    def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
+        super().__init__(conv, conv.groups, conv.copies if copies is None else copies)
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.pad_value = conv.pad_value
+
+    def fill_(self, conv: BinaryConv2d, name: str = "") -> "PackedConv2d":
+        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
+        scale, bias = fold_norm(conv.output_scale(), conv.bias, nn.Identity(), self.copies)
+        self._fill(conv, scale, bias, name)
+        return self
+
+    def convolve(
+        self, x: Tensor, prelu: Tensor | None = None, residual: Tensor | None = None, rprelu: Tensor | None = None
+    ) -> Tensor:
+        """Sign, pack, convolve and finish in one operator; the output has x's memory format."""
+        bits = kernels.pack_sign(x, self.shift, self.groups, 1)
+        y, _ = kernels.binary_conv2d(
+            bits,
+            self.weight_bits,
+            self.channels,
+            self.stride,
+            self.padding,
+            self.pad_value,
+            self.dilation,
+            self.groups,
+            self.copies,
+            self.scale,
+            self.bias,
+            prelu,
+            residual,
+            rprelu,
+            None,
+            0,
+        )
+        # a real layer behind may sum in another order in another layout, and the latent network keeps x's
+        plain = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+        return y.contiguous() if plain else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x)
+
+
+class PackedUnit(PackedConv2d):
+    """Packed BinaryUnit. Buffers on top: prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays."""
+
+    prelu: Tensor | None
+    rprelu: Tensor | None
+
+    def __init__(self, unit: BinaryUnit) -> None:
+        super().__init__(unit.conv, unit.copies)
+        prelu = unit.inner_act.weight if isinstance(unit.inner_act, nn.PReLU) else None
+        self.register_buffer("prelu", None if prelu is None else torch.zeros_like(self.scale))
+        fused = isinstance(unit.act, RPReLU)
+        self.register_buffer("rprelu", self.scale.new_zeros(3, len(self.scale)) if fused else None)
+        self.shortcut = unit.shortcut
+        self.act: nn.Module = nn.Identity() if fused else unit.act
+
+    @torch.no_grad()
+    def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
+        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
+        if getattr(unit.norm, "running_mean", unit) is None:
+            raise InputError(f"unit {name} normalises by batch statistics: packing needs a BatchNorm with running ones")
+        scale, bias = unit.affine()
+        self._fill(unit.conv, scale, bias, name)
+        if self.prelu is not None:
+            self.prelu.copy_(unit.inner_act.weight)
+        if self.rprelu is not None:
+            self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = None if self.shortcut is None else self.shortcut(x)
+        y: Tensor = self.act(self.convolve(x, self.prelu, residual, self.rprelu))
+        return y
+
+
+class PackedLinear(PackedLayer):
+    """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O) in the dtype of `scale`."""
+
+    def __init__(self, linear: BinaryLinear) -> None:
+        super().__init__(linear, linear.groups, linear.copies)
+
+    def fill_(self, linear: BinaryLinear, name: str = "") -> "PackedLinear":
+        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
+        scale, bias = fold_norm(linear.output_scale(), linear.bias, nn.Identity(), self.copies)
+        self._fill(linear, scale, bias, name)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = kernels.pack_sign(x, self.shift, self.groups, -1)
+        return kernels.binary_linear(
+            bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias
+        )
+
+
+def packed_like(module: nn.Module) -> PackedLayer | None:
+    """The empty packed module for a latent unit or layer, None for anything else."""
+    if isinstance(module, BinaryUnit):
+        return PackedUnit(module)
+    if isinstance(module, BinaryConv2d):
+        return PackedConv2d(module)
+    if isinstance(module, BinaryLinear):
+        return PackedLinear(module)
+    return None

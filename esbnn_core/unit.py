@@ -1,0 +1,166 @@
+"""BinaryUnit: shift -> sign -> conv -> tile -> norm -> act (+ shortcut), the one brick every network is made of."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from esbnn_core.channels import es_widths
+from esbnn_core.errors import InputError
+from esbnn_core.layers import BinaryConv2d, RPReLU, RSign, Sign, Tile
+from esbnn_core.layers.base import BinaryLayer, LatentInit
+from esbnn_core.quantizers import STE, WeightQuantizer
+
+Act = Literal["none", "rprelu", "prelu", "hardtanh"]
+
+
+def fold_norm(
+    scale: Tensor | None, bias: Tensor | None, norm: nn.Module, copies: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and bias (copies*O,) of the exact sum: the layer's own (O,), tiled, with a BatchNorm in eval folded in.
+
+    sum * scale + bias is what the latent unit computes outside training and what the packed unit computes, from the
+    same two vectors in the same order: folding any further (into the sign's threshold) turns signs at ties.
+    None stands for 1 and 0.
+    """
+    scale = scale if scale is None or copies == 1 else scale.repeat(copies)
+    bias = bias if bias is None or copies == 1 else bias.repeat(copies)
+    if not isinstance(norm, _BatchNorm):  # BatchNorm1d, 2d and SyncBatchNorm alike
+        return scale, bias
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    centre = norm.running_mean if bias is None else norm.running_mean - bias
+    offset = -centre * factor if norm.bias is None else norm.bias - centre * factor
+    return factor if scale is None else scale * factor, offset
+
+
+class BinaryUnit(nn.Module):
+    """One binary convolution with all that stands around it, plain or expanded (Figure 2a, 2b, 2c).
+
+        y = norm(tile(conv(sign(x + shift))));  y = inner_act(y);  y = y + shortcut(x);  y = act(y)
+
+    (N, tau*g*C, H, W) -> (N, tau*g*O, H', W'). With tau = groups = 1 there is no tile and the unit is the plain one.
+    Outside training a BatchNorm with running statistics is folded (fold_norm) and the sum stays an exact whole number.
+
+    Args:
+        in_channels, out_channels: nominal C and O. kernel_size, stride: square. padding: default kernel_size // 2.
+        pad_value, dilation: as BinaryConv2d. tau, groups, copy_spread: as ESBinaryConv2d; the spread needs shift=True.
+        shift: RSign (learnable shift) in place of the bare sign. ste, clip: of the sign.
+        weight_quantizer, learned_scale, latent_init: as BinaryConv2d.
+        norm: BatchNorm over the carried output, or none. inner_act: per-channel PReLU before the shortcut (BNext).
+        act: after the shortcut: "rprelu", "prelu", "hardtanh" or "none".
+        shortcut: None for no shortcut, nn.Identity() or a module that maps x to the shape of y.
+        name: the unit's name, for errors alone.
+
+    Raises:
+        InputError: tau*groups does not divide out_channels; a spread without shift; an unknown act.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        *,
+        pad_value: int = 0,
+        dilation: int = 1,
+        tau: int = 1,
+        groups: int = 1,
+        copy_spread: float = 0.0,
+        shift: bool = True,
+        ste: STE = "poly2",
+        clip: float = 1.0,
+        weight_quantizer: str | WeightQuantizer = "absmean",
+        learned_scale: bool = False,
+        latent_init: LatentInit = "uniform",
+        norm: bool = True,
+        inner_act: bool = False,
+        act: Act = "rprelu",
+        shortcut: nn.Module | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        widths = es_widths(in_channels, out_channels, tau, groups, layer=name)
+        if copy_spread and not shift:
+            raise InputError(
+                f"copy_spread={copy_spread} was given for unit {name or '(unnamed)'}, which has a bare sign and no "
+                f"shift to spread: leave it at 0 or choose a network with RSign"
+            )
+        if shift:
+            sign: Sign = RSign(widths.carried_in, ste, clip, copies=widths.copies, copy_spread=copy_spread)
+        else:
+            sign = Sign(ste, clip)
+        self.tau, self.groups = tau, groups
+        self.conv = BinaryConv2d(
+            widths.carried_in,
+            widths.filters,
+            kernel_size,
+            stride,
+            kernel_size // 2 if padding is None else padding,
+            pad_value=pad_value,
+            dilation=dilation,
+            groups=groups,
+            weight_quantizer=weight_quantizer,
+            activation=sign,
+            learned_scale=learned_scale,
+            latent_init=latent_init,
+        )
+        self.tile: nn.Module = Tile(widths.copies) if widths.copies > 1 else nn.Identity()
+        self.norm: nn.Module = nn.BatchNorm2d(widths.carried_out) if norm else nn.Identity()
+        self.inner_act: nn.Module = nn.PReLU(widths.carried_out) if inner_act else nn.Identity()
+        self.shortcut = shortcut
+        self.act = make_act(act, widths.carried_out)
+
+    @property
+    def copies(self) -> int:
+        """tau^2*g."""
+        return self.tile.copies if isinstance(self.tile, Tile) else 1
+
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Folded scale and bias (carried_out,) of the exact sum, as both evaluation paths use them."""
+        return fold_norm(self.conv.output_scale(), self.conv.bias, self.norm, self.copies)
+
+    def folds(self) -> bool:
+        """Whether the norm is an affine map just now: evaluation mode, running statistics kept."""
+        return not self.norm.training and getattr(self.norm, "running_mean", self) is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folds():
+            y = self.tile(self.conv(x, scaled=False))
+            scale, bias = self.affine()
+            y = y if scale is None else y * scale.view(1, -1, 1, 1)
+            y = y if bias is None else y + bias.view(1, -1, 1, 1)
+        else:
+            y = self.norm(self.tile(self.conv(x)))
+        y = self.inner_act(y)
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        out: Tensor = self.act(y)
+        return out
+
+
+def make_act(act: Act, channels: int) -> nn.Module:
+    """The activation named, over `channels` channels."""
+    if act not in get_args(Act):
+        raise InputError(f"activation {act!r} is not known, one of {', '.join(get_args(Act))} was expected")
+    if act == "rprelu":
+        return RPReLU(channels)
+    if act == "prelu":
+        return nn.PReLU(channels)
+    return nn.Hardtanh() if act == "hardtanh" else nn.Identity()
+
+
+def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:
+    """(name, layer) of every latent binary layer of the model, in the order of named_modules."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
+
+
+@torch.no_grad()
+def latent_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the latent weights by layer name, for comparing signs over time."""
+    return {name: layer.weight.detach().clone() for name, layer in binary_layers(model)}
