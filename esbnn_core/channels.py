@@ -85,4 +85,5 @@ def thermometer_shift(channels: int, copies: int, spread: float) -> Tensor:
         raise InputError(f"{copies} copies were given, a divisor of the {channels} channels was expected")
     positions = (torch.arange(copies, dtype=torch.float64) + 0.5) / copies
     thresholds = spread * torch.special.ndtri(positions)
-    return (-thresholds).repeat_interleave(channels // copies).to(torch.get_default_dtype())
+    shift: Tensor = (-thresholds).repeat_interleave(channels // copies).to(torch.get_default_dtype())
+    return shift

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""The exceptions that a person is meant to read."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command lines print the sentence alone and exit with 2; library users catch it as the ValueError it is.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the step, the first layer at fault and what to try, in one sentence."""

@@ -9,7 +9,7 @@ from esbnn_core.layers.base import BinaryLayer
 
 
 def clip_latent_weights_(model: nn.Module) -> nn.Module:
-    """Clamp every latent weight whose quantizer names a `latent_clip` into +-latent_clip, in place; returns the model."""
+    """Clamp in place every latent weight whose quantizer names a `latent_clip`; returns the model."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, BinaryLayer) and module.quantizer.latent_clip is not None:
@@ -23,4 +23,8 @@ def attach_latent_clip(optimizer: Optimizer, model: nn.Module) -> RemovableHandl
     The originals clamp `weight.data` at the start of every training forward (BNext, spec 4.4), which is the same
     values one step later and breaks autograd's version counter.
     """
-    return optimizer.register_step_post_hook(lambda *_: clip_latent_weights_(model))
+
+    def clip(*_: object) -> None:
+        clip_latent_weights_(model)
+
+    return optimizer.register_step_post_hook(clip)

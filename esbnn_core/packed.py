@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esbnn_core import kernels
 from esbnn_core.errors import InputError
 from esbnn_core.kernels.naive import pack_bits
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Sign
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.unit import BinaryUnit, fold_norm
 
@@ -33,13 +33,12 @@ class PackedLayer(nn.Module):
         out, inner, *kernel = layer.weight.shape
         self.weight_shape = tuple(layer.weight.shape)
         self.channels, self.groups, self.copies = inner * groups, groups, copies
-        like = {"dtype": layer.weight.dtype, "device": layer.weight.device}
-        words = kernels.words_of(inner)
-        self.register_buffer("weight_bits", torch.zeros(out, *kernel, words, dtype=torch.int32, device=like["device"]))
-        self.register_buffer("scale", torch.zeros(copies * out, **like))
-        self.register_buffer("bias", torch.zeros(copies * out, **like))
-        shifted = getattr(layer.sign, "shift", None) is not None
-        self.register_buffer("shift", torch.zeros(self.channels, **like) if shifted else None)
+        zeros = layer.weight.detach().new_zeros
+        self.register_buffer("weight_bits", zeros(out, *kernel, kernels.words_of(inner), dtype=torch.int32))
+        self.register_buffer("scale", zeros(copies * out))
+        self.register_buffer("bias", zeros(copies * out))
+        shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
+        self.register_buffer("shift", zeros(self.channels) if shifted else None)
 
     @torch.no_grad()
     def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
@@ -54,7 +53,7 @@ class PackedLayer(nn.Module):
         self.weight_bits.copy_(pack_bits(binary.movedim(1, -1) > 0))
         self.scale.fill_(1.0) if scale is None else self.scale.copy_(scale)
         self.bias.zero_() if bias is None else self.bias.copy_(bias)
-        if self.shift is not None:
+        if self.shift is not None and isinstance(layer.sign, Sign) and layer.sign.shift is not None:
             self.shift.copy_(layer.sign.shift)
 
     def extra_repr(self) -> str:
@@ -80,6 +79,7 @@ class PackedConv2d(PackedLayer):
     ) -> Tensor:
         """Sign, pack, convolve and finish in one operator; the output has x's memory format."""
         bits = kernels.pack_sign(x, self.shift, self.groups, 1)
+        y: Tensor
         y, _ = kernels.binary_conv2d(
             bits,
             self.weight_bits,
@@ -107,7 +107,7 @@ class PackedConv2d(PackedLayer):
 
 
 class PackedUnit(PackedConv2d):
-    """Packed BinaryUnit. Buffers on top: prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays."""
+    """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays."""
 
     prelu: Tensor | None
     rprelu: Tensor | None
@@ -128,9 +128,9 @@ class PackedUnit(PackedConv2d):
             raise InputError(f"unit {name} normalises by batch statistics: packing needs a BatchNorm with running ones")
         scale, bias = unit.affine()
         self._fill(unit.conv, scale, bias, name)
-        if self.prelu is not None:
+        if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):
             self.prelu.copy_(unit.inner_act.weight)
-        if self.rprelu is not None:
+        if self.rprelu is not None and isinstance(unit.act, RPReLU):
             self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
         return self
 
@@ -154,9 +154,10 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         bits = kernels.pack_sign(x, self.shift, self.groups, -1)
-        return kernels.binary_linear(
+        y: Tensor = kernels.binary_linear(
             bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias
         )
+        return y
 
 
 def packed_like(module: nn.Module) -> PackedLayer | None:

@@ -47,7 +47,8 @@ def sign_ste(x: Tensor, ste: STE = "poly2", clip: float = 1.0) -> Tensor:
     Args:
         x: any shape, floating dtype.
         ste: derivative used in backward. "poly2": 2-2|x| inside [-1, 1], 0 outside (Bi-Real, ReActNet).
-            "clip": 1 on [-clip, clip], ends included. "identity": 1. "tent": as poly2, for a variance-normalised x (ReCU).
+            "clip": 1 on [-clip, clip], ends included. "identity": 1.
+            "tent": as poly2, for a variance-normalised x (ReCU).
         clip: half width of "clip" (1 for XNOR-style weights, 1.5 for BNext activations).
     """
     if ste not in get_args(STE):

@@ -74,6 +74,11 @@ def _ends(model: nn.Module) -> set[nn.Module]:
     return {*convs[:1], *linears[-1:]}
 
 
+def _parameter(tensor: torch.Tensor) -> nn.Parameter:
+    """The tensor itself where it is a parameter, as it always is but under a parametrization."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach().clone())
+
+
 def _binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | None:
     """The binary layer with the same geometry whose latent weight (and bias) is the real layer's."""
     if isinstance(module, nn.Conv2d):
@@ -115,9 +120,10 @@ def _binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | N
             learned_scale=config.learned_scale,
         )
     new.to(device=module.weight.device, dtype=module.weight.dtype)
-    new.weight = module.weight  # the trained real weight goes on as latent weight
+    # the trained real parameters go on as the latent ones, so an optimizer that holds them keeps them
+    new.register_parameter("weight", _parameter(module.weight))
     if module.bias is not None:
-        new.bias = module.bias
+        new.register_parameter("bias", _parameter(module.bias))
     return new.train(module.training)
 
 

@@ -55,7 +55,7 @@ def conv2d_sum(
     groups: int,
 ) -> Tensor:
     """Exact sums (N, H', W', O) int32 of a binary convolution over packed bits."""
-    batch, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     filters, kernel_h, kernel_w, words = weight.shape
     out_h, out_w = conv_output_size(x, weight, stride, padding, dilation)
     per_tap = channels // groups
@@ -115,7 +115,7 @@ def epilogue(
     residual: Tensor | None,
     rprelu: Tensor | None,
 ) -> Tensor:
-    """From sums (N, H', W', O) to y (N, copies*O, H', W') in channels_last memory, step by step as the contract says."""
+    """From sums (N, H', W', O) to y (N, copies*O, H', W') in channels_last memory, in the contract's order."""
     y = affine(total.repeat(1, 1, 1, copies).permute(0, 3, 1, 2), scale, bias, 1)
     if prelu is not None:
         y = F.prelu(y, prelu)

@@ -80,8 +80,9 @@ class BinaryLayer(nn.Module):
         network computes.
         """
         weight = self.quantizer.binary(self.weight)
-        if not self.training and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        if not self.training and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return product(x.to(weight.dtype), weight)
         return product(x, weight)
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esbnn_core.channels import es_widths
 from esbnn_core.layers import SliceChannels, Tile
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
 from esbnn_core.quantizers import STE
-from esbnn_core.unit import Act, BinaryUnit, es_widths
+from esbnn_core.unit import Act, BinaryUnit
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Expansion:
 
 
 class PadShortcut(nn.Module):
-    """AvgPool2, then each of the `copies` blocks of C channels zero-padded by C/2 on both sides to 2C (spec 2.4, 5.3)."""
+    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides (spec 2.4, 5.3)."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()

@@ -1,0 +1,79 @@
+"""The console script `esbnn`: models, count, pack. An error is one sentence on stderr and exit code 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from esbnn_core.counting import count
+from esbnn_core.errors import InputError
+from esbnn_core.models import create_model, list_models, model_spec
+from esbnn_core.release import pack_checkpoint
+from esbnn_core.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esbnn", description="Expanding-and-shrinking binary neural networks")
+    parser.add_argument("--version", action="version", version=f"esbnn {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the networks by name")
+    models.add_argument("pattern", nargs="?", default="", help="only names that contain this")
+    models.set_defaults(run=_models)
+
+    counting = commands.add_parser("count", help="BOPs, FLOPs, OPs, parameters and bytes of a network")
+    counting.add_argument("name", metavar="NAME", help="network, e.g. es_reactnet_resnet18")
+    counting.add_argument("--tau", type=int, help="expansion factor of an es_ or rep_ network")
+    counting.add_argument("--groups", type=int, help="groups of an es_ network")
+    counting.add_argument("--num-classes", type=int, help="classes of the read-out")
+    counting.add_argument("--in-channels", type=int, help="channels of the input")
+    counting.add_argument("--size", type=int, help="side of the square input (default: that of the papers)")
+    counting.set_defaults(run=_count)
+
+    packing = commands.add_parser("pack", help="pack a latent checkpoint into bits")
+    packing.add_argument("source", metavar="IN", help="latent .safetensors")
+    packing.add_argument("target", metavar="OUT", help="packed .safetensors to write")
+    packing.set_defaults(run=_pack)
+    return parser
+
+
+def _models(args: argparse.Namespace) -> None:
+    print("\n".join(list_models(args.pattern)))
+
+
+def _count(args: argparse.Namespace) -> None:
+    given: dict[str, Any] = {key: getattr(args, key) for key in ("tau", "groups", "num_classes", "in_channels")}
+    model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
+    spec = model_spec(model)
+    assert spec is not None
+    channels, side, _ = spec.input_size
+    side = args.size or side
+    result = count(model, (channels, side, side))
+    print(result.table())
+    print(f"\n{args.name} at {channels}x{side}x{side}")
+    print(f"BOPs          {result.bops / 1e9:.4f} G   (/64 = {result.bops / 64 / 1e8:.4f}e8)")
+    print(f"FLOPs         {result.flops / 1e8:.4f}e8")
+    print(f"OPs           {result.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)")
+    print(f"parameters    {result.params:,}   of which 1-bit {result.binary_params:,}")
+    print(f"bytes         {result.latent_bytes:,} latent, {result.packed_bytes:,} packed")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    before, after = pack_checkpoint(args.source, args.target)
+    print(f"{args.source}  {before:,} bytes latent")
+    print(f"{args.target}  {after:,} bytes packed, {before / after:.1f} times smaller")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

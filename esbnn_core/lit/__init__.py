@@ -1,0 +1,1 @@
+"""What the Lightning tasks share: command line, callbacks, data helpers, schedules."""

@@ -1,0 +1,54 @@
+"""The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.lit.callbacks import EpochSeed
+
+
+class TaskCLI(LightningCLI):
+    """LightningCLI whose `seed_everything` also seeds the data module and the start of every epoch."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed, and the class count from the data."""
+        parser.add_lightning_class_args(EpochSeed, "epoch_seed")
+        parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+
+def run(
+    module: type[L.LightningModule],
+    data: type[L.LightningDataModule],
+    args: Sequence[str] | None = None,
+    **trainer_defaults: Any,
+) -> int:
+    """Run fit, validate, test or predict from the command line; returns the exit code.
+
+    Our samplers split the data over processes themselves and count every evaluation image once, so Lightning's
+    sampler stays out (use_distributed_sampler).
+    """
+    try:
+        TaskCLI(
+            module,
+            data,
+            args=list(args) if args is not None else None,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
+            # a second run into the same folder replaces its config, as it replaces its checkpoints
+            save_config_kwargs={"overwrite": True},
+        )
+    except (InputError, TrainingError) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """The sentence alone: a data worker hands an error on with its whole traceback as the text."""
+    return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)

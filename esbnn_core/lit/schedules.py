@@ -1,0 +1,62 @@
+"""A learning-rate schedule over the whole run, whose length the trainer fills in."""
+
+import math
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from esbnn_core.errors import InputError
+
+Shape = Literal["constant", "linear", "cosine"]
+
+
+class ProgressLR(LRScheduler):
+    """lr = base * warm-up * shape(progress), progress = step / total steps of the run.
+
+    Args:
+        optimizer: its lr is the peak. shape: after the warm-up "constant", "linear" to the floor or half a "cosine".
+        warmup: share of the run, 0 <= warmup < 1, over which lr rises linearly from start * peak.
+        start, floor: lowest lr at both ends, as shares of the peak.
+
+    The module that owns the optimizer calls `bind` with the number of steps before training.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, shape: Shape = "cosine", warmup: float = 0.0, start: float = 0.0, floor: float = 0.0
+    ) -> None:
+        if shape not in get_args(Shape):
+            raise InputError(f"schedule shape {shape!r} is not known, one of {', '.join(get_args(Shape))} was expected")
+        if not 0 <= warmup < 1:
+            raise InputError(f"warmup={warmup} was given, a share of the run from 0 up to 1 was expected")
+        self.shape, self.warmup, self.start, self.floor = shape, warmup, start, floor
+        self.total = 1
+        super().__init__(optimizer)
+
+    def bind(self, total: int) -> None:
+        """Set the number of steps and the learning rate of the first one."""
+        self.total = max(1, total)
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the length: a run that resumes for more epochs has another one."""
+        state = super().state_dict()
+        del state["total"]
+        return state
+
+    def factor(self, step: int) -> float:
+        """Multiplier of the peak at a step."""
+        rise = self.warmup * self.total
+        if step < rise:
+            return self.start + (1 - self.start) * step / rise
+        progress = min(1.0, (step - rise) / (self.total - rise))
+        if self.shape == "constant":
+            return 1.0
+        fall = 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.floor + (1 - self.floor) * fall
+
+    def get_lr(self) -> list[Any]:
+        """Learning rate per parameter group at the current step."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]

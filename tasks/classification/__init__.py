@@ -1,0 +1,1 @@
+"""Image classification: `python -m tasks.classification fit --config configs/classification/NAME.yaml`."""

@@ -1,0 +1,180 @@
+"""ClassificationModule: a network by name, cross entropy or soft labels, top-1 and top-5."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from esbnn_core import create_model
+from esbnn_core.distill import FrozenTeacher, soft_cross_entropy
+from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.latent import attach_latent_clip
+from esbnn_core.lit.data import IGNORE
+from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.packed import PackedLayer
+from esbnn_core.release import load_checkpoint
+from tasks.classification.teachers import NetworkTeacher
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ClassificationModule(L.LightningModule):
+    """Trains and evaluates one network of esbnn_core.list_models().
+
+    Args:
+        network: name. num_classes: of the read-out (linked to the data module on the command line).
+        network_options: further options of create_model, e.g. {tau: 2, groups: 1, in_channels: 1}.
+        weights: a .safetensors file to start from or to evaluate, latent or packed (a packed one cannot be trained).
+        optimizer: parameters -> optimizer. lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length.
+        lr_interval: whether the scheduler advances every step or every epoch.
+        label_smoothing: of the cross entropy with labels.
+        teacher: soft labels in place of the hard ones (spec 3.4); built when fit starts, kept out of the state.
+        channels_last: memory format of network and images.
+
+    Logs train_loss, train_top1, and val_/test_ loss, top1, top5 in percent over every image once.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        num_classes: int = 10,
+        network_options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "step",
+        label_smoothing: float = 0.0,
+        teacher: NetworkTeacher | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
+        if weights is not None:
+            self.network = load_checkpoint(weights, self.network).train()
+        self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.label_smoothing = label_smoothing
+        self._teacher_spec = teacher
+        self._teacher: FrozenTeacher | None = None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)
+        self.metrics = nn.ModuleDict({stage: _metrics(num_classes) for stage in ("val_", "test_")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W), normalised -> logits (N, num_classes)."""
+        logits: Tensor = self.network(x.contiguous(memory_format=self.memory_format))
+        return logits
+
+    def on_fit_start(self) -> None:
+        """Build the teacher here, not in __init__: evaluation needs none."""
+        if self._teacher_spec is not None and self._teacher is None:
+            self._teacher = FrozenTeacher(self._teacher_spec.build())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; stops the run at the first loss that is not finite."""
+        images, labels = batch
+        logits = self(images)
+        if self._teacher is not None:
+            loss = soft_cross_entropy(logits, self._teacher(images))
+        else:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}, first not finite in "
+                f"{first_not_finite(self.network, images)}: lower the learning rate or look at that batch"
+            )
+        top1 = 100 * (logits.argmax(1) == labels).float().mean()
+        self.log_dict({"train_loss": loss, "train_top1": top1}, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self._evaluate("val_", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self._evaluate("test_", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Class indices (N,) of a batch."""
+        return self(batch[0]).argmax(1)
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        counted = labels != IGNORE
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+        number = counted.sum()
+        metrics: Any = self.metrics[stage]
+        metrics["loss"].update(total / number.clamp(min=1), weight=number)
+        metrics["top1"].update(logits, labels)
+        metrics["top5"].update(logits, labels)
+
+    def _report(self, stage: str) -> None:
+        metrics: Any = self.metrics[stage]
+        self.log(f"{stage}loss", metrics["loss"].compute(), sync_dist=False)
+        for name in ("top1", "top5"):
+            self.log(f"{stage}{name}", 100 * metrics[name].compute(), prog_bar=name == "top1", sync_dist=False)
+        for metric in metrics.values():
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Lightning's hook."""
+        self._report("val_")
+
+    def on_test_epoch_end(self) -> None:
+        """Lightning's hook."""
+        self._report("test_")
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer with the latent-weight clip, and the schedule bound to the run's length."""
+        parameters = list(self.network.parameters())
+        if any(isinstance(module, PackedLayer) for module in self.network.modules()):
+            raise InputError(
+                "the network is packed and holds no latent weights to train: give the latent file as weights"
+            )
+        optimizer = self.make_optimizer(parameters)
+        attach_latent_clip(optimizer, self.network)
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, ProgressLR):
+            epochs = self.trainer.max_epochs or 1
+            steps = self.trainer.estimated_stepping_batches
+            scheduler.bind(int(steps) if self.lr_interval == "step" else epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+
+def _metrics(num_classes: int) -> nn.ModuleDict:
+    def accuracy(k: int) -> MulticlassAccuracy:
+        return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", ignore_index=IGNORE)
+
+    return nn.ModuleDict({"top1": accuracy(1), "top5": accuracy(5), "loss": MeanMetric()})
+
+
+@torch.no_grad()
+def first_not_finite(network: nn.Module, images: Tensor) -> str:
+    """Name of the first parameter or module output that is not finite for this batch, in the order of the forward."""
+    if not torch.isfinite(images).all():
+        return "the images"
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"parameter {name}"
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"the output of {name or 'the network'}")
+
+        return look
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in network.named_modules()]
+    network(images)
+    for handle in hooks:
+        handle.remove()
+    return found[0] if found else "the loss itself"

@@ -1,0 +1,172 @@
+"""BinaryUnit: the folded evaluation, the training formula, its gradients and the statistics of the copies."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core import InputError
+from esbnn_core.channels import thermometer_shift
+from esbnn_core.unit import BinaryUnit, binary_layers, latent_state
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"tau": 2},
+    {"tau": 2, "groups": 2, "inner_act": True},
+    {"tau": 4, "inner_act": True, "act": "prelu", "stride": 2},
+    {"groups": 2, "act": "hardtanh", "shift": False, "kernel_size": 1},
+    {"tau": 2, "learned_scale": True, "pad_value": -1, "act": "none"},
+    {"tau": 2, "norm": False, "weight_quantizer": "sign", "learned_scale": True, "act": "none"},
+    {"weight_quantizer": "temperature", "ste": "clip", "clip": 1.5, "dilation": 2, "padding": 2},
+]
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def build(options: dict[str, Any], shortcut: bool = True) -> BinaryUnit:
+    """A float64 unit 8 -> 8 whose every parameter and statistic matters."""
+    torch.manual_seed(0)
+    shortcut = shortcut and options.get("stride", 1) == 1
+    unit = BinaryUnit(8, 8, shortcut=nn.Identity() if shortcut else None, latent_init="kaiming", **options).double()
+    with torch.no_grad():
+        for seed, (name, parameter) in enumerate(unit.named_parameters()):
+            if not name.endswith("conv.weight"):
+                parameter.copy_(0.4 * randn(*parameter.shape, seed=seed) + 0.2)
+    if isinstance(unit.norm, nn.BatchNorm2d):
+        unit.norm.running_mean = randn(unit.norm.num_features, seed=50)
+        unit.norm.running_var = 0.5 + randn(unit.norm.num_features, seed=51) ** 2
+    return unit
+
+
+def by_hand(unit: BinaryUnit, x: Tensor, parameters: dict[str, Tensor], batch: bool) -> Tensor:
+    """The unit's formula in plain torch, differentiable with the estimators of the defaults (poly2, clip)."""
+
+    def per_channel(t: Tensor) -> Tensor:
+        return t.view(1, -1, 1, 1)
+
+    a = x + per_channel(parameters["conv.sign.shift"]) if "conv.sign.shift" in parameters else x
+    inner = torch.where(a < 0, a * a + 2 * a, 2 * a - a * a)
+    surrogate = torch.where(a.abs() < 1, inner, a.sign()) if unit.conv.sign.ste == "poly2" else a.clamp(-1.5, 1.5)
+    signs = torch.where(a.detach() >= 0, 1.0, -1.0).double() + surrogate - surrogate.detach()
+    w, conv = parameters["conv.weight"], unit.conv
+    if type(conv.quantizer).__name__ == "Temperature":
+        weight, scale = w + (w.clamp(-1, 1) - w).detach(), torch.ones(len(w)).double()
+    else:
+        weight = torch.where(w.detach() >= 0, 1.0, -1.0).double() + w.clamp(-1, 1) - w.clamp(-1, 1).detach()
+        absmean = type(conv.quantizer).__name__ == "AbsMean"
+        scale = w.detach().abs().mean((1, 2, 3)) if absmean else torch.ones(len(w)).double()
+    if "conv.learned_scale" in parameters:
+        scale = scale * parameters["conv.learned_scale"]
+    vertical, horizontal = conv.padding
+    padded = F.pad(signs, (horizontal, horizontal, vertical, vertical), value=float(conv.pad_value))
+    y = F.conv2d(padded, weight * scale.view(-1, 1, 1, 1), None, conv.stride, 0, conv.dilation, conv.groups)
+    y = torch.cat([y] * (unit.tau**2 * unit.groups), 1)
+    if "norm.weight" in parameters:
+        mean = y.mean((0, 2, 3)) if batch else unit.norm.running_mean
+        var = ((y - per_channel(mean)) ** 2).mean((0, 2, 3)) if batch else unit.norm.running_var
+        y = (y - per_channel(mean)) / (per_channel(var) + 1e-5).sqrt()
+        y = y * per_channel(parameters["norm.weight"]) + per_channel(parameters["norm.bias"])
+    if "inner_act.weight" in parameters:
+        y = torch.where(y > 0, y, per_channel(parameters["inner_act.weight"]) * y)
+    if unit.shortcut is not None:
+        y = y + x
+    if "act.slope" in parameters:
+        y = y + per_channel(parameters["act.shift_in"])
+        y = torch.where(y > 0, y, per_channel(parameters["act.slope"]) * y) + per_channel(parameters["act.shift_out"])
+    elif "act.weight" in parameters:
+        y = torch.where(y > 0, y, per_channel(parameters["act.weight"]) * y)
+    elif isinstance(unit.act, nn.Hardtanh):
+        y = y.clamp(-1, 1)
+    return y
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    assert got.shape == want.shape and want.abs().max() > 0
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("batch", [True, False], ids=["train", "eval"])
+def test_output_and_gradients_are_those_of_the_formula(options: dict[str, Any], batch: bool) -> None:
+    unit = build(options).train(batch)
+    x = randn(3, 8 * unit.tau * unit.groups, 7, 5, seed=7).requires_grad_()
+    other = x.detach().clone().requires_grad_()
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in unit.named_parameters()}
+    want = by_hand(unit, other, parameters, batch)
+    upstream = randn(*want.shape, seed=8)
+    want.backward(upstream)
+    got = unit(x)
+    got.backward(upstream)
+    assert relative(got.detach(), want.detach()) <= 1e-12
+    assert relative(x.grad, other.grad) <= 1e-12
+    for name, p in unit.named_parameters():
+        assert relative(p.grad, parameters[name].grad) <= 1e-12, name
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_folding_is_the_unfolded_formula(options: dict[str, Any]) -> None:
+    unit = build(options).eval()
+    x = randn(2, 8 * unit.tau * unit.groups, 6, 9, seed=3)
+    with torch.no_grad():
+        y = unit.inner_act(unit.norm(unit.tile(unit.conv(x))))
+        want = unit.act(y if unit.shortcut is None else y + unit.shortcut(x))
+        assert unit.folds()
+        assert relative(unit(x), want) <= 1e-12
+
+
+@pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1), (1, 2)])
+def test_copies_share_their_statistics(tau: int, groups: int) -> None:
+    torch.manual_seed(0)
+    unit = BinaryUnit(6, 8, tau=tau, groups=groups)
+    for _ in range(3):
+        unit(torch.randn(4, 6 * tau * groups, 5, 5))
+    copies = tau * tau * groups
+    assert unit.copies == copies and unit.norm.num_features == copies * (8 // tau)
+    for statistic in (unit.norm.running_mean, unit.norm.running_var):
+        rows = statistic.view(copies, 8 // tau)
+        assert torch.equal(rows, rows[:1].expand_as(rows))
+        assert rows[0].unique().numel() == 8 // tau
+
+
+def test_a_frozen_norm_in_a_training_unit_is_folded_and_one_without_statistics_is_not() -> None:
+    unit = build({"tau": 2}).train()
+    x = randn(2, 16, 5, 5)
+    assert not unit.folds()
+    unit.norm.eval()
+    assert unit.folds()
+    assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=False).detach()) <= 1e-12
+    unit = build({"tau": 2})
+    unit.norm = nn.BatchNorm2d(16, track_running_stats=False).double()
+    unit.eval()
+    assert not unit.folds()
+    assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=True).detach()) <= 1e-12
+
+
+@pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1)])
+def test_copy_spread_starts_the_shift_as_a_thermometer(tau: int, groups: int) -> None:
+    unit = BinaryUnit(8, 8, tau=tau, groups=groups, copy_spread=1.5)
+    want = thermometer_shift(8 * tau * groups, tau * tau * groups, 1.5)
+    assert torch.equal(unit.conv.sign.shift.detach(), want)
+    with pytest.raises(InputError, match=r"copy_spread=1\.5.*layer7"):
+        BinaryUnit(8, 8, tau=tau, groups=groups, copy_spread=1.5, shift=False, name="layer7")
+
+
+def test_bad_options_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match="'gelu'"):
+        BinaryUnit(8, 8, act="gelu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"layer4\.2.*width 6.*tau=4.*groups=1"):
+        BinaryUnit(8, 6, tau=4, name="layer4.2")
+
+
+def test_latent_state_is_a_copy_by_name() -> None:
+    model = nn.Sequential(BinaryUnit(4, 4), nn.ReLU(), BinaryUnit(4, 4, tau=1))
+    assert [name for name, _ in binary_layers(model)] == ["0.conv", "2.conv"]
+    before = latent_state(model)
+    with torch.no_grad():
+        model[0].conv.weight.add_(1)
+    assert torch.equal(before["0.conv"] + 1, model[0].conv.weight)
+    assert torch.equal(before["2.conv"], model[2].conv.weight)
