@@ -16,9 +16,9 @@ import copy
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -51,7 +51,7 @@ Layout = Literal["map", "flat"] | None
 
 @dataclass(frozen=True)
 class ESConfig:
-    """tau: expansion factor. groups: g of the convolutions. copy_spread: start of the RSign shifts, as ESBinaryConv2d."""
+    """tau: expansion factor. groups: g of the convolutions. copy_spread: of the RSign shifts, as ESBinaryConv2d."""
 
     tau: int = 2
     groups: int = 1
@@ -79,19 +79,16 @@ class ExpansionPlan:
 
 _LAYERS = (BinaryUnit, BinaryLayer, nn.Conv2d, nn.Linear, SqueezeExcite)
 _BINARY = (BinaryUnit, BinaryLayer)
-_ELEMENTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardtanh),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Dropout2d, nn.Identity),
-)
+_PER_CHANNEL = (_BatchNorm, nn.PReLU, RPReLU, Sign)
+_SOFT = (nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid)
+_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, *_SOFT, nn.Dropout, nn.Dropout2d, nn.Identity)
 _SPATIAL = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
-# names of functions and methods alike, in-place ones without their underscore
-_ELEMENTWISE_NAMES = frozenset(
-    "add iadd sub isub mul imul div truediv itruediv neg relu relu6 leaky_relu elu gelu silu mish softplus sigmoid tanh "
-    "hardtanh hardswish hardsigmoid clamp abs dropout dropout2d contiguous clone detach float double half to".split()
+# functions and methods, without the underscores of in-place ones
+_ELEMENTWISE_CALLS = (
+    "add iadd sub isub mul imul div truediv neg abs clamp relu relu6 leaky_relu elu gelu silu mish "
+    + ("softplus sigmoid tanh hardtanh hardswish hardsigmoid dropout dropout2d contiguous clone detach float half to")
 )
-_SPATIAL_NAMES = frozenset(
-    "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()
-)
+_SPATIAL_CALLS = "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate"
 
 
 class _Tracer(fx.Tracer):
@@ -113,20 +110,24 @@ def _per_channel(module: nn.Module) -> int | None:
 
 def _widenable(module: nn.Module) -> bool:
     """Whether the module works channel by channel with what it holds in (C,) tensors, or holds nothing."""
-    inner = [p for child in module.children() for p in child.parameters()]  # of a norm with an activation inside
-    return isinstance(module, (*_ELEMENTWISE, _BatchNorm, nn.PReLU, RPReLU, Sign)) and all(p.numel() == 1 for p in inner)
+    inner = [parameter for child in module.children() for parameter in child.parameters()]
+    one_value = all(parameter.numel() == 1 for parameter in inner)  # of a norm with an activation inside
+    return one_value and isinstance(module, (*_ELEMENTWISE, *_PER_CHANNEL))
 
 
 def _ports(module: nn.Module) -> tuple[int, int]:
     """Nominal input and output width of a layer."""
-    if isinstance(module, BinaryUnit):
-        return module.conv.in_channels, module.conv.out_channels
-    if isinstance(module, SqueezeExcite):
-        module = module.se[1]
-        return module.in_channels, module.in_channels  # type: ignore[return-value]
     if isinstance(module, nn.Linear | BinaryLinear):
         return module.in_features, module.out_features
-    return module.in_channels, module.out_channels  # type: ignore[return-value]
+    if isinstance(module, SqueezeExcite):
+        return _convs(module)[0].in_channels, _convs(module)[1].out_channels
+    conv = module.conv if isinstance(module, BinaryUnit) else module
+    assert isinstance(conv, nn.Conv2d | BinaryConv2d)
+    return conv.in_channels, conv.out_channels
+
+
+def _convs(module: SqueezeExcite) -> list[nn.Conv2d]:
+    return [step for step in module.se if isinstance(step, nn.Conv2d)]
 
 
 def _steps(shortcut: nn.Module | None) -> list[nn.Module]:
@@ -179,13 +180,19 @@ class _Flow:
         self.readouts = {start.target: width for start, width in map(self._readout, graph.nodes) if start is not None}
         for node in graph.nodes:
             self._visit(node)
-        for node in graph.nodes:  # a forward that reads `self.conv.weight` needs that module as it is
-            for use in self.layers.get(str(node.target).rpartition(".")[0], ()) if node.op == "get_attr" else ():
-                self._block(use, f"belongs to a module whose {node.target} is read by the forward")
-        # a class is worth carrying for the binary layers that expand at one of its ends
-        pairs = [pair for name, pair in self.layers.items() if isinstance(self.modules[name], _BINARY)]
-        pairs = [pair for pair in pairs if self._form(str(pair[1].target)) is None]
-        self.live = {self._root(node) for pair in pairs for node in pair}
+        for read in (str(node.target) for node in graph.nodes if node.op == "get_attr"):
+            # a forward that reads `self.conv.weight` needs that module as it is
+            for name, ends in [*self.layers.items(), *((name, (node,)) for name, node in self.widened.items())]:
+                for end in ends if read.startswith(f"{name}.") else ():
+                    self._block(end, f"belongs to {name}, whose {read} the forward reads")
+        # a class is worth carrying for a binary layer that expands at one of its ends, and what real ones join to it
+        pairs = {name: pair for name, pair in self.layers.items() if self._form(name) is None}
+        found = {self._root(end) for name in pairs for end in pairs[name] if isinstance(self.modules[name], _BINARY)}
+        self.live: set[fx.Node] = set()
+        while found != self.live:
+            self.live = found
+            rows = [{self._root(x), self._root(y)} for x, y in pairs.values()]
+            found = found.union(*(row for row in rows if row & found))
 
     # classes of tensors -------------------------------------------------------------------------------------------
     def _root(self, node: fx.Node) -> fx.Node:
@@ -209,7 +216,7 @@ class _Flow:
         for other in same:
             self._union(other, node)
         if layout is None:
-            self._block(node, "has an unknown layout (put flatten(1) in front of linear layers)")
+            self._block(node, "has channels in an unknown place (put flatten(1) before linear layers)")
 
     def carried(self, node: fx.Node) -> bool:
         return self._root(node) in self.live and self._root(node) not in self.blocked
@@ -266,6 +273,9 @@ class _Flow:
 
     def _stop(self, node: fx.Node, inputs: list[fx.Node], said: str) -> None:
         reason = f"meets {said}, through which expanded channels cannot pass"
+        for other in inputs:  # the first of a row of such operations is the one to name
+            before = self.blocked.get(self._root(other), "") if self.layout[other] is None else ""
+            reason = before if before.startswith("meets") else reason
         for other in inputs:
             self._leave(other, reason)
         self._new(node, None, None)
@@ -287,8 +297,8 @@ class _Flow:
             self.layers[name] = (x, node)
             self._block(node, "is read by the classifier")
         elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            return self._flatten(node, x)
-        elif isinstance(module, _SPATIAL) and layout == "map":
+            self._flatten(node, x)
+        elif isinstance(module, _SPATIAL) and layout != "flat":
             self._new(node, layout, width, x)
         elif _widenable(module):
             channels = _per_channel(module)
@@ -312,33 +322,39 @@ class _Flow:
         if not inputs:  # arithmetic on sizes
             return owner in ("_operator", "builtins") and bool(node.all_input_nodes)
         x = inputs[0]
+        args: dict[int | str, Any] = {}
+        args.update(enumerate(node.args))
+        args.update(node.kwargs.items())
         layout, width = self.layout[x], self.width[x]
         if _reads_no_channels(node, name, layout):
             return True
-        if name in _ELEMENTWISE_NAMES:
+        if name in _ELEMENTWISE_CALLS.split():
             if any((self.layout[y], self.width[y]) != (layout, width) for y in inputs):
                 return False  # broadcast over channels
             self._new(node, layout, width, *inputs)
-        elif len(inputs) == 1 and layout == "map" and (name in _SPATIAL_NAMES or _pads_space(node, name)):
+        elif _flattens(node, name, args):
+            self._flatten(node, x)
+        elif len(inputs) > 1 or layout == "flat":
+            return False
+        elif name in _SPATIAL_CALLS.split():
             self._new(node, layout, width, x)
-        elif name == "flatten" and (_argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)) == (1, -1):
-            return self._flatten(node, x)
-        elif name in ("view", "reshape") and _keeps_batch(node):
-            return self._flatten(node, x)
-        elif name == "mean" and layout == "map" and _spatial_dims(_argument(node, 1, "dim", None)):
-            self._new(node, "map" if _argument(node, 2, "keepdim", False) else "flat", width, x)
+        elif name == "mean" and args.get(1, args.get("dim")) in (
+            [2, 3],
+            [-2, -1],
+            [-1, -2],
+            (2, 3),
+            (-2, -1),
+            (-1, -2),
+        ):
+            kept = args.get(2, args.get("keepdim", False))
+            self._new(node, layout if kept or layout is None else "flat", width, x)
         else:
             return False
         return True
 
-    def _flatten(self, node: fx.Node, x: fx.Node) -> bool:
-        """(N, C, H, W) -> (N, C*H*W): whole copies stay whole copies, and the first C*H*W features are the first C maps."""
-        if self.layout[x] is None:
-            self._new(node, "flat", None)
-            self._block(node, self.blocked[self._root(x)])
-        else:
-            self._new(node, "flat", self.width[x] if self.layout[x] == "flat" else None, x)
-        return True
+    def _flatten(self, node: fx.Node, x: fx.Node) -> None:
+        """(N, C, H, W) -> (N, C*H*W): whole copies stay whole, and the first C*H*W features are the first C maps."""
+        self._new(node, "flat", self.width[x] if self.layout[x] == "flat" else None, x)
 
     # what comes of it ---------------------------------------------------------------------------------------------
     def _form(self, name: str) -> str | None:
@@ -368,82 +384,38 @@ class _Flow:
                 left[name] = "the traced forward does not call it as a module"
         return ExpansionPlan(tuple(expanded), left)
 
-    def swaps(self, plan: ExpansionPlan) -> dict[str, list[nn.Module]]:
-        """name -> what stands in for the module, in a row; units are left to _unit_parts."""
-        config, rows = self.config, dict[str, list[nn.Module]]()
-        for name, (x, y) in self.layers.items():
-            module = self.modules[name]
-            if name in plan.expanded:
-                row = [module] if isinstance(module, BinaryUnit) else _expanded(name, module, config)
-            else:
-                row = [] if isinstance(module, nn.Identity) and self.carried(x) else [module]
-                if self.carried(x):
-                    row.insert(0, SliceChannels(self.readouts.get(name) or _ports(module)[0]))
-                if self.carried(y):
-                    row.append(Tile(config.wide))
-            rows[name] = row
-        for name, node in self.widened.items():
-            if self.carried(node):
-                rows[name] = [_widened(name, self.modules[name], config)]
-        for name, node in self.exits.items():
-            if self.carried(node):
-                channels = self.width[node]
-                assert channels is not None
-                rows[name] = [*rows.get(name, [self.modules[name]]), SliceChannels(channels)]
-        return {name: row for name, row in rows.items() if row != [self.modules[name]]}
-
-
-def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _spatial_dims(dims: object) -> bool:
-    return isinstance(dims, list | tuple) and sorted(int(d) % 4 for d in dims) == [2, 3]  # type: ignore[call-overload]
-
-
-def _pads_space(node: fx.Node, name: str) -> bool:
-    pad = _argument(node, 1, "pad", None)
-    return name == "pad" and isinstance(pad, list | tuple) and len(pad) <= 4
-
 
 def _reads_no_channels(node: fx.Node, name: str, layout: Layout) -> bool:
-    """Whether the node reads a size of the batch or of space, or what does not depend on the size."""
+    """Whether the node reads sizes of the batch and of space alone."""
     allowed = (0, 2, 3, -1, -2) if layout == "map" else (0,)
-
-    def harmless(index: object) -> bool:
-        if isinstance(index, slice):
-            return layout == "map" and isinstance(index.start, int) and index.start in (2, 3, -1, -2)
-        return index in allowed
-
-    asked = _argument(node, 1, "dim", None)
-    if name == "getattr" and asked in ("ndim", "dtype", "device"):
-        return True
-    if name == "size" and asked is not None:
-        return harmless(asked)
-    if name == "size" or (name == "getattr" and asked == "shape"):
-        return all(user.target is operator.getitem and harmless(user.args[1]) for user in node.users)
-    return name == "dim"
+    if name == "size" and len(node.args) == 2:
+        return node.args[1] in allowed
+    if name == "size" or (name == "getattr" and node.args[1] == "shape"):
+        parts = [user for user in node.users if user.target is not operator.getitem or user.users]
+        return all(user.target is operator.getitem and user.args[1] in allowed for user in parts)
+    return name == "dim" or (name == "getattr" and node.args[1] in ("ndim", "dtype", "device"))
 
 
-def _keeps_batch(node: fx.Node) -> bool:
-    """Whether a view or reshape is x.view(x.size(0), -1) in one of its spellings."""
-    shape = node.args[1] if len(node.args) == 2 else node.args[1:]
-    if not isinstance(shape, list | tuple) or len(shape) != 2 or shape[1] != -1 or not isinstance(shape[0], fx.Node):
+def _flattens(node: fx.Node, name: str, args: Mapping[int | str, object]) -> bool:
+    """Whether the node is flatten(1) or x.view(x.size(0), -1), with or without brackets, or with x.shape[0]."""
+    if name == "flatten":
+        return args.get(1, args.get("start_dim")) == 1 and args.get(2, args.get("end_dim", -1)) == -1
+    shape = node.args[1:] if len(node.args) == 3 else node.args[-1]
+    if name not in ("view", "reshape") or not isinstance(shape, list | tuple) or len(shape) != 2 or shape[1] != -1:
         return False
     batch = shape[0]
-    return (batch.target == "size" or batch.target is operator.getitem) and batch.args[1:] == (0,)
+    return isinstance(batch, fx.Node) and batch.target in ("size", operator.getitem) and batch.args[1:] == (0,)
 
 
 def _check_widths(name: str, module: nn.Module, config: ESConfig) -> None:
-    """Raise InputError for a layer of the plan whose widths tau*groups does not divide, or that has no shift to spread."""
+    """Raise InputError for a layer whose widths tau*groups does not divide, or that has no shift to spread."""
     if isinstance(module, BinaryUnit):
         _check_widths(name, module.conv, config)
-        for index, step in enumerate(_steps(module.shortcut)):
-            if isinstance(step, nn.Conv2d):
-                _check_widths(f"{name}.shortcut.{index}", step, config)
-        return
-    if isinstance(module, SqueezeExcite):
-        return  # its constructor names itself
+    inner = _steps(module.shortcut) if isinstance(module, BinaryUnit) else []
+    inner = list(_convs(module)) if isinstance(module, SqueezeExcite) else inner
+    for step in inner:
+        if isinstance(step, nn.Conv2d):
+            _check_widths(name, step, config)
     es_widths(*_ports(module), config.tau, config.groups, layer=name)
     sign = getattr(module, "sign", None)
     if config.copy_spread and isinstance(sign, Sign) and sign.shift is None:
@@ -455,6 +427,8 @@ def _check_widths(name: str, module: nn.Module, config: ESConfig) -> None:
 
 def _widened(name: str, module: nn.Module, config: ESConfig) -> nn.Module:
     """A copy whose (C,) parameters and statistics are repeated tau*g times; an RSign gets the spread on top."""
+    if _per_channel(module) is None:
+        return module
     new = copy.deepcopy(module)
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.dim() == 1:
@@ -475,7 +449,7 @@ def _widened(name: str, module: nn.Module, config: ESConfig) -> nn.Module:
                 f"channels, which tau={config.tau} does not divide: leave it at 0 or choose another tau"
             )
         with torch.no_grad():
-            new.shift += thermometer_shift(new.shift.numel(), copies, config.copy_spread).to(new.shift)
+            new.shift.add_(thermometer_shift(new.shift.numel(), copies, config.copy_spread).to(new.shift))
     return new
 
 
@@ -497,40 +471,34 @@ def _expanded(name: str, module: nn.Module, config: ESConfig, inside_unit: bool 
     """
     tau, g = config.tau, config.groups
     if isinstance(module, SqueezeExcite):
-        channels, reduction = module.se[1].in_channels, module.se[1].in_channels // module.se[1].out_channels
-        return [_like(SqueezeExcite(channels, reduction, tau, g, name), module)]
+        channels, hidden = _convs(module)[0].in_channels, _convs(module)[0].out_channels
+        return [_like(SqueezeExcite(channels, channels // hidden, tau, g, name), module)]
+    w = es_widths(*_ports(module), tau, g, layer=name)
+    options: dict[str, Any] = {"groups": g}
     if isinstance(module, nn.Conv2d):
-        w = es_widths(module.in_channels, module.out_channels, tau, g, layer=name)
-        real = nn.Conv2d(
-            *(w.carried_in, w.filters, module.kernel_size, module.stride, module.padding, module.dilation, g),
-            bias=module.bias is not None,
-            padding_mode=module.padding_mode,
-        )
+        options |= {key: getattr(module, key) for key in ("stride", "padding", "dilation", "padding_mode")}
+        kernel: Any = module.kernel_size
+        real = nn.Conv2d(w.carried_in, w.filters, kernel, bias=module.bias is not None, **options)
         return [_like(real, module), Tile(w.copies)]
     assert isinstance(module, BinaryConv2d | BinaryLinear)
     sign = _widened(f"{name}.sign", module.sign, config)
-    options = {
-        "groups": g,
+    options |= {
         "weight_quantizer": copy.deepcopy(module.quantizer),
         "activation": sign if isinstance(sign, Sign) else None,
         "learned_scale": module.learned_scale is not None,
         "latent_init": module.latent_init,
     }
-    if not inside_unit:
-        options |= {"tau": tau, "name": name}
     new: BinaryConv2d | BinaryLinear
     if isinstance(module, BinaryLinear):
-        new = ESBinaryLinear(module.in_features, module.out_features, **options)  # type: ignore[arg-type]
+        new = ESBinaryLinear(module.in_features, module.out_features, tau=tau, **options)
     else:
-        place = (module.kernel_size, module.stride, module.padding)
-        options |= {"pad_value": module.pad_value, "dilation": module.dilation}
-        w = es_widths(module.in_channels, module.out_channels, tau, g, layer=name)
+        options |= {key: getattr(module, key) for key in ("kernel_size", "stride", "padding", "pad_value", "dilation")}
         if inside_unit:
-            new = BinaryConv2d(w.carried_in, w.filters, *place, **options)  # type: ignore[arg-type]
+            new = BinaryConv2d(w.carried_in, w.filters, **options)
         else:
-            new = ESBinaryConv2d(module.in_channels, module.out_channels, *place, **options)  # type: ignore[arg-type]
+            new = ESBinaryConv2d(module.in_channels, module.out_channels, tau=tau, **options)
     if module.bias is not None:  # one for each filter, tiled with it
-        new.bias = nn.Parameter(torch.empty(new.weight.shape[0]))
+        new.bias = nn.Parameter(torch.empty(w.filters))
         new.reset_parameters()
     return [_like(new, module)]
 
@@ -551,3 +519,150 @@ def _unit_parts(name: str, unit: BinaryUnit, config: ESConfig) -> dict[str, nn.M
     if row:
         parts["shortcut"] = nn.Sequential(*row) if isinstance(unit.shortcut, nn.Sequential) else row[0]
     return parts
+
+
+def _rows(flow: _Flow, plan: ExpansionPlan) -> dict[str, list[nn.Module]]:
+    """name -> what stands in for the module, in a row; a unit stays and changes inside (_unit_parts)."""
+    config, rows = flow.config, dict[str, list[nn.Module]]()
+    for name, (x, y) in flow.layers.items():
+        module = flow.modules[name]
+        if name in plan.expanded:
+            rows[name] = [module] if isinstance(module, BinaryUnit) else _expanded(name, module, config)
+            continue
+        row = rows.setdefault(name, [])
+        if flow.carried(x):
+            row.append(SliceChannels(flow.readouts.get(name) or _ports(module)[0]))
+        if not row or not isinstance(module, nn.Identity):
+            row.append(module)
+        if flow.carried(y):
+            row.append(Tile(config.wide))
+    for name, node in flow.widened.items():
+        if flow.carried(node):
+            rows[name] = [_widened(name, flow.modules[name], config)]
+    for name, node in flow.exits.items():
+        channels = flow.width[node]
+        if flow.carried(node) and channels is not None:
+            rows[name] = [*rows.get(name, [flow.modules[name]]), SliceChannels(channels)]
+    return {name: row for name, row in rows.items() if row != [flow.modules[name]]}
+
+
+def _plan(model: nn.Module, config: ESConfig) -> tuple[_Flow, ExpansionPlan]:
+    for name, module in model.named_modules():
+        if isinstance(module, Tile | ESBinaryConv2d | ESBinaryLinear):
+            raise InputError(
+                f"{name} is a {type(module).__name__}, so that {type(model).__name__} is expanded already: "
+                f"expand_ takes a plain network, build it anew and expand it once"
+            )
+    flow = _Flow(model, config)
+    return flow, flow.plan()
+
+
+def plan_expansion(model: nn.Module, config: ESConfig | None = None) -> ExpansionPlan:
+    """What expand_ would do; the model is not touched. With tau = groups = 1 the plan is empty.
+
+    Raises:
+        InputError: as expand_, but not for a plan that expands nothing.
+    """
+    config = config or ESConfig()
+    check_factors(config.tau, config.groups)
+    return ExpansionPlan((), {}) if config.wide == 1 else _plan(model, config)[1]
+
+
+def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
+    """Turn the binary layers of a network into expand-shrink ones, in place, where its graph allows it.
+
+    Multiply-accumulates and weights of every convolution stay as they were (spec 1.3). Layers that change shape get
+    fresh weights (reset_parameters); per-channel parameters and running statistics are repeated; everything else
+    keeps its values, and all keep device, dtype and mode. An optimizer made before holds the old parameters.
+
+    Binary layers that stay plain are logged by name with the reason (logger "esbnn", WARNING); plan_expansion gives
+    the same list. What is wrapped becomes an nn.Sequential under its old name (`conv1` -> `conv1.0`, the classifier
+    `fc` -> `fc.1`); in a Sequential with named entries the tile is an entry of its own, and an nn.Identity in front of
+    the classifier becomes the SliceChannels, so that a network of create_model has the keys of its es_ version.
+
+    Args:
+        model: (N, C, H, W) network whose forward torch.fx can trace, in the mode (train or eval) that it is in.
+        config: ESConfig(). tau = groups = 1 leaves the model untouched.
+
+    Returns:
+        the same model. Its model_spec is that of the es_ network if it has just become that one, else it is removed.
+
+    Raises:
+        InputError: the forward cannot be traced; no binary layer can be expanded (each is named with what stands in
+            the way); a width that tau*groups does not divide; a copy_spread without a shift; an expanded model. The
+            model is then as it was.
+    """
+    config = config or ESConfig()
+    check_factors(config.tau, config.groups)
+    if config.wide == 1:
+        return model
+    flow, plan = _plan(model, config)
+    if not plan.expanded:
+        named = "; ".join(f"{name}: {reason}" for name, reason in plan.left.items())
+        raise InputError(
+            f"expand_ can expand no layer of {type(model).__name__} ({named or 'it has no binary layer'}): join binary "
+            f"layers by channel-wise operations (add, pooling, flatten(1)), or place ESBinaryConv2d and Tile by hand"
+        )
+    # all are built before the first is swapped: an error leaves the model whole
+    rows = {flow.modules[name]: row for name, row in _rows(flow, plan).items()}
+    units = {name: unit for name in plan.expanded if isinstance(unit := flow.modules[name], BinaryUnit)}
+    parts = {unit: _unit_parts(name, unit, config) for name, unit in units.items()}
+    spec = _spec_of_twin(model, config)
+    for name, reason in plan.left.items():
+        logger.warning("expand_ leaves %s plain: %s", name, reason)
+    # with the second names that named_modules() skips
+    places = [(parent, key, child) for parent in model.modules() for key, child in parent._modules.items()]
+    for parent, key, child in places:
+        if child is not None and child in rows:
+            _put(parent, key, rows[child], child.training)
+    for unit, children in parts.items():
+        unit.tau, unit.groups = config.tau, config.groups
+        for key, part in children.items():
+            setattr(unit, key, part.train(unit.training) if isinstance(part, Tile) else part)
+    if model_spec(model) is not None:
+        if spec is not None and _architecture(spec[1]) == _architecture(model):
+            model.model_spec = spec[0]  # type: ignore[assignment]
+        else:
+            del model.model_spec
+    return model
+
+
+def _put(parent: nn.Module, key: str, row: list[nn.Module], training: bool) -> None:
+    """Put a row of modules in the place of one."""
+    for step in row:
+        if isinstance(step, Tile | SliceChannels):
+            step.training = training
+    tiled = len(row) == 2 and isinstance(row[1], Tile)
+    if tiled and type(parent) is nn.Sequential and not key.isdigit() and "tile" not in parent._modules:
+        entries = list(parent._modules.items())
+        parent._modules.clear()
+        for old, entry in entries:
+            parent._modules[old] = row[0] if old == key else entry
+            if old == key:
+                parent._modules["tile"] = row[1]
+    elif len(row) == 1:
+        setattr(parent, key, row[0])
+    else:
+        wrapped = nn.Sequential(*row)
+        wrapped.training = training
+        setattr(parent, key, wrapped)
+
+
+def _architecture(model: nn.Module) -> tuple[str, dict[str, torch.Size]]:
+    return repr(model), {key: value.shape for key, value in model.state_dict().items()}
+
+
+def _spec_of_twin(model: nn.Module, config: ESConfig) -> tuple[ModelSpec, nn.Module] | None:
+    """ModelSpec and an empty network of the es_ version of a network built by create_model, where there is one."""
+    spec = model_spec(model)
+    if spec is None:
+        return None
+    factors = {"tau": config.tau, "groups": config.groups, "copy_spread": config.copy_spread}
+    try:
+        with torch.device("meta"):
+            twin = create_model(f"es_{spec.name.removeprefix('es_')}", **{**spec.options, **factors})
+    except InputError:
+        return None  # no es_ version, or one without these options
+    found = model_spec(twin)
+    assert found is not None
+    return ModelSpec(found.name, found.options, spec.input_size), twin

@@ -119,8 +119,10 @@ class ClassificationModule(L.LightningModule):
         self.log(f"{stage}loss", metrics["loss"].compute(), sync_dist=False)
         for name in ("top1", "top5"):
             self.log(f"{stage}{name}", 100 * metrics[name].compute(), prog_bar=name == "top1", sync_dist=False)
-        for metric in metrics.values():
-            metric.reset()
+        # normal tensors: trainer.validate runs in inference mode, and a later fit may not write into what it leaves
+        with torch.inference_mode(False):
+            for metric in metrics.values():
+                metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook."""

@@ -1,5 +1,6 @@
 """Widths under (tau, groups), the tile order and the start of the copies, against the definitions of the method."""
 
+import itertools
 from statistics import NormalDist
 
 import pytest
@@ -35,7 +36,7 @@ def test_weights_and_operations_do_not_depend_on_tau_and_groups(c_in: int, c_out
 def test_a_chain_of_layers_fits_together() -> None:
     for tau, groups in FACTORS:
         widths = [es_widths(c_in, c_out, tau, groups) for c_in, c_out in ((96, 192), (192, 192), (192, 96))]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             assert before.carried_out == after.carried_in
 
 
@@ -110,5 +111,5 @@ def test_no_spread_gives_zeros() -> None:
 
 
 def test_copies_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(InputError, match="3 copies.*10 channels"):
+    with pytest.raises(InputError, match=r"3 copies.*10 channels"):
         thermometer_shift(10, 3, 1.0)

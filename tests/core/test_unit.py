@@ -1,4 +1,4 @@
-"""BinaryUnit: the folded evaluation, the training formula, its gradients and the statistics of the copies."""
+"""BinaryUnit: folded evaluation, training formula, gradients, statistics of the copies; the clip of latent weights."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError
 from esbnn_core.channels import thermometer_shift
+from esbnn_core.latent import attach_latent_clip, clip_latent_weights_
+from esbnn_core.layers import BinaryConv2d
+from esbnn_core.quantizers import PlainSign
 from esbnn_core.unit import BinaryUnit, binary_layers, latent_state
 
 OPTIONS: list[dict[str, Any]] = [
@@ -37,6 +40,7 @@ def build(options: dict[str, Any], shortcut: bool = True) -> BinaryUnit:
             if not name.endswith("conv.weight"):
                 parameter.copy_(0.4 * randn(*parameter.shape, seed=seed) + 0.2)
     if isinstance(unit.norm, nn.BatchNorm2d):
+        unit.norm.eps = 0.3  # at the default the gradient of a scale in front of it cancels to almost nothing
         unit.norm.running_mean = randn(unit.norm.num_features, seed=50)
         unit.norm.running_var = 0.5 + randn(unit.norm.num_features, seed=51) ** 2
     return unit
@@ -68,7 +72,7 @@ def by_hand(unit: BinaryUnit, x: Tensor, parameters: dict[str, Tensor], batch: b
     if "norm.weight" in parameters:
         mean = y.mean((0, 2, 3)) if batch else unit.norm.running_mean
         var = ((y - per_channel(mean)) ** 2).mean((0, 2, 3)) if batch else unit.norm.running_var
-        y = (y - per_channel(mean)) / (per_channel(var) + 1e-5).sqrt()
+        y = (y - per_channel(mean)) / (per_channel(var) + unit.norm.eps).sqrt()
         y = y * per_channel(parameters["norm.weight"]) + per_channel(parameters["norm.bias"])
     if "inner_act.weight" in parameters:
         y = torch.where(y > 0, y, per_channel(parameters["inner_act.weight"]) * y)
@@ -140,7 +144,7 @@ def test_a_frozen_norm_in_a_training_unit_is_folded_and_one_without_statistics_i
     assert unit.folds()
     assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=False).detach()) <= 1e-12
     unit = build({"tau": 2})
-    unit.norm = nn.BatchNorm2d(16, track_running_stats=False).double()
+    unit.norm = nn.BatchNorm2d(16, eps=0.3, track_running_stats=False).double()
     unit.eval()
     assert not unit.folds()
     assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=True).detach()) <= 1e-12
@@ -170,3 +174,37 @@ def test_latent_state_is_a_copy_by_name() -> None:
         model[0].conv.weight.add_(1)
     assert torch.equal(before["0.conv"] + 1, model[0].conv.weight)
     assert torch.equal(before["2.conv"], model[2].conv.weight)
+
+
+def test_latent_weights_stay_inside_after_a_step() -> None:
+    torch.manual_seed(0)
+    bounded = BinaryConv2d(3, 4, 3, weight_quantizer="temperature")
+    narrow = BinaryConv2d(4, 4, 3, weight_quantizer=PlainSign("identity", latent_clip=0.25))
+    free = BinaryConv2d(4, 4, 3, weight_quantizer="sign")
+    model = nn.Sequential(bounded, narrow, free)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach_latent_clip(optimizer, model)
+
+    def step() -> None:
+        for layer in (bounded, narrow, free):
+            layer.weight.grad = torch.linspace(-9, 9, layer.weight.numel()).view(layer.weight.shape)
+        optimizer.step()
+
+    step()
+    assert bounded.weight.abs().max().item() == 1.5
+    assert narrow.weight.abs().max().item() == 0.25
+    assert free.weight.abs().max().item() > 8
+    assert 0 < (bounded.weight.abs() < 1.5).sum().item() < bounded.weight.numel()
+    handle.remove()
+    step()
+    assert bounded.weight.abs().max().item() > 8
+    assert clip_latent_weights_(model) is model and bounded.weight.abs().max().item() == 1.5
+
+
+def test_the_clip_does_not_break_a_pending_backward_silently() -> None:
+    layer = BinaryConv2d(3, 4, 3, weight_quantizer="absmean_attached")
+    layer.quantizer.latent_clip = 0.5
+    out = layer(torch.randn(1, 3, 5, 5)).sum()
+    clip_latent_weights_(layer)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()

@@ -1,0 +1,88 @@
+"""The distributional loss against torch's own soft cross entropy, its closed-form gradient, and the frozen teacher."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core.distill import FrozenTeacher, soft_cross_entropy
+
+SIZES = [(1, 2), (5, 10), (32, 1000)]
+
+
+def logits(shape: tuple[int, int], seed: int, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_the_loss_is_soft_cross_entropy(shape: tuple[int, int]) -> None:
+    student, teacher = logits(shape, 0), logits(shape, 1)
+    want = F.cross_entropy(student, teacher.detach().softmax(1))
+    assert soft_cross_entropy(student, teacher).item() == pytest.approx(want.item(), rel=1e-12)
+    # and not its mirror image
+    assert soft_cross_entropy(teacher, student).item() != pytest.approx(want.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_the_gradient_goes_to_the_student_alone(shape: tuple[int, int]) -> None:
+    student, teacher = logits(shape, 2), logits(shape, 3)
+    soft_cross_entropy(student, teacher).backward()
+    want = (student.detach().softmax(1) - teacher.detach().softmax(1)) / shape[0]
+    assert teacher.grad is None and student.grad is not None
+    torch.testing.assert_close(student.grad, want, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_equal_logits_give_the_entropy(shape: tuple[int, int]) -> None:
+    x = logits(shape, 4).detach()
+    entropy = torch.distributions.Categorical(logits=x).entropy().mean()
+    assert soft_cross_entropy(x, x).item() == pytest.approx(entropy.item(), rel=1e-12)
+    assert soft_cross_entropy(x + 5, x - 7).item() == pytest.approx(entropy.item(), rel=1e-12)
+    assert soft_cross_entropy(logits(shape, 5), x) > entropy
+    flat = torch.zeros(shape, dtype=torch.float64)
+    assert soft_cross_entropy(flat, flat).item() == pytest.approx(math.log(shape[1]), rel=1e-12)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = soft_cross_entropy(student, torch.tensor([[-1e4, 1e4, 0.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2e4) and student.grad is not None and student.grad.isfinite().all()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, 5))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_teacher_is_frozen(count: int) -> None:
+    model = network().train()
+    x = torch.randn(count, 3, 8, 8, requires_grad=True)
+    teacher = FrozenTeacher(model)
+    statistics = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    first, second = teacher(x), teacher(x)
+    # evaluation mode: no dropout, no batch statistics, nothing written
+    assert torch.equal(first, second) and torch.equal(first, model(x).detach()) and not first.requires_grad
+    assert not any(m.training for m in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(statistics[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_a_module_that_holds_the_teacher_does_not_register_it() -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Linear(3, 5)
+            self.teacher = FrozenTeacher(network())
+
+    student = Student().train().double()
+    assert set(student.state_dict()) == {"network.weight", "network.bias"}
+    assert len(list(student.parameters())) == 2 and len(list(student.modules())) == 2
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(student.teacher(x), FrozenTeacher(network())(x))  # train() and double() did not reach it
+    soft_cross_entropy(student.network(x[:, :, 0, 0].double()), student.teacher(x).double()).backward()
+    assert student.network.weight.grad is not None and student.network.weight.grad.abs().sum() > 0

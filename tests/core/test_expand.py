@@ -1,0 +1,451 @@
+"""expand_: against the es_ networks, against the plain network, by counted costs, and what it refuses by name.
+
+Two facts tie an expanded network to something known. The es_ networks are built layer by layer without a graph. And
+with tau = 1, g = 2 the group convolution of two whole copies, (O, C, k, k) as the plain one, computes with the plain
+weights what the plain network computes: every tile, slice, shortcut and normalisation must be in its place for that.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core import InputError, create_model
+from esbnn_core.expansion import ESConfig, expand_, plan_expansion
+from esbnn_core.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    ESBinaryConv2d,
+    ESBinaryLinear,
+    RPReLU,
+    RSign,
+    SliceChannels,
+    SqueezeExcite,
+    Tile,
+)
+from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.models import model_spec
+from esbnn_core.surgery import BinaryConfig, binarize_, pack_
+from esbnn_core.unit import BinaryUnit
+
+Build = Callable[[], nn.Module]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small: threads that wait for each other on a busy machine cost ten times what they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items()}
+
+
+def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with drawn shifts, slopes, norms and statistics: a fresh one hides what is out of place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.dim() == 1 and not key.endswith(("temperature", "tau")):
+                value.copy_(torch.rand(value.shape, generator=generator) + 0.2)
+    return model
+
+
+def costs(model: nn.Module, x: Tensor) -> tuple[int, int, int, int]:
+    """Multiply-accumulates and weights, binary and real, of a forward pass."""
+    macs, weights = {True: 0, False: 0}, {True: 0, False: 0}
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        weight, binary = module.weight, isinstance(module, BinaryLayer)
+        places = out[0].numel() // out.shape[1]  # of the output, which an ES layer has tiled
+        macs[binary] += places * weight.numel()
+        weights[binary] += weight.numel()
+
+    layers = [m for m in model.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return macs[True], macs[False], weights[True], weights[False]
+
+
+@pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "name, size",
+    [("reactnet_resnet8", 32), ("recu_resnet20", 32), ("reactnet_resnet20", 33), ("bireal_resnet18", 64)],
+)
+def test_the_networks_of_the_catalogue_become_their_es_version(name: str, size: int, tau: int, groups: int) -> None:
+    plain = create_model(name, num_classes=7, in_channels=2)
+    model = expand_(plain, ESConfig(tau, groups))
+    twin = stirred(create_model(f"es_{name}", num_classes=7, in_channels=2, tau=tau, groups=groups))
+    assert model is plain
+    assert shapes(model) == shapes(twin)
+    assert model_spec(model) == model_spec(twin)
+    model.load_state_dict(twin.state_dict())
+    x = torch.randn(2, 2, size, size)
+    for mode in (True, False):
+        torch.manual_seed(0)
+        assert torch.equal(model.train(mode)(x), twin.train(mode)(x))
+
+
+@pytest.mark.parametrize("name", ["reactnet_resnet18", "recu_resnet18", "bireal_resnet34"])
+def test_the_big_ones_have_the_same_architecture(name: str) -> None:
+    model, twin = expand_(create_model(name)), create_model(f"es_{name}")
+    assert shapes(model) == shapes(twin)
+    assert repr(model) == repr(twin)
+    assert model_spec(model) == model_spec(twin)
+
+
+class Gate(nn.Module):
+    """Squeeze-excite by hand, and a flatten spelt as a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.act = RPReLU(16)
+        self.conv = BinaryConv2d(16, 32, 3, padding=1, bias=True, activation=RSign(16), learned_scale=True)
+        self.norm = nn.BatchNorm2d(32)
+        self.down = nn.Conv2d(32, 8, 1)
+        self.up = nn.Conv2d(8, 32, 1)
+        self.gate = SqueezeExcite(32)
+        self.second = BinaryConv2d(32, 32, 3, 2, padding=1, pad_value=-1)
+        self.real = nn.Conv2d(16, 32, 1, 2)
+        self.slope = nn.PReLU(32)
+        self.head = nn.Linear(32 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        y = self.norm(self.conv(x))
+        y = y * torch.sigmoid(self.up(F.relu(self.down(y.mean((2, 3), keepdim=True)))))
+        y = self.slope(self.second(y * self.gate(y))) + self.real(x)
+        y = F.adaptive_avg_pool2d(F.max_pool2d(y, 2), 2)
+        return self.head(y.view(y.size(0), -1))
+
+
+class Trunk(nn.Module):
+    """No classifier, units of several shapes, an output that a module makes, a depthwise convolution on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.first = BinaryUnit(16, 32, inner_act=True, act="prelu")
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.between = nn.Sequential(nn.BatchNorm2d(32), BinaryUnit(32, 32, shortcut=nn.Identity()))
+        self.last = BinaryUnit(32, 16, dilation=2, padding=2, shift=False, ste="clip", act="hardtanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.depthwise(self.first(self.stem(x)))))
+
+
+class Branches(nn.Module):
+    """torch.cat of two branches in the middle, which only what is before and after it can be expanded around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.a = nn.Sequential(BinaryConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.b = nn.Sequential(BinaryConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.merge = BinaryConv2d(32, 32, 1)
+        self.norm = nn.BatchNorm2d(32)
+        self.last = BinaryConv2d(32, 32, 3, padding=1)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.0), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        return self.head(self.last(self.norm(self.merge(x))))
+
+
+class Twice(nn.Module):
+    """One layer called twice, one module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = BinaryConv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.again = self.norm
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.norm(self.conv(x))
+        x = x + self.again(self.conv(x))
+        return self.fc(x.mean([-2, -1]))
+
+
+def vgg() -> nn.Module:
+    model = torchvision.models.vgg11_bn(num_classes=5)
+    model.classifier[0] = nn.Linear(512 * 49, 64)
+    model.classifier[3] = nn.Linear(64, 32)
+    model.classifier[6] = nn.Linear(32, 5)
+    return binarize_(model)
+
+
+def torchvision_net(name: str, **options: object) -> Build:
+    return lambda: binarize_(torchvision.models.get_model(name, num_classes=5, **options))
+
+
+NETS: dict[str, tuple[Build, int]] = {
+    "resnet18": (torchvision_net("resnet18"), 64),
+    "resnet50": (torchvision_net("resnet50"), 40),
+    "vgg11_bn": (vgg, 64),
+    "mobilenet_v2": (torchvision_net("mobilenet_v2"), 40),
+    "shufflenet": (torchvision_net("shufflenet_v2_x1_0"), 64),
+    "squeezenet": (torchvision_net("squeezenet1_1"), 64),
+    "timm resnet10t": (lambda: binarize_(timm.create_model("resnet10t", num_classes=5)), 64),
+    "gate": (Gate, 12),
+    "trunk": (Trunk, 9),
+    "branches": (Branches, 10),
+    "twice": (Twice, 8),
+    "reactnet": (lambda: create_model("reactnet_resnet8"), 32),
+    "recu": (lambda: create_model("recu_resnet20"), 32),
+}
+each_net = pytest.mark.parametrize("name", NETS)
+
+
+def net(name: str) -> tuple[nn.Module, Tensor]:
+    build, size = NETS[name]
+    torch.manual_seed(1)
+    model = stirred(build())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model, torch.randn(2, 3, size, size)
+
+
+@each_net
+def test_two_groups_of_plain_weights_compute_the_plain_network(name: str) -> None:
+    plain, x = net(name)
+    plain, x = plain.double(), x.double()
+    model = expand_(copy.deepcopy(plain), ESConfig(tau=1, groups=2))
+    kinds = (BinaryLayer, nn.Conv2d, nn.Linear)
+    pairs = list(
+        zip(*([m for m in net.modules() if isinstance(m, kinds)] for net in (plain, model)), strict=True)  # in order
+    )
+    assert any(new.groups == 2 * old.groups for old, new in pairs if isinstance(new, BinaryConv2d))
+    for old, new in pairs:
+        new.weight.data.copy_(old.weight.data)
+        for key in ("bias", "learned_scale"):
+            if getattr(old, key, None) is not None:
+                getattr(new, key).data.copy_(getattr(old, key).data)
+    for mode in (True, False):
+        want, got = plain.train(mode)(x), model.train(mode)(x)
+        assert want.shape == got.shape
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2)])
+@each_net
+def test_costs_stay_it_trains_and_packs(name: str, tau: int, groups: int) -> None:
+    model, x = net(name)
+    before = costs(model, x)
+    if (name, groups) == ("shufflenet", 2):  # 58 channels
+        groups = 1
+    expanded = len(plan_expansion(model, ESConfig(tau, groups)).expanded)
+    assert expand_(model, ESConfig(tau, groups)) is model
+    assert costs(model, x) == before
+    tiled = [m for m in model.modules() if isinstance(m, ESBinaryConv2d | ESBinaryLinear | BinaryUnit)]
+    assert expanded >= len(tiled) >= 1
+
+    model(x).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+    binary = [m for m in model.modules() if isinstance(m, BinaryLayer)]
+    assert all(layer.weight.grad is not None for layer in binary)
+
+    model.eval()
+    with torch.no_grad():
+        latent = model(x)
+        assert torch.equal(pack_(model)(x), latent)
+
+
+def test_every_layer_of_the_usual_networks_is_expanded() -> None:
+    for name in ("resnet18", "resnet50", "vgg11_bn", "timm resnet10t", "reactnet", "recu"):
+        model, _ = net(name)
+        plan = plan_expansion(model)
+        layers = [m for m in model.modules() if isinstance(m, BinaryLayer)]
+        assert (len(plan.expanded), plan.left) == (len(layers), {}), name
+    assert plan_expansion(net("vgg11_bn")[0]).expanded[-1] == "classifier.3"
+    # with the two real convolutions of the gate by hand, the one on the shortcut, and the SqueezeExcite
+    assert plan_expansion(Gate()).expanded == ("conv", "down", "up", "gate", "second", "real")
+
+
+def test_values_that_keep_their_shape_or_are_repeated() -> None:
+    plain, _ = net("resnet18")
+    plain.bn1.num_batches_tracked.fill_(5)
+    plain.layer1[0].bn1.eval()
+    plain.layer1[0].bn2.weight.requires_grad_(False)
+    plain.layer2[0].conv1.weight.requires_grad_(False)
+    plain.conv1.eval()
+    model = expand_(copy.deepcopy(plain).half(), ESConfig(2, 2))
+    plain.half()
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    for old, new in ((plain.bn1, model.bn1), (plain.layer3[1].bn2, model.layer3[1].bn2)):
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            assert torch.equal(getattr(new, key), torch.cat([getattr(old, key)] * 4))
+        assert new.num_batches_tracked == old.num_batches_tracked
+        assert new.num_features == 4 * old.num_features
+    assert model.bn1.num_batches_tracked == 5
+    old, new = plain.layer4[0].conv1, model.layer4[0].conv1
+    assert torch.equal(new.sign.shift, torch.cat([old.sign.shift] * 4))
+    assert (new.stride, new.padding, new.kernel_size) == (old.stride, old.padding, old.kernel_size)
+    assert torch.equal(model.conv1[0].weight, plain.conv1.weight)
+    assert torch.equal(model.fc[1].weight, plain.fc.weight)
+    assert not model.layer1[0].bn1.training
+    assert model.layer1[0].bn2.training
+    assert not model.conv1.training
+    assert not model.layer1[0].bn2.weight.requires_grad
+    assert not model.layer2[0].conv1.weight.requires_grad
+    assert model.layer2[0].conv2.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["reactnet", "resnet18", "twice"])
+def test_tau_one_and_one_group_leave_everything(name: str) -> None:
+    model, _ = net(name)
+    before = {id(module) for module in model.modules()}, repr(model)
+    assert expand_(model, ESConfig(1, 1)) is model
+    assert ({id(module) for module in model.modules()}, repr(model)) == before
+    assert plan_expansion(model, ESConfig(1, 1)).expanded == ()
+
+
+@pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2)])
+def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
+    def shifts(model: nn.Module) -> list[Tensor]:
+        return [m.shift.detach() for m in model.modules() if isinstance(m, RSign)]
+
+    twin = create_model("es_reactnet_resnet8", tau=tau, groups=groups, copy_spread=0.5)
+    plain = create_model("reactnet_resnet8")
+    for got, want in zip(shifts(expand_(plain, ESConfig(tau, groups, 0.5))), shifts(twin), strict=True):
+        assert torch.equal(got, want)
+        assert len(got.unique()) == tau * tau * groups
+    model = torchvision_net("resnet18")()
+    started = shifts(expand_(model, ESConfig(tau, groups, 0.5)))
+    assert len(started) == 19
+    assert all(len(shift.unique()) == tau * tau * groups for shift in started)
+
+
+def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = net("branches")
+    plan = plan_expansion(model)
+    with caplog.at_level(logging.WARNING, "esbnn"):
+        expand_(model)
+    assert plan.expanded == ("a.0", "b.0", "last")
+    assert list(plan.left) == ["merge"]
+    assert caplog.messages == [
+        "expand_ leaves merge plain: its input meets cat (fx node cat, after layer a.1), through which expanded "
+        "channels cannot pass"
+    ]
+    # the branches are cut behind their norms, the tile comes back after the layer that is left
+    assert [type(m) for m in model.a[1]] == [nn.BatchNorm2d, SliceChannels]
+    assert [type(m) for m in model.merge] == [BinaryConv2d, Tile]
+    assert plan_expansion(net("trunk")[0]).left == {
+        "depthwise": "it has groups=32, and only a layer with groups=1 has an expand-shrink form"
+    }
+
+
+class Odd(nn.Module):
+    """A stem, a binary layer, and an operation in between."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.conv = BinaryConv2d(8, 8, 3, padding=1)
+        self.between = between
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(self.conv(self.between(self.stem(x))))
+        return self.head((x * self.scale).mean((2, 3)))
+
+
+class Weights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.conv = BinaryConv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.stem(x)).mean() + self.conv.weight.abs().mean()
+
+
+def shuffle(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], 2, 4, x.shape[2], x.shape[3]).transpose(1, 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        (Odd(shuffle), r"conv: its input meets .view\(\) \(fx node view, after layer stem\)"),
+        (Odd(lambda x: torch.cat([x[:, :4], x[:, 4:]], 1)), r"conv: its input meets getitem .*after layer stem"),
+        (Odd(lambda x: F.group_norm(x, 2)), r"conv: its input meets group_norm"),
+        (Odd(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)), r"conv: its input meets .permute\(\) "),
+        (Odd(lambda x: x * x.shape[1]), r"conv: its input meets getattr \(fx node getattr_1, after layer stem"),
+        (Odd(F.relu), r"conv: its output meets scale, which the forward reads"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), BinaryConv2d(8, 8, 1)), r"module 1 \(GroupNorm\)"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), BinaryConv2d(8, 8, 1, groups=8), nn.ReLU()), r"1: it has groups=8"),
+        (nn.Sequential(nn.Flatten(), BinaryLinear(12, 8)), r"1: its input is the input of the network"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), r"no binary layer"),
+        (Weights(), r"conv: its input belongs to conv, whose conv.weight the forward reads"),
+        (expand_(create_model("reactnet_resnet8")), r"stem.tile is a Tile.*expanded already"),
+        (create_model("rep_reactnet_resnet8"), r"stem.tile is a Tile.*expanded already"),
+        (Odd(lambda x: x if x.sum() > 0 else -x), r"forward of Odd cannot be traced by torch.fx \(.*control flow"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_a_network_that_cannot_be_expanded_is_named_and_left_whole(model: nn.Module, said: str) -> None:
+    before, modules = copy.deepcopy(model.state_dict()), [*model.named_modules()]
+    with pytest.raises(InputError, match=said):
+        expand_(model)
+    assert [*model.named_modules()] == modules
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    "build, config, said",
+    [
+        (lambda: create_model("reactnet_resnet8"), ESConfig(3), r"stages.layer1.0 has width 16.*tau=3 times groups=1"),
+        (torchvision_net("resnet18"), ESConfig(2, 3), r"layer1.0.conv1 has width 64.*tau=2 times groups=3"),
+        (lambda: create_model("recu_resnet20"), ESConfig(copy_spread=1.0), r"stages.layer1.0 has a bare sign"),
+        (Gate, ESConfig(copy_spread=1.0), r"copy_spread=1.0 was given and layer second has a bare sign"),
+        (Gate, ESConfig(0), r"tau=0 was given"),
+        (Gate, ESConfig(8), r"gate has width 4, which tau=8"),
+    ],
+)
+def test_factors_that_do_not_fit_are_named(build: Build, config: ESConfig, said: str) -> None:
+    model = build()
+    modules = [*model.named_modules()]
+    for verb in (plan_expansion, expand_):
+        with pytest.raises(InputError, match=said):
+            verb(model, config)
+    assert [*model.named_modules()] == modules
+
+
+def test_a_changed_network_does_not_keep_its_spec() -> None:
+    model = create_model("reactnet_resnet8")
+    model.stem.norm.eps = 1e-3
+    assert model_spec(expand_(model)) is None
+    assert model_spec(expand_(create_model("reactnet_resnet8"))).name == "es_reactnet_resnet8"
+
+
+def test_binarize_with_bare_signs_and_a_real_shortcut() -> None:
+    config = BinaryConfig(shift=False, filter_fn=lambda name, _: ".conv" in name)
+    model = binarize_(torchvision.models.resnet18(), config)
+    expand_(model, ESConfig(2, 2))
+    assert isinstance(model.layer1[0].conv1, ESBinaryConv2d)
+    real, tile = model.layer2[0].downsample[0]
+    assert real.weight.shape == (64, 128, 1, 1) and real.groups == 2
+    assert tile.copies == 8

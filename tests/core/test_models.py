@@ -1,0 +1,226 @@
+"""Every network of the catalogue: forward, backward, parameter counts, the expanded ones at tau = groups = 1, export, compile."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import InputError, create_model, list_models, model_spec
+from esbnn_core.layers import SliceChannels
+from esbnn_core.models.registry import register_model
+from esbnn_core.surgery import pack_
+from esbnn_core.unit import BinaryUnit
+
+# in millions to three places, or exactly (spec 0.6)
+PUBLISHED = {
+    "bireal_resnet18": 11.690e6,
+    "reactnet_resnet18": 11.704e6,
+    "bireal_resnet34": 21.798e6,
+    "reactnet_resnet34": 21.827e6,
+}
+PLAIN = [name for name in list_models() if not name.startswith(("es_", "rep_"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are so small that a second thread costs more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batch(name: str) -> Tensor:
+    """Two images just large enough that the last stage is not a single pixel."""
+    side = 40 if "18" in name or "34" in name else 32
+    return torch.randn(2, 3, 24 if "recu_resnet18" in name else side, side, generator=torch.Generator().manual_seed(0))
+
+
+def create_small(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model(name, num_classes=5, **options)
+
+
+def test_the_catalogue_holds_the_families() -> None:
+    names = list_models()
+    assert names == sorted(set(names)) and len(names) >= 24
+    for name in PLAIN:
+        assert f"es_{name}" in names and f"rep_{name}" in names
+    assert list_models("recu") == [name for name in names if "recu" in name] != []
+    assert list_models("no such name") == []
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_trains(name: str) -> None:
+    model = create_small(name)
+    assert model.training
+    out = model(batch(name))
+    assert out.shape == (2, 5) and out.isfinite().all() and out.dtype == torch.float32
+    assert not torch.equal(out[0], out[1])
+    out.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    # what feeds the read-out has a gradient that is not zero everywhere
+    for key in ("stem.conv.weight", "fc.weight"):
+        assert model.get_parameter(key).grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_without_expansion_es_is_the_plain_network(name: str) -> None:
+    plain, es = create_small(name), create_small(f"es_{name}", tau=1, groups=1)
+    assert list(plain.state_dict()) == list(es.state_dict())
+    x = batch(name)
+    for training in (True, False):
+        outs = [model.train(training)(x) for model in (plain, es)]
+        assert torch.equal(*outs)
+        if training:
+            for out in outs:
+                out.square().sum().backward()
+    for (key, p), q in zip(plain.named_parameters(), es.parameters(), strict=True):
+        assert torch.equal(p, q) and torch.equal(p.grad, q.grad), key
+    for (key, a), b in zip(plain.state_dict().items(), es.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name: str) -> None:
+    count = sum(p.numel() for p in create_model(name).parameters())
+    assert round(count / 1e6, 3) == PUBLISHED[name] / 1e6
+
+
+def test_recu_resnet20_has_the_published_count() -> None:
+    assert sum(p.numel() for p in create_model("recu_resnet20").parameters()) == 270522
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1)])
+def test_expansion_keeps_weights_and_widens_what_is_per_channel(name: str, tau: int, groups: int) -> None:
+    def sizes(model: nn.Module) -> tuple[int, int]:
+        """Weights of convolutions and linear layers, and all that is per channel."""
+        matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+        return matrices, sum(p.numel() for p in model.parameters()) - matrices
+
+    with torch.device("meta"):
+        plain, es = create_small(name), create_small(f"es_{name}", tau=tau, groups=groups)
+    assert sizes(es)[0] == sizes(plain)[0]
+    assert sizes(es)[1] > sizes(plain)[1]
+    units = [[m for m in model.modules() if isinstance(m, BinaryUnit)] for model in (plain, es)]
+    assert units[0]
+    for unit, wide in zip(*units, strict=True):
+        assert (unit.copies, wide.copies) == (1, tau * tau * groups)
+        assert wide.conv.in_channels == tau * groups * unit.conv.in_channels
+        assert wide.conv.out_channels * tau == unit.conv.out_channels
+        assert wide.norm.num_features == tau * groups * unit.norm.num_features
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_rep_reads_all_channels_and_es_the_first(name: str) -> None:
+    with torch.device("meta"):
+        plain, es, rep = (create_small(f"{rule}{name}") for rule in ("", "es_", "rep_"))
+    width = plain.fc.in_features
+    assert es.fc.in_features == width and isinstance(es.readout, SliceChannels) and es.readout.channels == width
+    assert rep.fc.in_features == 2 * width and isinstance(rep.readout, nn.Identity)
+
+
+def test_the_last_half_of_es_is_not_read() -> None:
+    model = create_small("es_reactnet_resnet8")
+    model(batch("es_reactnet_resnet8")).square().sum().backward()
+    last = [m for m in model.modules() if isinstance(m, BinaryUnit)][-1]
+    grad = last.norm.weight.grad
+    assert grad[64:].abs().max() == 0 and grad[:64].abs().min() > 0
+    rep = create_small("rep_reactnet_resnet8")
+    rep(batch("es_reactnet_resnet8")).square().sum().backward()
+    last = [m for m in rep.modules() if isinstance(m, BinaryUnit)][-1]
+    assert last.norm.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["es_reactnet_resnet8", "es_bireal_resnet18"])
+def test_stem_copies_start_equal_and_copy_spread_parts_them(name: str) -> None:
+    x = batch(name)
+    model = create_small(name, tau=2, groups=2).eval()
+    first, *others = model.stem(x).chunk(4, 1)
+    assert all(torch.equal(first, other) for other in others)
+    if "reactnet" in name:
+        spread = create_small(name, copy_spread=1.0)
+        shift = next(m for m in spread.modules() if isinstance(m, BinaryUnit)).conv.sign.shift
+        assert shift.unique().numel() == 4
+        spread(x).sum().backward()
+        assert shift.grad is not None
+    else:
+        with pytest.raises(InputError, match=r"copy_spread.*stages.layer1.0"):
+            create_small(name, copy_spread=1.0)
+
+
+def test_names_and_options_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"'reactnet_resnet81'.*reactnet_resnet8"):
+        create_model("reactnet_resnet81")
+    with pytest.raises(InputError, match=r"'zzz'.*list_models"):
+        create_model("zzz")
+    with pytest.raises(InputError, match=r"reactnet_resnet8 has no option 'tau'.*num_classes"):
+        create_model("reactnet_resnet8", tau=2)
+    with pytest.raises(InputError, match="'depth'"):
+        create_model("es_reactnet_resnet8", depth=3)
+    with pytest.raises(InputError, match="reactnet_resnet8"):
+        register_model("reactnet_resnet8", nn.Identity, 32)
+
+
+@pytest.mark.parametrize(("tau", "groups"), [(3, 1), (2, 16), (1, 5)])
+def test_widths_are_refused_by_layer(tau: int, groups: int) -> None:
+    with pytest.raises(InputError) as error:
+        create_small("es_reactnet_resnet20", tau=tau, groups=groups)
+    for word in ("stages.layer1.0", "width 16", f"tau={tau}", f"groups={groups}"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])
+def test_factors_are_refused_by_name(value: object) -> None:
+    for key in ("tau", "groups"):
+        with pytest.raises(InputError, match=f"{key}="):
+            create_small("es_reactnet_resnet8", **{key: value})
+
+
+def test_the_spec_rebuilds_the_network() -> None:
+    model = create_model("es_reactnet_resnet8", tau=4, in_channels=1)
+    spec = model_spec(model)
+    assert spec is not None and spec.input_size == (1, 32, 32)
+    assert spec.options == {"num_classes": 10, "in_channels": 1, "tau": 4, "groups": 1, "copy_spread": 0.0}
+    again = create_model(spec.name, **spec.options)
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 20, 20)
+    assert torch.equal(model.eval()(x), again.eval()(x))
+    assert model_spec(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if "34" not in name])
+def test_odd_sizes_and_other_channels(name: str) -> None:
+    model = create_small(f"es_{name}", in_channels=4).eval()
+    x = torch.randn(1, 4, 29, 21, generator=torch.Generator().manual_seed(0))
+    assert model(x).shape == (1, 5)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    units = [BinaryUnit(8, 8, tau=2, shortcut=nn.Identity()), BinaryUnit(8, 16, tau=2, stride=2, inner_act=True)]
+    return pack_(nn.Sequential(nn.Conv2d(3, 16, 3), *units))
+
+
+@pytest.mark.parametrize("build", [small_network, lambda: pack_(create_model("es_reactnet_resnet8", groups=2))])
+def test_export_keeps_the_operators_in_the_graph(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(model, (x,))
+    targets = [str(node.target) for node in program.graph.nodes]
+    expected = sum(hasattr(m, "weight_bits") for m in model.modules())
+    assert targets.count("esbnn.binary_conv2d.default") == targets.count("esbnn.pack_sign.default") == expected > 1
+    other = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(program.module()(other), model(other))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_packed_network_compiles_without_graph_breaks(backend: str) -> None:
+    model = small_network()
+    x = torch.randn(2, 3, 13, 11, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))

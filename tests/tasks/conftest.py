@@ -1,0 +1,65 @@
+"""Shared pieces of the classification tests: the embedded real images and a trainer without noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from esbnn_core.lit.callbacks import EpochSeed
+from tasks.classification.data import ClassificationDataModule
+from tasks.classification.module import ClassificationModule
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A root that holds fashion_mnist_mini, unpacked once."""
+    root = str(tmp_path_factory.mktemp("data"))
+    ClassificationDataModule(root=root).prepare_data()
+    return root
+
+
+@pytest.fixture
+def make_data(data_root: str) -> Callable[..., ClassificationDataModule]:
+    """A small data module over the embedded images."""
+
+    def make(**options: Any) -> ClassificationDataModule:
+        return ClassificationDataModule(
+            **{"root": data_root, "batch_size": 32, "val_size": 50, "train_size": 128, "test_size": 100, **options}
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
+    """A CPU trainer that writes under tmp_path and reseeds every epoch."""
+
+    def make(**options: Any) -> L.Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "use_distributed_sampler": False,
+            "default_root_dir": str(tmp_path),
+            "callbacks": [EpochSeed(0)],
+        }
+        return L.Trainer(**{**defaults, **options})
+
+    return make
+
+
+def make_module(network: str = "es_reactnet_resnet8", **options: Any) -> ClassificationModule:
+    """A grey-image module started from a fixed seed, Adam at 5e-3."""
+    L.seed_everything(0, verbose=False)
+    extra = {"in_channels": 1, **options.pop("network_options", {})}
+    return ClassificationModule(
+        network,
+        network_options=extra,
+        **{"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=5e-3), **options},
+    )

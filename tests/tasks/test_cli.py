@@ -1,0 +1,94 @@
+"""The commands that users run, in their own processes: fit, its files, and errors of one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esbnn_core import load_checkpoint
+from esbnn_core.lit.cli import TaskCLI
+from tasks.classification.data import ClassificationDataModule
+from tasks.classification.module import ClassificationModule
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "classification").glob("*.yaml"))
+TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m tasks.classification WORDS` in `folder`."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tasks.classification", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/classification/demo_es.yaml")
+    small = ["--data.train_size=256", "--data.val_size=100", "--trainer.max_epochs=1"]
+    done = run(tmp_path, "fit", "--config", config, "--config", str(ROOT / "configs/trainer/cpu.yaml"), *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "runs" / "demo_es"
+    names = {path.name for path in folder.iterdir()}
+    assert {"weights.safetensors", "packed.safetensors", "last.ckpt", "best.ckpt", "metrics.csv"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val_top1", "val_top5", "train_loss_step", "lr-Adam", "flip/mean"} <= set(header)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["train_size"] == 256
+    assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "es_reactnet_resnet8"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--data.root", "nowhere", "--data.dataset", "cifar10"], "cifar10 cannot be read from nowhere"),
+        (["--model.network_options", "{tau: 3, in_channels: 1}"], "layer stages.layer1.0 has width 16, which tau=3"),
+        (["--model.weights", "missing.safetensors"], "checkpoint missing.safetensors does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[str], sentence: str) -> None:
+    base = ["fit", "--model.network", "es_reactnet_resnet8", "--trainer.logger=false"]
+    if "--model.network_options" not in words:
+        base += ["--model.network_options", "{in_channels: 1}"]
+    done = run(tmp_path, *base, *words)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and sentence in last
+    assert "Traceback" not in done.stderr
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not left, left
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_with_every_trainer(config: Path, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # parsed against the type hints, not run: the trainers of GPU machines do not build here
+    monkeypatch.setattr(TaskCLI, "instantiate_classes", lambda self: None)
+    cli = TaskCLI(
+        ClassificationModule,
+        ClassificationDataModule,
+        run=False,
+        args=["--config", str(config), "--config", str(trainer)],
+        seed_everything_default=0,
+    )
+    wanted = yaml.safe_load(trainer.read_text())["trainer"]
+    for key, value in wanted.items():
+        assert cli.config.trainer[key] == value
+    assert cli.config.model.network == yaml.safe_load(config.read_text())["model"]["network"]
+
+
+def test_a_mistyped_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        TaskCLI(
+            ClassificationModule,
+            ClassificationDataModule,
+            run=False,
+            args=["--config", str(CONFIGS[0]), "--model.taau=2"],
+            seed_everything_default=0,
+        )
+    assert stop.value.code == 2
+    assert "taau" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Same seed, same run; resumed run, same run; worker count and process count without influence."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.schedules import ProgressLR
+from tasks.classification.data import ClassificationDataModule
+from tests.tasks.conftest import make_module
+
+ROOT = Path(__file__).parents[2]
+MakeData = Callable[..., ClassificationDataModule]
+MakeTrainer = Callable[..., L.Trainer]
+
+
+def module() -> Any:
+    return make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_runs_and_two_worker_counts_give_one_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
+    states = []
+    for workers in (0, 0, 2):
+        trained = module()
+        make_trainer(max_epochs=2).fit(trained, make_data(num_workers=workers))
+        states.append(trained.state_dict())
+    assert same(states[0], states[1])
+    assert same(states[0], states[2])
+
+
+def test_another_seed_gives_another_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
+    states = []
+    for seed in (0, 1):
+        trained = module()
+        make_trainer(max_epochs=1).fit(trained, make_data(seed=seed))
+        states.append(trained.state_dict())
+    assert not same(*states)
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer, stop: int) -> None:
+    whole = module()
+    make_trainer(max_epochs=3).fit(whole, make_data())
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    first = module()
+    trainer = make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(0), checkpoint])
+    trainer.fit(first, make_data())
+    assert same(first.state_dict(), whole.state_dict())
+    torch.manual_seed(99)  # what a new process would draw must not matter
+    resumed = make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
+    torch.manual_seed(98)
+    make_trainer(max_epochs=3).fit(resumed, make_data(), ckpt_path=str(tmp_path / f"epoch={stop - 1}.ckpt"))
+    difference = max(
+        (a.double() - b.double()).abs().max().item()
+        for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+    assert difference == 0.0
+
+
+def run_test(data_root: str, folder: Path, processes: int, size: int) -> dict[str, float]:
+    """`python -m tasks.classification test` in its own processes; the metrics from its CSV log."""
+    command = [sys.executable, "-m", "tasks.classification", "test", "--model.network", "es_reactnet_resnet8"]
+    command += ["--model.network_options", "{in_channels: 1}", "--data.root", data_root, "--data.batch_size", "16"]
+    command += [f"--data.test_size={size}", "--trainer.accelerator=cpu", f"--trainer.devices={processes}"]
+    command += ["--trainer.enable_progress_bar=false", f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}"]
+    command += ["--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger"]
+    command += [f"--trainer.logger.init_args.save_dir={folder}", "--trainer.logger.init_args.name=log"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (log,) = folder.glob("log/version_0/metrics.csv")
+    with log.open() as file:
+        (row,) = list(csv.DictReader(file))
+    return {key: float(row[key]) for key in ("test_top1", "test_top5", "test_loss")}
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_image_once(tmp_path: Path, data_root: str) -> None:
+    size = 101  # 2 processes, batches of 16: neither divides it
+    one = run_test(data_root, tmp_path / "one", 1, size)
+    two = run_test(data_root, tmp_path / "two", 2, size)
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, abs=1e-6, rel=1e-6), key
+    # a percentage of 101 images: a repeated image would show
+    assert (two["test_top1"] * size / 100) == pytest.approx(round(two["test_top1"] * size / 100), abs=1e-3)

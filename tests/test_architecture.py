@@ -1,0 +1,228 @@
+"""Who may know whom: the imports of every file, also inside functions, held against one table; and the house rules."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW_UNIT = "layers channels quantizers errors"
+BELOW_SURGERY = f"packed unit {BELOW_UNIT}"
+TASKS = ("classification", "detection", "super_resolution")
+
+# room of esbnn_core -> (rooms it may import beside itself, "*" for all but lit and the console; packages beside torch)
+CORE: dict[str, tuple[str, str]] = {
+    "__init__": ("*", ""),
+    "errors": ("", ""),
+    "version": ("", ""),
+    "kernels": ("", ""),
+    "channels": ("errors", ""),
+    "quantizers": ("channels errors", ""),
+    "layers": ("channels quantizers errors", ""),
+    "unit": (BELOW_UNIT, ""),
+    "latent": (f"unit {BELOW_UNIT}", ""),
+    "models": (f"unit {BELOW_UNIT}", ""),
+    "packed": (f"kernels unit {BELOW_UNIT}", ""),
+    "surgery": (BELOW_SURGERY, ""),
+    "expansion": (f"surgery models {BELOW_SURGERY}", ""),
+    "counting": (f"models.registry {BELOW_SURGERY}", ""),
+    "checkpoint": (f"models.registry version {BELOW_SURGERY}", "safetensors"),
+    "foreign": (f"checkpoint models {BELOW_SURGERY}", ""),
+    "distill": ("layers errors", ""),
+    "release": (f"checkpoint counting models surgery expansion {BELOW_SURGERY}", ""),
+    "console": ("*", ""),
+    "lit": ("*", "lightning numpy torchmetrics"),
+}
+TOP_LEVEL = {
+    *("esbnn_core", "tasks", "configs", "checkpoints", "tests", "setup.cfg", "environment.yml"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "requirements.in"),
+    *("requirements.lock", "benchmarks", "docs", ".ci", ".gitignore", "results"),
+}
+LONGEST = 400
+# keyword arguments that wave a mistake or a foreign pickle through; zip's own strict is another matter
+FORBIDDEN_FALSE = ("strict", "weights_only")
+
+
+def listed() -> list[str]:
+    """Files of the repository by path: tracked, or new and not ignored."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no git repository to list the files of: {error}")
+    return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(p.relative_to(ROOT) for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imports(path: Path, source: str) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, wherever in it, relative ones and import_module("...") too."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from esbnn_core import kernels` imports a room, `from esbnn_core import count` the front door
+                yield f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__", "importorskip"):
+                yield str(node.args[0].value)
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def core_fault(path: Path, name: str) -> str:
+    """What is wrong with esbnn_core/... importing `name`, "" for nothing."""
+    room = path.parts[1].removesuffix(".py")
+    if room not in CORE:
+        return f"room {room} has no line in the table CORE: add one"
+    rooms, packages = CORE[room]
+    top = name.split(".")[0]
+    if top != "esbnn_core":
+        allowed = ["torch", *packages.split()]
+        return "" if top in allowed else f"{room} may import only {', '.join(allowed)} from outside"
+    known = name.removeprefix("esbnn_core").lstrip(".")
+    if not known:
+        return f"{room} must name the room it wants, not the front door esbnn_core"
+    if within(known, room):
+        return ""
+    if rooms == "*":
+        open_to_all = not within(known, "lit") and not within(known, "console")
+        return "" if open_to_all else f"{room} may not import {known.split('.')[0]}"
+    return "" if any(within(known, r) for r in rooms.split()) else f"{room} may import only: {rooms or 'no other room'}"
+
+
+def task_fault(path: Path, name: str) -> str:
+    """What is wrong with tasks/... importing `name`."""
+    if within(name, "tests") or within(name, "benchmarks"):
+        return "tasks may import neither tests nor benchmarks"
+    own = path.parts[1]
+    if not within(name, "tasks") or own.endswith(".py") or within(name, f"tasks.{own}"):
+        return ""
+    return f"tasks.{own} may import esbnn_core and its own files only, never another task"
+
+
+def faults(path: Path, source: str) -> list[str]:
+    """`file imports name: rule` for every import that breaks one."""
+    judge = core_fault if path.parts[0] == "esbnn_core" else task_fault
+    found = []
+    for name in imports(path, source):
+        if name.split(".")[0] in sys.stdlib_module_names:
+            continue
+        if fault := judge(path, name):
+            found.append(f"{path} imports {name}: {fault}")
+    return found
+
+
+@pytest.mark.parametrize("folder", ["esbnn_core", "tasks"])
+def test_imports_keep_to_the_table(folder: str) -> None:
+    files = python_files(folder)
+    assert len(files) > 5
+    broken = [fault for path in files for fault in faults(path, (ROOT / path).read_text())]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "allowed"),
+    [
+        ("esbnn_core/kernels/naive.py", "import torch.nn.functional", True),
+        ("esbnn_core/kernels/naive.py", "from esbnn_core.kernels.checks import words_of", True),
+        ("esbnn_core/kernels/naive.py", "from . import checks", True),
+        ("esbnn_core/kernels/naive.py", "from esbnn_core.errors import InputError", False),
+        ("esbnn_core/kernels/naive.py", "from ..errors import InputError", False),
+        ("esbnn_core/channels.py", "import numpy", False),
+        ("esbnn_core/unit.py", "from esbnn_core import kernels", False),
+        ("esbnn_core/packed.py", "from esbnn_core import kernels", True),
+        ("esbnn_core/unit.py", "def f():\n    from esbnn_core.models import create_model", False),
+        ("esbnn_core/models/resnet.py", "from esbnn_core.surgery import pack_", False),
+        ("esbnn_core/models/resnet.py", "from .registry import register_model", True),
+        ("esbnn_core/counting.py", "from esbnn_core.models.registry import model_spec", True),
+        ("esbnn_core/counting.py", "from esbnn_core.models.resnet import BinaryResNet", False),
+        ("esbnn_core/checkpoint.py", "from safetensors.torch import save", True),
+        ("esbnn_core/release.py", "import safetensors", False),
+        ("esbnn_core/console.py", "from esbnn_core import create_model", False),
+        ("esbnn_core/console.py", "from esbnn_core.lit.cli import run", False),
+        ("esbnn_core/lit/cli.py", "from lightning.pytorch.cli import LightningCLI", True),
+        ("esbnn_core/lit/cli.py", "import torchvision", False),
+        ("esbnn_core/lit/cli.py", "import importlib\nimportlib.import_module('tasks.classification')", False),
+        ("esbnn_core/quantizers.py", "import tasks.classification.data", False),
+        ("esbnn_core/attic.py", "import torch", False),
+        ("tasks/detection/module.py", "from tasks.detection.data import boxes", True),
+        ("tasks/detection/module.py", "from tasks.classification.data import ClassificationDataModule", False),
+        ("tasks/detection/module.py", "from ..classification import data", False),
+        ("tasks/detection/module.py", "from tests.core.golden import fill", False),
+        ("tasks/evaluate.py", "from tasks.classification.module import ClassificationModule", True),
+    ],
+)
+def test_the_table_can_be_broken(file: str, line: str, allowed: bool) -> None:
+    found = faults(Path(file), line)
+    assert (found == []) is allowed, found
+    assert all(fault.startswith(f"{file} imports ") for fault in found)
+
+
+def test_the_table_has_no_circles() -> None:
+    seen: set[str] = set()
+    waiting = {room: {r.split(".")[0] for r in rooms.split()} for room, (rooms, _) in CORE.items() if rooms != "*"}
+    while waiting:
+        free = {room for room, needs in waiting.items() if needs <= seen}
+        assert free, f"rooms that wait for each other: {sorted(waiting)}"
+        seen |= free
+        waiting = {room: needs for room, needs in waiting.items() if room not in free}
+
+
+def test_the_top_level_holds_what_it_may() -> None:
+    met = {Path(name).parts[0] for name in listed()}
+    assert met - TOP_LEVEL == set()
+    assert {"esbnn_core", "tasks", "configs", "tests", "setup.cfg", "environment.yml"} <= met
+
+
+def test_no_file_is_longer_than_two_rooms() -> None:
+    lengths = {p: len((ROOT / p).read_text().splitlines()) for p in python_files("esbnn_core", "tasks", "tests")}
+    assert {str(p): n for p, n in lengths.items() if n > LONGEST} == {}
+
+
+def waved_through(source: str) -> list[str]:
+    """Forbidden `keyword=False` arguments with their line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") != "zip":
+            for keyword in node.keywords:
+                value = keyword.value
+                if keyword.arg in FORBIDDEN_FALSE and isinstance(value, ast.Constant) and value.value is False:
+                    found.append(f"{keyword.arg} is False in line {value.lineno}")
+    return found
+
+
+def test_loading_is_strict_and_pickles_are_not_trusted() -> None:
+    files = [name for name in listed() if name.endswith(".py")]
+    broken = {name: found for name in files if (found := waved_through((ROOT / name).read_text()))}
+    assert len(files) > 20 and broken == {}
+
+
+def test_what_is_waved_through_is_found() -> None:
+    assert waved_through("model.load_state_dict(x, strict=False)") == ["strict is False in line 1"]
+    assert waved_through("a = 1\ntorch.load(f, weights_only = False)") == ["weights_only is False in line 2"]
+    assert waved_through("zip(a, b, strict=False)\ntorch.load(f, weights_only=True)\nf(strict=True)") == []
