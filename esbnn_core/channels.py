@@ -33,7 +33,12 @@ class ESWidths:
 
 def check_factors(tau: int, groups: int) -> None:
     """Raise InputError unless tau and groups are whole numbers of at least 1."""
-    for name, value in (("tau", tau), ("groups", groups)):
+    check_counts(tau=tau, groups=groups)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise InputError that names the first of `counts` which is not a whole number of at least 1."""
+    for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name}={value!r} was given, a whole number of at least 1 was expected")
 

@@ -174,6 +174,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
             f"checkpoint {path} has format version {metadata.get('format_version')}, {FORMAT_VERSION} was expected: "
             f"read it with the esbnn version {metadata.get('esbnn_version')} that wrote it"
         )
+    _check_metadata(path, metadata)
     digest = metadata.pop("digest", "")
     if digest != _digest(tensors, metadata):
         raise InputError(
@@ -184,10 +185,16 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into the model, all or nothing.
+    """Copy tensors into the model, all or nothing; raises what check_state raises, the model is then as it was."""
+    check_state(model, tensors, source)
+    model.load_state_dict(tensors, strict=True)
+
+
+def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Whether the tensors are the model's, by name, shape and dtype, and finite.
 
     Raises:
-        InputError: a missing, extra, reshaped or re-typed tensor, each named; the model is then as it was.
+        InputError: a missing, extra, reshaped, re-typed or not finite tensor, named.
     """
     state = model.state_dict()
     faults = [f"{name} is missing" for name in state if name not in tensors]
@@ -207,7 +214,25 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
             f"options the file was saved with"
         )
     _check_finite(tensors, source)
-    model.load_state_dict(tensors, strict=True)
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    for key in ("kind", "network", "options", "input_size", "metric", "commit"):
+        if key not in metadata:
+            raise InputError(f"checkpoint {path} has no {key} in its metadata: write it again with save_checkpoint")
+    if metadata["kind"] not in ("latent", "packed"):
+        raise InputError(
+            f"checkpoint {path} is of kind {metadata['kind']!r}, latent or packed was expected: write it again"
+        )
+    for key in ("options", "metric"):
+        try:
+            whole = isinstance(json.loads(metadata[key]), dict)
+        except json.JSONDecodeError:
+            whole = False
+        if not whole:
+            raise InputError(
+                f"checkpoint {path} has {key} {metadata[key]!r}, a json object was expected: write it again"
+            )
 
 
 def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

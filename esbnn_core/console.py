@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from esbnn_core.channels import check_counts
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model, list_models, model_spec
@@ -58,7 +59,9 @@ def _count(args: argparse.Namespace) -> None:
     spec = model_spec(model)
     assert spec is not None
     channels, side, _ = spec.input_size
-    side = args.size or side
+    if args.size is not None:
+        check_counts(size=args.size)
+        side = args.size
     result = count(model, (channels, side, side))
     print(result.table())
     print(f"\n{args.name} at {channels}x{side}x{side}")

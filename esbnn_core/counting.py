@@ -136,12 +136,15 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...]:
 def _hook(
     name: str, module: nn.Module, rows: list[LayerCount]
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def record(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         binary = isinstance(module, BinaryLayer | PackedLayer)
         weight = _weight_shape(module)
-        # every filter is applied once at every position: spatial places of a map, rows of a matrix
-        linear = len(weight) == 2
-        positions = math.prod(output.shape[1:-1] if linear else output.shape[2:])
+        # every filter is applied once at every position: places of a map (of the input where transposed), matrix rows
+        if len(weight) == 2:
+            positions = math.prod(output.shape[1:-1])
+        else:
+            placed = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
+            positions = math.prod(placed.shape[2:])
         weights = math.prod(weight)
         macs = weights * positions
         rows.append(LayerCount(name, type(module).__name__, tuple(output.shape[1:]), macs, weights, binary))

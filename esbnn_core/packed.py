@@ -124,8 +124,11 @@ class PackedUnit(PackedConv2d):
     @torch.no_grad()
     def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
         """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
-        if getattr(unit.norm, "running_mean", unit) is None:
-            raise InputError(f"unit {name} normalises by batch statistics: packing needs a BatchNorm with running ones")
+        if not isinstance(unit.norm, nn.Identity) and getattr(unit.norm, "running_mean", None) is None:
+            raise InputError(
+                f"unit {name} normalises with {type(unit.norm).__name__} and keeps no running statistics: packing "
+                f"needs a BatchNorm that does, or no norm"
+            )
         scale, bias = unit.affine()
         self._fill(unit.conv, scale, bias, name)
         if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):

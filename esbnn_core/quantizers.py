@@ -186,7 +186,8 @@ class ReCU(WeightQuantizer):
             return sign_ste(centred, "identity")  # neither the deviation nor the clamp can turn a sign
         variance = centred.flatten(1).var(1).view(shape)
         w1 = centred * (2 * math.sqrt(2)) / (variance + 1e-5).sqrt()
-        bound = -w1.abs().mean() * torch.log(2 - 2 * self.tau)
+        # a constant of the step: a clamped weight gets no gradient, not even through the mean (tau = 1: no clamp)
+        bound = -w1.detach().abs().mean() * torch.log(2 - 2 * self.tau)
         return sign_ste(torch.minimum(torch.maximum(w1, -bound), bound), "identity")
 
 

@@ -1,11 +1,12 @@
 """From a checkpoint file to a network, and from a latent file to a packed one."""
 
+import copy
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from esbnn_core.checkpoint import Checkpoint, load_state, read_checkpoint, save_checkpoint
+from esbnn_core.checkpoint import Checkpoint, check_state, load_state, read_checkpoint, save_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model
 from esbnn_core.surgery import pack_, pack_layout_
@@ -35,7 +36,10 @@ def load_checkpoint(
     if model is None:
         model = _build(checkpoint)
     if checkpoint.kind == "packed":
-        pack_layout_(model)
+        # checked on a copy without data: a file that does not fit must not have unpacked the caller's network
+        ghost = pack_layout_(copy.deepcopy(model).to("meta"))
+        check_state(ghost, checkpoint.tensors, str(path))
+        model = pack_layout_(model)
     load_state(model, checkpoint.tensors, str(path))
     return model.to(device).eval()
 
@@ -46,7 +50,10 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
             f"checkpoint {checkpoint.path} names no network, it was saved from one that create_model did not build: "
             f"build it and pass it as model"
         )
-    model = create_model(checkpoint.network, **checkpoint.options)
+    try:
+        model = create_model(checkpoint.network, **checkpoint.options)
+    except InputError as error:
+        raise InputError(f"checkpoint {checkpoint.path} asks for what is not known here: {error}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
     return model.to(kinds.pop()) if len(kinds) == 1 else model
 
@@ -55,8 +62,11 @@ def pack_checkpoint(source: str | Path, target: str | Path) -> tuple[int, int]:
     """Pack a latent file into a packed one; returns the bytes of both files.
 
     Raises:
-        InputError: what load_checkpoint and pack_ refuse, or a file that is packed already; nothing is written then.
+        InputError: what load_checkpoint and pack_ refuse, or a file that is packed already or its own
+            target; nothing is written then.
     """
+    if Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"checkpoint {source} was given as both files: name another one to write")
     checkpoint = read_checkpoint(source)
     if checkpoint.kind == "packed":
         raise InputError(f"checkpoint {source} is packed already: give the latent file")

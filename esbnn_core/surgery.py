@@ -31,7 +31,7 @@ def replace_modules(
             if child is None:
                 continue
             name = f"{prefix}{key}"
-            new = done.get(child) or replace(name, child)
+            new = done[child] if child in done else replace(name, child)
             if new is not None:
                 done[child] = new
                 setattr(parent, key, new)
@@ -197,7 +197,10 @@ def pack_(model: nn.Module) -> nn.Module:
 
 
 def pack_layout_(model: nn.Module) -> nn.Module:
-    """As pack_, but with empty (zero) packed modules: the shape that a packed file is read into. Returns the model."""
+    """As pack_, but with empty (zero) packed modules: the shape that a packed file is read into; returns as pack_."""
+    whole = packed_like(model)
+    if whole is not None:
+        return whole.eval()
     for _ in replace_modules(model, lambda _, module: packed_like(module)):
         pass
     return model.eval()

@@ -126,8 +126,10 @@ class BinaryUnit(nn.Module):
         return fold_norm(self.conv.output_scale(), self.conv.bias, self.norm, self.copies)
 
     def folds(self) -> bool:
-        """Whether the norm is an affine map just now: evaluation mode, running statistics kept."""
-        return not self.norm.training and getattr(self.norm, "running_mean", self) is not None
+        """Whether the norm is an affine map just now: none, or a BatchNorm in evaluation with running statistics."""
+        if isinstance(self.norm, nn.Identity):
+            return True
+        return isinstance(self.norm, _BatchNorm) and not self.norm.training and self.norm.running_mean is not None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.folds():

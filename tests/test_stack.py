@@ -21,7 +21,7 @@ REQUIREMENTS = re.compile(
 )
 SPECIFIED = re.compile(
     r"(?<![\w.-])(?:pytorch[-_])?lightning(?:\[[^\]]*\])?\s*\(?"
-    r"((?:===|==|~=|!=|<=|>=|<|>|=)\s*[\w.*+!-]+(?:\s*,\s*(?:===|==|~=|!=|<=|>=|<|>|=)\s*[\w.*+!-]+)*)",
+    r"((?:===|==|~=|!=|<=|>=|<|>|=)\s*\d[\w.*+!-]*(?:\s*,\s*(?:===|==|~=|!=|<=|>=|<|>|=)\s*\d[\w.*+!-]*)*)",
     re.IGNORECASE,
 )
 BARE = re.compile(r"^[\s\"'-]*(?:pytorch[-_])?lightning(?:\[[^\]]*\])?[\"',\s]*(?:[;#].*)?$", re.IGNORECASE)
@@ -104,6 +104,7 @@ def test_a_bad_line_is_found(name: str, line: str) -> None:
         "# 2.6.2 and 2.6.3 of lightning carried a stealer",
         "import lightning as L",
         "lightning = 2.5.1",
+        "lightning = esbnn_core.console:main",
         "torchmetrics>=1.9",
     ],
 )

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core.kernels import naive
-from esbnn_core.kernels.checks import check_conv, check_linear, check_pack, conv_output_size, words_of
+from esbnn_core.kernels.checks import check_conv, check_epilogue, check_linear, check_pack, conv_output_size, words_of
 
 __all__ = ["binary_conv2d", "binary_linear", "naive", "pack_sign", "words_of"]
 
@@ -82,12 +82,14 @@ def binary_conv2d(
         x: (N, H, W, words) int32. weight: (O, KH, KW, words of a group) int32. channels: C, over all groups.
         stride, padding, dilation: two ints each. pad_value: 0 or -1. copies: tiles of the O maps.
         scale, bias, prelu, sign_shift: (copies*O,) floating or None. rprelu: (3, copies*O): shift_in, slope, shift_out.
-        residual: (N, copies*O, H', W') floating or None. sign_groups: 0 for no packed signs.
+        residual: (N, copies*O, H', W') in the dtype of scale, or None. sign_groups: 0 for no packed signs.
 
     Returns:
         y and bits. Raises TypeError or ValueError that names the argument.
     """
     check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
+    y_shape = (x.shape[0], copies * weight.shape[0], *conv_output_size(x, weight, stride, padding, dilation))
+    check_epilogue(y_shape, scale, prelu, residual, rprelu, sign_shift, sign_groups)
     total = naive.conv2d_sum(x, weight, channels, stride, padding, pad_value, dilation, groups)
     y = naive.epilogue(total, copies, scale, bias, prelu, residual, rprelu)
     if sign_groups == 0:
@@ -117,6 +119,7 @@ def _(
     check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
     height, width = conv_output_size(x, weight, stride, padding, dilation)
     out = copies * weight.shape[0]
+    check_epilogue((x.shape[0], out, height, width), scale, prelu, residual, rprelu, sign_shift, sign_groups)
     dtype = torch.int32 if scale is None else scale.dtype
     y = x.new_empty([x.shape[0], height, width, out], dtype=dtype).permute(0, 3, 1, 2)
     if sign_groups == 0:
@@ -132,7 +135,7 @@ def binary_linear(
 
     Args: as binary_conv2d; features: I over all groups. Without scale and bias the int32 sums are returned.
     """
-    check_linear(x, weight, features, groups, scale, bias)
+    check_linear(x, weight, features, groups, copies, scale, bias)
     total = naive.linear_sum(x, weight, features, groups)
     return naive.affine(total.repeat(*[1] * (total.dim() - 1), copies), scale, bias, -1)
 
@@ -141,6 +144,6 @@ def binary_linear(
 def _(
     x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    check_linear(x, weight, features, groups, scale, bias)
+    check_linear(x, weight, features, groups, copies, scale, bias)
     dtype = torch.int32 if scale is None else scale.dtype
     return x.new_empty([*x.shape[:-1], copies * weight.shape[0]], dtype=dtype)

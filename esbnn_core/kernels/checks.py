@@ -62,9 +62,41 @@ def _check_affine(scale: Tensor | None, bias: Tensor | None, out: int) -> None:
     _require((scale is None) == (bias is None), ValueError, "scale and bias go together: give both or neither")
     for name, tensor in (("scale", scale), ("bias", bias)):
         if tensor is not None:
-            _require(tensor.is_floating_point(), TypeError, f"{name} has dtype {tensor.dtype}, a floating one expected")
+            _require(
+                tensor.is_floating_point(), TypeError, f"{name} has dtype {tensor.dtype}, a floating one was expected"
+            )
             shape = tuple(tensor.shape)
             _require(shape == (out,), ValueError, f"{name} has shape {shape}, ({out},) was expected")
+
+
+def check_epilogue(
+    y_shape: Sequence[int],
+    scale: Tensor | None,
+    prelu: Tensor | None,
+    residual: Tensor | None,
+    rprelu: Tensor | None,
+    sign_shift: Tensor | None,
+    sign_groups: int,
+) -> None:
+    """What comes behind the affine; y_shape is (N, copies*O, H', W')."""
+    out = y_shape[1]
+    shapes = {"prelu": (out,), "residual": tuple(y_shape), "rprelu": (3, out), "sign_shift": (out,)}
+    given = {"prelu": prelu, "residual": residual, "rprelu": rprelu, "sign_shift": sign_shift}
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        _require(scale is not None, ValueError, f"{name} was given without scale and bias: the bare sums take no step")
+        assert scale is not None
+        _require(
+            tensor.dtype == scale.dtype, TypeError, f"{name} has dtype {tensor.dtype}, scale's {scale.dtype} expected"
+        )
+        shape = tuple(tensor.shape)
+        _require(shape == shapes[name], ValueError, f"{name} has shape {shape}, {shapes[name]} was expected")
+    _require(
+        sign_groups == 0 or (scale is not None and sign_groups > 0 and out % sign_groups == 0),
+        ValueError,
+        f"sign_groups={sign_groups} was given, 0 or, with scale and bias, a divisor of {out} was expected",
+    )
 
 
 def check_conv(
@@ -101,11 +133,12 @@ def check_conv(
 
 
 def check_linear(
-    x: Tensor, weight: Tensor, features: int, groups: int, scale: Tensor | None, bias: Tensor | None
+    x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
 ) -> None:
     """binary_linear's arguments."""
     _require(weight.dim() == 2, ValueError, f"weight has {weight.dim()} dimensions, (O, words) was expected")
-    _check_words(x, weight, features, groups)
+    _check_words(x, weight, features, groups, copies)
+    _check_affine(scale, bias, copies * weight.shape[0])
 
 
 def conv_output_size(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.channels import es_widths
+from esbnn_core.channels import check_counts, check_factors, es_widths
 from esbnn_core.layers import SliceChannels, Tile
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
@@ -57,6 +57,9 @@ class Expansion:
     groups: int = 1
     copy_spread: float = 0.0
     rule: Literal["es", "rep"] = "es"
+
+    def __post_init__(self) -> None:
+        check_factors(self.tau, self.groups)
 
     @property
     def wide(self) -> int:
@@ -108,6 +111,7 @@ class BinaryResNet(nn.Module):
 
     def __init__(self, layout: Layout, style: Style, expansion: Expansion, num_classes: int, in_channels: int) -> None:
         super().__init__()
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         first, last, wide = layout.widths[0], layout.widths[-1], expansion.wide
         self.stem = _stem(layout, style, expansion, in_channels)
         before = first

@@ -2,7 +2,8 @@
 
     python -m tasks.classification.demo --out results/demo
 
-The runs go to runs/demo_* and the data to data/ of the current folder. Exit code 0 only if every packed prediction equals the latent one and both networks cost the same OPs.
+The runs go to runs/demo_* and the data to data/ of the current folder. Exit code 0 only if every packed prediction
+equals the latent one and both networks cost the same OPs.
 """
 
 import argparse

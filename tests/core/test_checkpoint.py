@@ -139,10 +139,15 @@ def test_every_flipped_bit_is_found(pair: tuple[Path, Path], tmp_path: Path, whi
     rng = random.Random(which)
     places = [0, 1, 2, 7, 8, header - 1, header, len(data) - 1]
     places += [rng.randrange(header) for _ in range(20)] + [rng.randrange(header, len(data)) for _ in range(20)]
+    flips = [(place, rng.randrange(8)) for place in places]
+    # 81.25 becomes 91.25, abc becomes cbc, num_classes 10 becomes 11: sound json all the same
+    flips += [
+        (data.index(text) + shift, bit) for text, shift, bit in ((b"81.25", 0, 0), (b"abc", 0, 1), (b": 10", 3, 0))
+    ]
     path = tmp_path / "flipped.safetensors"
-    for place in places:
+    for place, bit in flips:
         damaged = bytearray(data)
-        damaged[place] ^= 1 << rng.randrange(8)
+        damaged[place] ^= 1 << bit
         path.write_bytes(damaged)
         refusal(lambda: load_checkpoint(path), str(path))
 

@@ -288,6 +288,7 @@ def test_values_that_keep_their_shape_or_are_repeated() -> None:
     plain.layer1[0].bn2.weight.requires_grad_(False)
     plain.layer2[0].conv1.weight.requires_grad_(False)
     plain.conv1.eval()
+    plain.layer2[1].conv1.eval()
     model = expand_(copy.deepcopy(plain).half(), ESConfig(2, 2))
     plain.half()
     assert {p.dtype for p in model.parameters()} == {torch.float16}
@@ -305,6 +306,8 @@ def test_values_that_keep_their_shape_or_are_repeated() -> None:
     assert not model.layer1[0].bn1.training
     assert model.layer1[0].bn2.training
     assert not model.conv1.training
+    assert not model.layer2[1].conv1.training
+    assert not model.layer2[1].conv1.sign.training
     assert not model.layer1[0].bn2.weight.requires_grad
     assert not model.layer2[0].conv1.weight.requires_grad
     assert model.layer2[0].conv2.weight.requires_grad
@@ -432,6 +435,51 @@ def test_factors_that_do_not_fit_are_named(build: Build, config: ESConfig, said:
         with pytest.raises(InputError, match=said):
             verb(model, config)
     assert [*model.named_modules()] == modules
+
+
+def test_a_fresh_bias_is_drawn_as_the_layer_draws_it() -> None:
+    conv = expand_(Gate(), ESConfig(2, 2)).conv
+    assert conv.bias.shape == (16,)
+    assert 0 < conv.bias.abs().min() <= conv.bias.abs().max() <= (2 * 16 * 9) ** -0.5
+
+
+class Shared(nn.Module):
+    """conv and norm of the trunk, one of which also makes an output: it cannot be widened for one call alone."""
+
+    def __init__(self, second: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.conv = BinaryConv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.side = nn.Conv2d(8, 8, 1)
+        self.last = BinaryConv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 2)
+        self.second = second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = self.norm(self.conv(x))
+        again = self.conv(x) if self.second == "conv" else self.norm(self.side(x))
+        return self.fc(self.last(y).mean((2, 3))), again
+
+
+@pytest.mark.parametrize("second", ["conv", "norm"])
+def test_a_module_called_twice_is_changed_for_both_calls_or_for_none(second: str) -> None:
+    with pytest.raises(InputError, match="conv: its output is an output of the network"):
+        expand_(Shared(second))
+
+
+def test_a_layer_whose_bare_output_is_cut_stays_plain() -> None:
+    class Bare(Branches):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(BinaryUnit(16, 16), BinaryConv2d(16, 16, 1))
+
+    # behind a conv without a norm the first C channels would be tau times the same C/tau maps
+    plan = plan_expansion(Bare())
+    assert plan.expanded == ("a.0", "b.0", "last")
+    assert list(plan.left) == ["a.1", "merge"]
+    assert plan.left["a.1"].startswith("its output meets cat (fx node cat, after layer a.1)")
 
 
 def test_a_changed_network_does_not_keep_its_spec() -> None:

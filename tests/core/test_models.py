@@ -1,4 +1,4 @@
-"""Every network of the catalogue: forward, backward, parameter counts, the expanded ones at tau = groups = 1, export, compile."""
+"""Every network of the catalogue: forward, backward, counts, ES at tau = groups = 1; packed ones exported, compiled."""
 
 from collections.abc import Callable, Iterator
 

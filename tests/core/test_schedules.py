@@ -138,6 +138,11 @@ def test_a_longer_run_resumes_with_its_own_length() -> None:
     longer.optimizer.step()
     longer.step()
     assert longer.get_last_lr() == pytest.approx([PEAK * (1 - 6 / 20)])
+    # bound behind the loading, the lr of the step it stands at is the new length's
+    longer = ProgressLR(optimizer(), "linear")
+    longer.load_state_dict(short.state_dict())
+    longer.bind(20)
+    assert walk(longer, 2)[0] == pytest.approx([PEAK * (1 - 5 / 20), PEAK * (1 - 6 / 20)])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from esbnn_core.channels import thermometer_shift
 from esbnn_core.latent import attach_latent_clip, clip_latent_weights_
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.quantizers import PlainSign
-from esbnn_core.unit import BinaryUnit, binary_layers, latent_state
+from esbnn_core.unit import BinaryUnit, binary_layers, fold_norm, latent_state
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -120,6 +120,23 @@ def test_folding_is_the_unfolded_formula(options: dict[str, Any]) -> None:
         want = unit.act(y if unit.shortcut is None else y + unit.shortcut(x))
         assert unit.folds()
         assert relative(unit(x), want) <= 1e-12
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("copies", [1, 4])
+@pytest.mark.parametrize("given", ["", "s", "b", "sb"])
+def test_scale_and_bias_of_the_layer_go_through_the_norm(given: str, copies: int, affine: bool) -> None:
+    norm = nn.BatchNorm2d(5 * copies, affine=affine).double().eval()
+    for seed, (name, tensor) in enumerate(norm.state_dict().items()):
+        if tensor.is_floating_point():
+            tensor.copy_(randn(5 * copies, seed=seed) ** (2 if name == "running_var" else 1))
+    scale, bias = randn(5, seed=8) if "s" in given else None, randn(5, seed=9) if "b" in given else None
+    total = randn(2, 5, 3, 3, seed=10).mul(9).round()
+    layer = total * (1.0 if scale is None else scale.view(-1, 1, 1)) + (0.0 if bias is None else bias.view(-1, 1, 1))
+    factor, offset = fold_norm(scale, bias, norm, copies)
+    assert factor is not None and offset is not None
+    got = torch.cat([total] * copies, 1) * factor.view(-1, 1, 1) + offset.view(-1, 1, 1)
+    assert relative(got, norm(torch.cat([layer] * copies, 1))) <= 1e-12
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1), (1, 2)])
