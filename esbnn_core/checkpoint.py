@@ -156,7 +156,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist: check the path")
-    if sha256 is not None and (met := file_sha256(path)) != sha256:
+    if sha256 is not None and (met := file_sha256(path)) != sha256.lower():
         raise InputError(f"checkpoint {path} has sha256 {met}, {sha256} was expected: fetch it again")
     try:
         with safe_open(path, framework="pt") as file:

@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(args: argparse.Namespace) -> None:
-    print("\n".join(list_models(args.pattern)))
+    names = list_models(args.pattern)
+    if not names:
+        raise InputError(f"no network has {args.pattern!r} in its name: esbnn models lists them all")
+    print("\n".join(names))
 
 
 def _count(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class FrozenTeacher:
-    """A teacher in use: in evaluation mode, without gradients, held so that no module registers it."""
+    """A teacher in use, held so that no module registers it; the network is set to eval and frozen in place."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval().requires_grad_(False)

@@ -98,9 +98,9 @@ class PackedConv2d(PackedLayer):
             None,
             0,
         )
-        # a real layer behind may sum in another order in another layout, and the latent network keeps x's
-        plain = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-        return y.contiguous() if plain else y
+        # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
+        # channels_last has its channels next to each other
+        return y if x.stride(1) == 1 else y.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)

@@ -52,8 +52,9 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         )
     try:
         model = create_model(checkpoint.network, **checkpoint.options)
-    except InputError as error:
-        raise InputError(f"checkpoint {checkpoint.path} asks for what is not known here: {error}") from error
+    except (InputError, TypeError, RuntimeError) as error:  # the options are whatever the file says
+        reason = str(error).splitlines()[0]
+        raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
     return model.to(kinds.pop()) if len(kinds) == 1 else model
 

@@ -3,6 +3,7 @@
 from esbnn_core.layers.activations import RPReLU, RSign, Sign
 from esbnn_core.layers.conv import BinaryConv2d, ESBinaryConv2d
 from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
+from esbnn_core.layers.shortcut import PadShortcut
 from esbnn_core.layers.squeeze_excite import SqueezeExcite
 from esbnn_core.layers.tile import SliceChannels, Tile
 
@@ -11,6 +12,7 @@ __all__ = [
     "BinaryLinear",
     "ESBinaryConv2d",
     "ESBinaryLinear",
+    "PadShortcut",
     "RPReLU",
     "RSign",
     "Sign",

@@ -29,6 +29,9 @@ class ProgressLR(LRScheduler):
             raise InputError(f"schedule shape {shape!r} is not known, one of {', '.join(get_args(Shape))} was expected")
         if not 0 <= warmup < 1:
             raise InputError(f"warmup={warmup} was given, a share of the run from 0 up to 1 was expected")
+        for name, share in (("start", start), ("floor", floor)):
+            if not 0 <= share <= 1:
+                raise InputError(f"{name}={share} was given, a share of the peak from 0 to 1 was expected")
         self.shape, self.warmup, self.start, self.floor = shape, warmup, start, floor
         self.total = 1
         super().__init__(optimizer)

@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from esbnn_core.channels import check_counts, check_factors, es_widths
-from esbnn_core.layers import SliceChannels, Tile
+from esbnn_core.layers import PadShortcut, SliceChannels, Tile
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
 from esbnn_core.quantizers import STE
@@ -65,20 +64,6 @@ class Expansion:
     def wide(self) -> int:
         """tau*g, the carried width over the nominal one."""
         return self.tau * self.groups
-
-
-class PadShortcut(nn.Module):
-    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides (spec 2.4, 5.3)."""
-
-    def __init__(self, copies: int) -> None:
-        super().__init__()
-        self.copies = copies
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-        blocks = x.unflatten(1, (self.copies, -1))
-        half = blocks.shape[2] // 2
-        return F.pad(blocks, (0, 0, 0, 0, half, half)).flatten(1, 2)
 
 
 def _downsample(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn.Module:

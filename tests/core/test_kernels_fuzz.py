@@ -1,10 +1,8 @@
 """The packed sums against torch's convolution and matrix product as exact whole numbers, over drawn geometries."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,15 +13,6 @@ from esbnn_core import kernels
 from esbnn_core.kernels.naive import pack_bits, popcount_, unpack_bits
 
 FUZZ = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These tensors are so small that a second thread costs more than it does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Packed networks compute the numbers of the latent ones, bit for bit; what cannot be packed is refused whole."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ from esbnn_core.surgery import BinaryConfig, binarize_, pack_, pack_layout_
 from esbnn_core.unit import BinaryUnit
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These tensors are so small that a second thread costs more than it does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) -> None:
     config = str(ROOT / "configs/classification/demo_es.yaml")
-    small = ["--data.train_size=256", "--data.val_size=100", "--trainer.max_epochs=1"]
+    small = ["--data.train_size=256", "--data.val_size=100", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     done = run(tmp_path, "fit", "--config", config, "--config", str(ROOT / "configs/trainer/cpu.yaml"), *small)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "runs" / "demo_es"

@@ -1,0 +1,18 @@
+"""The parameter-free shortcut of ReCU's ResNet-20 on a carried map."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PadShortcut(nn.Module):
+    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides (spec 2.4, 5.3)."""
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        blocks = x.unflatten(1, (self.copies, -1))
+        half = blocks.shape[2] // 2
+        return F.pad(blocks, (0, 0, 0, 0, half, half)).flatten(1, 2)
