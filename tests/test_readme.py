@@ -1,0 +1,49 @@
+"""The README's code runs as it stands, prints what it says, and its commands name what exists."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esbnn_core import list_models
+from esbnn_core.console import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_code_runs_and_prints_what_its_comments_say(code: str) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    promised = re.findall(r"print\(.*\)\s+# ([^,\n]+)", code)
+    assert printed.getvalue().splitlines() == [text.strip() for text in promised]
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert len(BLOCKS) >= 3 and sum("print(" in code for code in BLOCKS) >= 1
+
+
+def test_commands_name_files_and_targets_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    for command in COMMANDS:
+        words = command.split("#")[0].split()
+        if words[0] == "make":
+            assert words[1] in targets, command
+        for word in words:
+            if word.startswith("configs/"):
+                assert yaml.safe_load((ROOT / word).read_text()), command
+        if words[0] == "esbnn" and words[1] in ("models", "count"):
+            assert main(words[1:]) == 0 and capsys.readouterr().out, command
+
+
+def test_networks_that_are_named_exist() -> None:
+    section = TEXT.split("## Networks")[1].split("##")[0]
+    named = set(re.findall(r"`(\w+resnet\d+)", section))
+    assert named and named <= set(list_models())
