@@ -66,7 +66,10 @@ def _fashion_mnist(root: str, train: bool, download: bool) -> Any:
 def _fashion_mnist_mini(root: str, train: bool, download: bool) -> Any:
     """Unpack the repository's files into torchvision's layout, once, then read them as the full set is read."""
     home = Path(root) / "fashion_mnist_mini"
-    for packed in sorted(EMBEDDED.glob("*.xz")):
+    embedded = sorted(EMBEDDED.glob("*.xz"))
+    if len(embedded) != 4 and not home.exists():
+        raise InputError(f"the images of fashion_mnist_mini are not in {EMBEDDED}: use a checkout of the repository")
+    for packed in embedded:
         target = home / "FashionMNIST" / "raw" / packed.stem
         if not target.exists():
             write_atomically(target, lzma.decompress(packed.read_bytes()))
