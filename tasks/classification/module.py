@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from esbnn_core import create_model
+from esbnn_core import create_model, model_spec
 from esbnn_core.distill import FrozenTeacher, soft_cross_entropy
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.latent import attach_latent_clip
@@ -36,7 +36,8 @@ class ClassificationModule(L.LightningModule):
         teacher: soft labels in place of the hard ones (spec 3.4); built when fit starts, kept out of the state.
         channels_last: memory format of network and images.
 
-    Logs train_loss, train_top1, and val_/test_ loss, top1, top5 in percent over every image once.
+    Logs train_loss and train_top1 (their means as _epoch); val_ and test_ loss, top1 and top5, in percent, over every
+    image once.
     """
 
     def __init__(
@@ -69,6 +70,16 @@ class ClassificationModule(L.LightningModule):
         logits: Tensor = self.network(x.contiguous(memory_format=self.memory_format))
         return logits
 
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: the first convolution has to take the dataset's channels."""
+        info, spec = getattr(getattr(self.trainer, "datamodule", None), "info", None), model_spec(self.network)
+        taken = spec.options.get("in_channels") if spec else None
+        if info is not None and taken is not None and info.channels != taken:
+            raise InputError(
+                f"dataset images have {info.channels} channels and network {spec.name} was built for "
+                f"in_channels={taken}: set model.network_options to {{in_channels: {info.channels}}}"
+            )
+
     def on_fit_start(self) -> None:
         """Build the teacher here, not in __init__: evaluation needs none."""
         if self._teacher_spec is not None and self._teacher is None:
@@ -88,7 +99,10 @@ class ClassificationModule(L.LightningModule):
                 f"{first_not_finite(self.network, images)}: lower the learning rate or look at that batch"
             )
         top1 = 100 * (logits.argmax(1) == labels).float().mean()
-        self.log_dict({"train_loss": loss, "train_top1": top1}, on_step=True, on_epoch=True, prog_bar=True)
+        self.log_dict({"train_loss": loss, "train_top1": top1}, prog_bar=True)
+        # means of the epoch over all processes; waiting for one another at every step would slow training
+        epoch = {"train_loss_epoch": loss, "train_top1_epoch": top1}
+        self.log_dict(epoch, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
