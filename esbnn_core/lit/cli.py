@@ -21,6 +21,13 @@ class TaskCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
+    def instantiate_classes(self) -> None:
+        """Build everything, and let a module that can (`check_data`) refuse its data before a file is written."""
+        super().instantiate_classes()
+        check = getattr(getattr(self, "model", None), "check_data", None)
+        if check is not None:
+            check(self.datamodule)
+
 
 def run(
     module: type[L.LightningModule],

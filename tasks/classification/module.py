@@ -71,8 +71,12 @@ class ClassificationModule(L.LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: the first convolution has to take the dataset's channels."""
-        info, spec = getattr(getattr(self.trainer, "datamodule", None), "info", None), model_spec(self.network)
+        """Lightning's hook."""
+        self.check_data(getattr(self.trainer, "datamodule", None))
+
+    def check_data(self, data: L.LightningDataModule | None) -> None:
+        """Raise InputError unless the first convolution takes the channels of the data module's images."""
+        info, spec = getattr(data, "info", None), model_spec(self.network)
         taken = spec.options.get("in_channels") if spec else None
         if info is not None and taken is not None and info.channels != taken:
             raise InputError(

@@ -45,7 +45,7 @@ def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data.root", "nowhere", "--data.dataset", "cifar10"], "cifar10 cannot be read from nowhere"),
+        (["--data.root", "nowhere", "--data.dataset", "fashion_mnist"], "fashion_mnist cannot be read from nowhere"),
         (["--model.network_options", "{tau: 3, in_channels: 1}"], "layer stages.layer1.0 has width 16, which tau=3"),
         (
             ["--model.network_options", "{tau: 2}"],
