@@ -9,9 +9,15 @@ from esbnn_core.layers.base import BinaryLayer
 
 
 def clip_latent_weights_(model: nn.Module) -> nn.Module:
-    """Clamp in place every latent weight whose quantizer names a `latent_clip`; returns the model."""
+    """Clamp in place every latent weight whose quantizer names a `latent_clip`; returns the model.
+
+    Modules with a `project_` method (the mix of BNext) put their own parameters back into their range.
+    """
     with torch.no_grad():
         for module in model.modules():
+            project = getattr(module, "project_", None)
+            if project is not None:
+                project()
             if isinstance(module, BinaryLayer) and module.quantizer.latent_clip is not None:
                 module.weight.clamp_(-module.quantizer.latent_clip, module.quantizer.latent_clip)
     return model

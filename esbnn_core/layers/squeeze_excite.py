@@ -16,15 +16,28 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: nominal C. reduction: of the hidden width. tau, groups: expansion factor and groups. name: for errors.
+        shrink: False keeps the hidden width and tiles nothing, tau*g times the cost (the earlier Rep variant).
 
     Raises:
         InputError: tau*groups divides C or the hidden width C//reduction not.
     """
 
-    def __init__(self, channels: int, reduction: int = 8, tau: int = 1, groups: int = 1, name: str = "") -> None:
+    def __init__(
+        self, channels: int, reduction: int = 8, tau: int = 1, groups: int = 1, name: str = "", shrink: bool = True
+    ) -> None:
         super().__init__()
         check_factors(tau, groups)
         hidden = channels // reduction
+        if not shrink:
+            wide = tau * groups
+            self.se = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(wide * channels, hidden, 1),
+                nn.ReLU(),
+                nn.Conv2d(hidden, wide * channels, 1),
+                nn.Sigmoid(),
+            )
+            return
         for width in (hidden, channels):
             if width == 0 or width % (tau * groups):
                 raise InputError(

@@ -10,7 +10,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
 from esbnn_core.checkpoint import save_checkpoint
+from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seed_everything_at
+from esbnn_core.quantizers import Temperature
 from esbnn_core.release import pack_checkpoint
 from esbnn_core.unit import binary_layers
 
@@ -27,6 +29,27 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
         seed_everything_at(self.seed, trainer.current_epoch, trainer.global_rank)
+
+
+class TemperatureSchedule(Callback):
+    """Set the temperature of BNext's weights to factor^epoch at every epoch start: sign mode from epoch 153 at 0.9.
+
+    It depends on the epoch alone, so a resumed run has it right. Differs from the paper's ES script, whose schedule
+    never reaches its own layers (spec 1.8-Q1).
+    """
+
+    def __init__(self, factor: float = 0.9) -> None:
+        if not 0 < factor < 1:
+            raise InputError(f"factor={factor} was given, a number between 0 and 1 was expected")
+        self.factor = factor
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook."""
+        temperature = self.factor**trainer.current_epoch
+        for _, layer in binary_layers(pl_module):
+            if isinstance(layer.quantizer, Temperature):
+                layer.quantizer.temperature.fill_(temperature)
+        pl_module.log("temperature", temperature)
 
 
 class FlipRatio(Callback):

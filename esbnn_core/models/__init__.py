@@ -1,7 +1,7 @@
 """Networks by name: create_model is the one door, list_models the catalogue."""
 
-from esbnn_core.models import resnet  # registers its builders
+from esbnn_core.models import bnext, reactnet, resnet  # they register their builders
 from esbnn_core.models.registry import ModelSpec, create_model, list_models, model_spec
 from esbnn_core.models.resnet import BinaryResNet
 
-__all__ = ["BinaryResNet", "ModelSpec", "create_model", "list_models", "model_spec", "resnet"]
+__all__ = ["BinaryResNet", "ModelSpec", "bnext", "create_model", "list_models", "model_spec", "reactnet", "resnet"]

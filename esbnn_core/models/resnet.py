@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts, check_factors, es_widths
-from esbnn_core.layers import PadShortcut, SliceChannels, Tile
+from esbnn_core.channels import check_counts, es_widths
+from esbnn_core.layers import PadShortcut, Tile
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
+from esbnn_core.models.trunk import Expansion, real_stem
 from esbnn_core.quantizers import STE
 from esbnn_core.unit import Act, BinaryUnit
 
@@ -46,24 +47,6 @@ class Style:
     head_norm: bool = False
     rep_tiles_before_norm: bool = False
     """Where the rep_ stem tiles: after its BN (ReActNet-A's code, spec 2.2) or before it (ReCU, spec 2.4)."""
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """How the trunk is expanded; tau = groups = 1 is the plain network."""
-
-    tau: int = 1
-    groups: int = 1
-    copy_spread: float = 0.0
-    rule: Literal["es", "rep"] = "es"
-
-    def __post_init__(self) -> None:
-        check_factors(self.tau, self.groups)
-
-    @property
-    def wide(self) -> int:
-        """tau*g, the carried width over the nominal one."""
-        return self.tau * self.groups
 
 
 def _downsample(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn.Module:
@@ -97,7 +80,7 @@ class BinaryResNet(nn.Module):
     def __init__(self, layout: Layout, style: Style, expansion: Expansion, num_classes: int, in_channels: int) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels)
-        first, last, wide = layout.widths[0], layout.widths[-1], expansion.wide
+        first, last = layout.widths[0], layout.widths[-1]
         self.stem = _stem(layout, style, expansion, in_channels)
         before = first
         stages = OrderedDict[str, nn.Module]()
@@ -131,8 +114,7 @@ class BinaryResNet(nn.Module):
             stages[f"layer{number}"] = nn.Sequential(*stage)
         self.stages = nn.Sequential(stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        readout = last if expansion.rule == "es" else wide * last
-        self.readout: nn.Module = SliceChannels(last) if readout < wide * last else nn.Identity()
+        self.readout, readout = expansion.read_out(last)
         self.head_norm: nn.Module = nn.BatchNorm1d(readout) if style.head_norm else nn.Identity()
         self.fc = nn.Linear(readout, num_classes)
 
@@ -146,18 +128,9 @@ class BinaryResNet(nn.Module):
 def _stem(layout: Layout, style: Style, e: Expansion, in_channels: int) -> nn.Sequential:
     """Real first convolution at nominal cost, tiled tau*g times: before its BN (ES, Rep-ReCU) or after it (Rep)."""
     width = layout.widths[0]
-    steps = OrderedDict[str, nn.Module]()
-    if layout.stem == "imagenet":
-        steps["conv"] = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
-    else:
-        steps["conv"] = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-    if e.wide > 1 and (e.rule == "es" or style.rep_tiles_before_norm):
-        steps["tile"] = Tile(e.wide)
-        steps["norm"] = nn.BatchNorm2d(e.wide * width)
-    else:
-        steps["norm"] = nn.BatchNorm2d(width)
-        if e.wide > 1:
-            steps["tile"] = Tile(e.wide)
+    kernel, stride, padding = (7, 2, 3) if layout.stem == "imagenet" else (3, 1, 1)
+    conv = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
+    steps = real_stem(conv, e, tile_first=e.rule == "es" or style.rep_tiles_before_norm)
     if style.stem_act == "hardtanh":
         steps["act"] = nn.Hardtanh()
     if layout.stem == "imagenet":

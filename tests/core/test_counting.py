@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear
-from esbnn_core.models import BinaryResNet
 
 # spec 0.6: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which binary (M), as printed
 TABLE = {
@@ -19,14 +18,25 @@ TABLE = {
     "bireal_resnet34": ("3.5260", "1.3779", "1.9289", "21.798", "21.086"),
     "reactnet_resnet34": ("3.5260", "1.3779", "1.9289", "21.827", "21.086"),
     "recu_resnet20": ("0.0401", "0.0044", "0.0107", "0.271", "0.267"),
+    "reactnet_a": ("4.8169", "0.1186", "0.8713", "29.344", "28.253"),
+    "rep_reactnet_a": ("4.8169", "0.1289", "0.8815", "30.432", "28.253"),
+    "bnext_tiny": ("4.8169", "0.1334", "0.8861", "30.862", "28.253"),
+    "es_bnext_tiny": ("4.8169", "0.1334", "0.8861", "30.943", "28.253"),
+    "rep_bnext_tiny": ("4.8169", "0.1585", "0.9112", "33.468", "28.253"),
+}
+# the larger BNexts are printed with fewer digits: BOPs/64, FLOPs, OPs, parameters of plain and ES, binary ones
+LARGER = {
+    "bnext_small": ("1.693", "0.211", "1.905", "68.6", "68.7", "63.6"),
+    "bnext_middle": ("3.139", "0.243", "3.381", "134.5", "134.7", "126.2"),
+    "bnext_large": ("8.149", "0.394", "8.543", "326.5", "326.9", "308.3"),
 }
 
 
-def made(name: str, device: str = "cpu", **options: Any) -> tuple[BinaryResNet, tuple[int, int, int]]:
+def made(name: str, device: str = "cpu", **options: Any) -> tuple[nn.Module, tuple[int, int, int]]:
     with torch.device(device):
         model = create_model(name, **options)
     spec = model_spec(model)
-    assert isinstance(model, BinaryResNet) and spec is not None
+    assert spec is not None
     return model, spec.input_size
 
 
@@ -42,6 +52,15 @@ def test_the_published_digits(name: str) -> None:
     )
     assert printed == TABLE[name]
     assert result.ops == pytest.approx(result.bops / 64 + result.flops)
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_the_larger_bnexts(name: str) -> None:
+    *operations, plain_params, es_params, binary = LARGER[name]
+    for full, params in ((name, plain_params), (f"es_{name}", es_params)):
+        result = count(*made(full, "meta"))
+        assert [f"{n / 1e8:.3f}" for n in (result.bops / 64, result.flops, result.ops)] == operations
+        assert (f"{result.params / 1e6:.1f}", f"{result.binary_params / 1e6:.1f}") == (params, binary)
 
 
 def test_recu_resnet20_to_the_last_parameter() -> None:

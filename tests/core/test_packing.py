@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import InputError, create_model, list_models, model_spec
+from esbnn_core import InputError, create_model, model_spec
 from esbnn_core.kernels.naive import unpack_bits
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear, RSign
 from esbnn_core.packed import PackedConv2d, PackedLayer, PackedLinear, PackedUnit
 from esbnn_core.quantizers import Temperature
 from esbnn_core.surgery import BinaryConfig, binarize_, pack_, pack_layout_
 from esbnn_core.unit import BinaryUnit
+from tests.core.networks import LIGHT, annealed
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -56,9 +57,9 @@ def small(name: str, **options: Any) -> nn.Module:
     return create_model(name, num_classes=7, **options)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", LIGHT)
 def test_every_network_packs_bit_for_bit(name: str) -> None:
-    model = stir(small(name))
+    model = stir(annealed(small(name)))
     packed: nn.Module = model
     for number, memory_format in enumerate(FORMATS):
         x = image(name, odd=number).to(memory_format=memory_format)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from esbnn_core import create_model, load_checkpoint, pack_checkpoint, save_checkpoint
 from esbnn_core.errors import InputError, TrainingError
-from esbnn_core.lit.callbacks import ExportWeights, FlipRatio
+from esbnn_core.lit.callbacks import ExportWeights, FlipRatio, TemperatureSchedule
 from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.quantizers import make_weight_quantizer
 from esbnn_core.unit import binary_layers
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.teachers import CheckpointTeacher, TorchvisionTeacher
@@ -146,3 +148,19 @@ def test_callbacks_log_flips_and_export_both_files(
     with torch.no_grad():
         assert torch.equal(latent(x), module.network.eval()(x))
         assert torch.equal(packed(x), latent(x))
+
+
+@pytest.mark.parametrize(("epoch", "sign_mode"), [(0, False), (1, False), (152, False), (153, True), (511, True)])
+def test_temperature_follows_the_epoch_into_sign_mode(epoch: int, sign_mode: bool) -> None:
+    module = make_module("reactnet_resnet8")
+    for _, layer in binary_layers(module):
+        layer.quantizer = make_weight_quantizer("temperature")
+    logged: dict[str, float] = {}
+    module.log = lambda name, value: logged.update({name: value})  # type: ignore[method-assign]
+    TemperatureSchedule(0.9).on_train_epoch_start(SimpleNamespace(current_epoch=epoch), module)  # type: ignore[arg-type]
+    for _, layer in binary_layers(module):
+        assert layer.quantizer.temperature.item() == pytest.approx(0.9**epoch)
+        assert layer.quantizer.sign_mode() is sign_mode
+    assert logged["temperature"] == pytest.approx(0.9**epoch)
+    with pytest.raises(InputError, match="factor=1"):
+        TemperatureSchedule(1)

@@ -1,0 +1,208 @@
+"""BNext tiny, small, middle and large with their ES and Rep versions (spec 1.5, 4.1-4.4).
+
+A unit is a binary convolution whose output a squeeze-excite gate scales; the gate looks at a learned mix of the unit's
+input and output (info-recoupling). Weights are clamp(W/T) until the temperature T falls below 1e-7, sign(W) from then.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core.channels import check_counts
+from esbnn_core.layers import SqueezeExcite
+from esbnn_core.models.registry import register_model
+from esbnn_core.models.trunk import Expansion, real_stem
+from esbnn_core.unit import BinaryUnit
+
+SIZES = {
+    "tiny": (32, 64, *[128] * 2, *[256] * 2, *[512] * 6, *[1024] * 2),
+    "small": (48, 96, *[192] * 2, *[384] * 2, *[768] * 6, *[1536] * 2),
+    "middle": (48, 96, *[192] * 4, *[384] * 4, *[768] * 8, *[1536] * 4),
+    "large": (64, 128, *[256] * 4, *[512] * 4, *[1024] * 16, *[2048] * 4),
+}
+"""Nominal output widths of the stem and of every block."""
+
+
+class BNextUnit(nn.Module):
+    """One binary convolution of BNext: FFN_3x3, ELM attention (3x3) or FFN_1x1 (spec 4.2).
+
+        u = PReLU(BN(tile(conv(sign(x + shift)))));  g = gate(s * pool(x) + (1 - s) * u) * u
+        FFN:  BN(g) + pool(x)          ELM:  BN(g * r) + r  with r = pool(PReLU(x))
+
+    (N, wide*C, H, W) -> (N, wide*C, H/stride, W/stride) with wide = tau*groups.
+
+    Args:
+        channels: nominal C. kernel: 3 or 1. stride: 1 or 2. elm: attention in place of FFN.
+        recoupling: gate, mix and second BN; without it the output is u + pool(x), or BN(u * r) + r for ELM.
+        expansion: see Expansion. name: for errors.
+    """
+
+    def __init__(
+        self, channels: int, kernel: int, stride: int, elm: bool, recoupling: bool, expansion: Expansion, name: str
+    ) -> None:
+        super().__init__()
+        e, wide = expansion, expansion.wide * channels
+        self.kernel, self.recoupling = kernel, recoupling
+        self.core = BinaryUnit(
+            channels,
+            channels,
+            kernel,
+            stride,
+            tau=e.tau,
+            groups=e.groups,
+            copy_spread=e.copy_spread,
+            ste="clip",
+            clip=1.5,
+            weight_quantizer="temperature",
+            latent_init="normal",
+            inner_act=True,
+            act="none",
+            name=name,
+        )
+        # of the sign in the original, where it has no effect on value or gradient; kept for its files
+        self.register_buffer("activation_temperature", torch.ones(1))
+        pooled = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        self.pool: nn.Module = pooled if stride > 1 else nn.Identity()
+        self.norm2: nn.Module = nn.BatchNorm2d(wide) if elm or recoupling else nn.Identity()
+        self.act_in: nn.Module | None = nn.PReLU(wide) if elm else None
+        if not elm:
+            # the original's files have these slopes, its forward does not read them (spec 1.8-Q2)
+            self.unused_act = nn.Parameter(torch.full((wide,), 0.25), requires_grad=False)
+        if recoupling:
+            self.scale = nn.Parameter(torch.full((1, wide, 1, 1), 0.5))
+            self.gate = _gate(channels, e, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.core(x)
+        shortcut = self.pool(x if self.act_in is None else self.act_in(x))
+        if self.recoupling:
+            scale: Tensor = self.scale
+            if self.training or self.kernel == 1:  # the original clamps its 1x1 units in evaluation too (spec 1.8-Q5)
+                scale = scale.clamp(0, 1)
+            u = self.gate(scale * self.pool(x) + (1 - scale) * u) * u
+        if self.act_in is not None:
+            u = u * shortcut
+        out: Tensor = self.norm2(u) + shortcut
+        return out
+
+    def project_(self) -> None:
+        """Put the mix back into [0, 1]; the optimizer hook of esbnn_core.latent calls it after every step."""
+        if self.recoupling:
+            self.scale.clamp_(0, 1)
+
+
+def _gate(channels: int, e: Expansion, name: str) -> SqueezeExcite:
+    return SqueezeExcite(channels, 8, e.tau, e.groups, name=f"{name}.gate", shrink=e.rule == "es")
+
+
+class BNextBlock(nn.Module):
+    """A 3x3 unit, then one 1x1 unit, or two whose outputs are concatenated where the width doubles."""
+
+    def __init__(
+        self, before: int, after: int, stride: int, elm: bool, recoupling: bool, expansion: Expansion, name: str
+    ) -> None:
+        super().__init__()
+        self.attention = BNextUnit(before, 3, stride, elm, recoupling, expansion, f"{name}.attention")
+        self.point = nn.ModuleList(
+            BNextUnit(before, 1, 1, False, recoupling, expansion, f"{name}.point.{i}") for i in range(after // before)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x)
+        return torch.cat([point(x) for point in self.point], dim=1)
+
+
+class BNext(nn.Module):
+    """(N, in_channels, H, W) float -> logits (N, num_classes).
+
+    Args:
+        widths: a row of SIZES. expansion: plain, ES (shrunk gates, sliced read-out) or Rep (wide gates, all channels).
+        elm: ELM attention in every second block; False makes every 3x3 unit an FFN. info_recoupling: see BNextUnit.
+        num_classes, in_channels: of the read-out and the stem. stem_stride: 2, or 1 for CIFAR images.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        expansion: Expansion,
+        elm: bool,
+        info_recoupling: bool,
+        num_classes: int,
+        in_channels: int,
+        stem_stride: int,
+    ) -> None:
+        super().__init__()
+        check_counts(num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
+        conv = nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False)
+        self.stem = nn.Sequential(real_stem(conv, expansion, tile_first=True))
+        wide = expansion.wide * widths[0]
+        # of the original's files, not read by its forward; starts at its own width (spec 1.8-Q2)
+        unused = nn.Parameter(torch.full((wide,), float(wide)), requires_grad=False)
+        self.stem.register_parameter("unused_prelu", unused)
+        blocks = OrderedDict[str, nn.Module]()
+        for i, (before, after) in enumerate(pairwise(widths), start=1):
+            stride = 2 if after > before and i > 1 else 1
+            attends = elm and i % 2 == 0
+            blocks[str(i)] = BNextBlock(before, after, stride, attends, info_recoupling, expansion, f"blocks.{i}")
+        self.blocks = nn.Sequential(blocks)
+        self.readout, features = expansion.read_out(widths[-1])
+        self.act = nn.PReLU(features)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.readout(self.blocks(self.stem(x))))
+        logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
+        return logits
+
+
+def _family(size: str) -> None:
+    """Register bnext_SIZE, es_bnext_SIZE and rep_bnext_SIZE."""
+    widths = SIZES[size]
+
+    def base(
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        elm: bool = True,
+        info_recoupling: bool = True,
+        stem_stride: int = 2,
+    ) -> nn.Module:
+        return BNext(widths, Expansion(), elm, info_recoupling, num_classes, in_channels, stem_stride)
+
+    def es(
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        tau: int = 2,
+        groups: int = 1,
+        copy_spread: float = 0.0,
+        elm: bool = True,
+        info_recoupling: bool = True,
+        stem_stride: int = 2,
+    ) -> nn.Module:
+        expansion = Expansion(tau, groups, copy_spread)
+        return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
+
+    def rep(
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        tau: int = 2,
+        elm: bool = True,
+        info_recoupling: bool = True,
+        stem_stride: int = 2,
+    ) -> nn.Module:
+        expansion = Expansion(tau, rule="rep")
+        return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
+
+    builders: dict[str, Callable[..., nn.Module]] = {"": base, "es_": es, "rep_": rep}
+    for prefix, build in builders.items():
+        register_model(f"{prefix}bnext_{size}", build, 224)
+
+
+for _size in SIZES:
+    _family(_size)
