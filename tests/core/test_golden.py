@@ -8,7 +8,7 @@ from tests.core.golden import RECORDS, close, closed_form, fill
 
 
 def test_reactnet_resnet18_and_its_first_stage() -> None:
-    model = fill(create_model("reactnet_resnet18"), "reactnet")
+    model = fill(create_model("reactnet_resnet18"))
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         close(model.stages.layer1(model.stem(x)), RECORDS["reactnet_r18/64/layer1"])
@@ -16,7 +16,7 @@ def test_reactnet_resnet18_and_its_first_stage() -> None:
 
 
 def test_recu_resnet20() -> None:
-    model = fill(create_model("recu_resnet20"), "recu")
+    model = fill(create_model("recu_resnet20"))
     x = closed_form("input", 2 * 3 * 32 * 32).view(2, 3, 32, 32)
     with torch.no_grad():
         close(model(x), RECORDS["recu_resnet20/2x32"])
@@ -24,7 +24,7 @@ def test_recu_resnet20() -> None:
 
 @pytest.mark.parametrize("name", ["reactnet_a", "rep_reactnet_a"])
 def test_reactnet_a_and_its_first_blocks(name: str) -> None:
-    model = fill(create_model(name), "reactnet_a")
+    model = fill(create_model(name))
     record = "reactnet_a(adambnn names)/64" if name == "reactnet_a" else "rep_reactnet_a/64"
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_reactnet_a_and_its_first_blocks(name: str) -> None:
     ],
 )
 def test_bnext_and_its_blocks(name: str, record: str, temperature: float) -> None:
-    model = fill(create_model(name), "bnext", temperature)
+    model = fill(create_model(name), temperature)
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         close(model(x), RECORDS[record])
@@ -59,7 +59,7 @@ def test_bnext_and_its_blocks(name: str, record: str, temperature: float) -> Non
 
 
 def test_the_comparison_can_fail() -> None:
-    model = fill(create_model("reactnet_resnet18"), "reactnet")
+    model = fill(create_model("reactnet_resnet18"))
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         model.stages.layer1[0].norm.bias.add_(1e-6)

@@ -1,0 +1,179 @@
+"""Official files: names and shapes of the originals, there and back, every container, and what is refused by name."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import InputError, create_model
+from esbnn_core.foreign import load_official, official_names, to_official
+
+LISTS = Path(__file__).parents[3] / "shared" / "spec" / "state-keys"
+# sha256 of the sorted "name shape" lines of each original's state_dict, and how many lines
+ORIGINALS = {
+    "reactnet_resnet18": ("reactnet_r18", "bb845d5999637c99269c0ecf8662d35bdf58bd9119870558578a35c4d62c3117", 186),
+    "reactnet_a": ("adambnn_reactnet_a", "3fe2dbdb8063bb3b8003b9ef4f6f025710b8dbdf56e182fc023e9175b9ec3e5d", 298),
+    "rep_reactnet_a": ("rep_reactnet_a", "45fea3a58bc56dad0cff8c351b5415c1c9b205762581815a49919cd7d412450d", 298),
+    "bnext_tiny": ("bnext_t", "35fdef5472b2b9cb5864a0c3677ff9d9f44fefb4c61e60238a433acd28a0aeb9", 661),
+    "es_bnext_tiny": ("esbnext_t", "7b9c9ac4d974944b60d41e515ec185378de75125bc8af82938e06233fbdda3d6", 661),
+}
+SMALL = ["reactnet_resnet18", "bireal_resnet18", "recu_resnet20", "es_recu_resnet20"]
+
+
+def digest(shapes: dict[str, list[int]]) -> str:
+    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def stirred(name: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_model(name)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+            else:
+                tensor.fill_(seed + len(key))
+    return model
+
+
+def same(a: nn.Module, b: dict[str, Tensor]) -> bool:
+    state = a.state_dict()
+    return state.keys() == b.keys() and all(torch.equal(state[key], b[key]) for key in b)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_names_and_shapes_are_the_originals(name: str) -> None:
+    file, want, number = ORIGINALS[name]
+    with torch.device("meta"):
+        names = official_names(create_model(name))
+    shapes = {official: list(shape) for official, shape in names.values()}
+    assert len(shapes) == number and digest(shapes) == want
+    if LISTS.is_dir():
+        listed: Any = json.loads((LISTS / f"{file}_state_keys.json").read_text())
+        if "state_dict_order" in listed:
+            listed = {key: shape for key, shape, _ in listed["state_dict_order"]}
+        assert shapes == listed
+
+
+@pytest.mark.parametrize("name", [*SMALL, "rep_reactnet_a", "es_bnext_tiny"])
+def test_there_and_back_is_the_identity(name: str) -> None:
+    one, other = stirred(name, 1), stirred(name, 2)
+    assert not same(one, other.state_dict())
+    report = load_official(other, to_official(one))
+    assert same(one, other.state_dict())
+    assert report.tensors == len(to_official(one)) and report.zeros == 0
+    assert (report.temperatures is not None) == ("bnext" in name)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("container", [None, "state_dict", "params", "weight", "model"])
+def test_containers_prefix_flat_weights_and_scalars(name: str, container: str | None, tmp_path: Path) -> None:
+    one = stirred(name, 1)
+    tensors = {}
+    for key, tensor in to_official(one).items():
+        flat = key.endswith("binary_conv.weight")
+        tensors[f"module.{key}s" if flat else f"module.{key}"] = tensor.reshape(-1, 1) if flat else tensor
+        if key.endswith(".tau"):
+            tensors[f"module.{key}"] = tensor.reshape(())
+    file: Any = tensors if container is None else {"epoch": 3, container: tensors, "best_top1_acc": torch.tensor(1.0)}
+    torch.save(file, tmp_path / "model.pth.tar")
+    other = stirred(name, 2)
+    load_official(other, tmp_path / "model.pth.tar")
+    assert same(one, other.state_dict())
+
+
+def test_exact_zeros_and_temperatures_are_reported() -> None:
+    official = to_official(stirred("reactnet_resnet18", 1))
+    official["layer1.0.binary_conv.weight"][0, 0] = 0
+    assert load_official(create_model("reactnet_resnet18"), official).zeros == 9
+    official = to_official(create_model("es_bnext_tiny"))
+    official["feature.3.FFN.binary_conv.temperature"].fill_(1e-9)
+    report = load_official(create_model("es_bnext_tiny"), official)
+    assert report.temperatures == (pytest.approx(1e-9), 1.0)
+
+
+def drop(t: dict[str, Tensor]) -> None:
+    del t["bn1.weight"]
+
+
+def add(t: dict[str, Tensor]) -> None:
+    t["bn9.weight"] = torch.ones(3)
+
+
+def reshape(t: dict[str, Tensor]) -> None:
+    t["conv1.weight"] = torch.ones(2, 2)
+
+
+def spoil(t: dict[str, Tensor]) -> None:
+    t["conv1.weight"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop, "looks like a ReActNet-ResNet .*bn1.weight is missing"),
+        (add, "bn9.weight is not expected"),
+        (reshape, r"stem.conv.weight has shape \(2, 2\)"),
+        (spoil, "stem.conv.weight of the mapping holds NaN"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+    change: Callable[[dict[str, Tensor]], None], said: str
+) -> None:
+    model = stirred("reactnet_resnet18", 2)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    official = to_official(stirred("reactnet_resnet18", 1))
+    change(official)
+    with pytest.raises(InputError, match=said) as error:
+        load_official(model, official)
+    assert "\n" not in str(error.value) and same(model, before)
+
+
+def test_another_family_and_another_size_say_what_they_look_like() -> None:
+    model = create_model("reactnet_resnet18")
+    with torch.device("meta"):
+        others = {
+            name: to_official_names(name) for name in ("bnext_tiny", "reactnet_a", "bireal_resnet18", "recu_resnet20")
+        }
+    for name, looks in zip(others, ("a BNext", "ReActNet-A", "a Bi-Real ResNet", "a ReCU ResNet"), strict=True):
+        with pytest.raises(InputError, match=f"it looks like {looks}"):
+            load_official(model, others[name])
+    with pytest.raises(InputError, match=r"layer1\.4\.move0\.bias is not expected"):
+        load_official(model, to_official_names("reactnet_resnet34"))
+    with pytest.raises(InputError, match="reactnet_resnet8 has no official files"):
+        to_official(create_model("reactnet_resnet8"))
+
+
+def to_official_names(name: str) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return {key: torch.empty(shape) for key, shape in official_names(create_model(name)).values()}
+
+
+class Trap:
+    """A pickle that would call a function when it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("read",)
+
+
+def test_files_that_are_not_plain_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = create_model("recu_resnet20")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save({"state_dict": to_official(model), "extra": Trap()}, tmp_path / "trap.pth")
+    for name in ("text.pth", "empty.pth", "trap.pth"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read as plain tensors") as error:
+            load_official(model, tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert "read" not in capsys.readouterr().out.split()
+    with pytest.raises(InputError, match="does not exist"):
+        load_official(model, tmp_path / "none.pth")
+    torch.save({"epoch": 3}, tmp_path / "no.pth")
+    with pytest.raises(InputError, match="holds no mapping of tensors"):
+        load_official(model, tmp_path / "no.pth")
