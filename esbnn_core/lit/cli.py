@@ -17,8 +17,8 @@ class TaskCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed, and the class count from the data."""
         parser.add_lightning_class_args(EpochSeed, "epoch_seed")
-        parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def instantiate_classes(self) -> None:
@@ -27,6 +27,11 @@ class TaskCLI(LightningCLI):
         check = getattr(getattr(self, "model", None), "check_data", None)
         if check is not None:
             check(self.datamodule)
+
+
+def _seed(value: bool | int | None) -> int:
+    """A number for our generators from what seed_everything may be; null and false stand for 0."""
+    return int(value or 0)
 
 
 def run(

@@ -58,9 +58,11 @@ def draw(rows: Sequence[Any], path: Path) -> None:
 
     colours = ["#4c72b0", "#dd8452", "#55a868"]
     figure, (curve, bars, sizes) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for row, colour in zip(rows, colours, strict=False):
+    for index, row in enumerate(rows):
         epochs = range(1, len(row.val_top1) + 1)
-        curve.plot(epochs, row.val_top1, marker="o", color=colour, label=f"{row.system} ({row.ops / 1e6:.3f} M OPs)")
+        curve.plot(
+            epochs, row.val_top1, marker="o", color=colours[index], label=f"{row.system} ({row.ops / 1e6:.3f} M OPs)"
+        )
     curve.set(title="validation top-1, %", xlabel="epoch")
     curve.xaxis.get_major_locator().set_params(integer=True)
     curve.legend()
