@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from esbnn_core.channels import check_counts
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError
@@ -34,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     counting = commands.add_parser("count", help="BOPs, FLOPs, OPs, parameters and bytes of a network")
-    counting.add_argument("name", metavar="NAME", help="network, e.g. es_reactnet_resnet18")
+    counting.add_argument("name", metavar="NAME", nargs="?", help="network, e.g. es_reactnet_resnet18")
+    counting.add_argument("--all", action="store_true", help="one line for every network, with its own options")
     counting.add_argument("--tau", type=int, help="expansion factor of an es_ or rep_ network")
     counting.add_argument("--groups", type=int, help="groups of an es_ network")
     counting.add_argument("--num-classes", type=int, help="classes of the read-out")
@@ -56,7 +59,29 @@ def _models(args: argparse.Namespace) -> None:
     print("\n".join(names))
 
 
+def _count_all() -> None:
+    """One line a network, built without data; INT8 OPs is the convention of the BNext README (spec 4.8)."""
+    head = f"{'network':28} {'input':11} {'BOPs (G)':>9} {'/64 (1e8)':>9} {'FLOPs (1e8)':>11} {'OPs (1e8)':>9}"
+    print(f"{head} {'INT8 OPs (1e8)':>14} {'params (M)':>10} {'1-bit (M)':>9}")
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name)
+        spec = model_spec(model)
+        assert spec is not None
+        c = count(model, spec.input_size)
+        int8 = c.bops / 64 + c.flops / 8
+        size = "x".join(map(str, spec.input_size))
+        row = (
+            f"{name:28} {size:11} {c.bops / 1e9:9.4f} {c.bops / 64 / 1e8:9.4f} {c.flops / 1e8:11.4f} {c.ops / 1e8:9.4f}"
+        )
+        print(f"{row} {int8 / 1e8:14.4f} {c.params / 1e6:10.3f} {c.binary_params / 1e6:9.3f}")
+
+
 def _count(args: argparse.Namespace) -> None:
+    if args.all == (args.name is not None):
+        raise InputError("esbnn count takes one network's name or --all: esbnn models lists the names")
+    if args.all:
+        return _count_all()
     given: dict[str, Any] = {key: getattr(args, key) for key in ("tau", "groups", "num_classes", "in_channels")}
     model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
     spec = model_spec(model)

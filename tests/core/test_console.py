@@ -137,3 +137,17 @@ def test_pack_where_nothing_can_be_written(capsys: pytest.CaptureFixture[str], t
     save_checkpoint(create_model("es_reactnet_resnet8"), source)
     wall.write_text("a file, no folder")
     assert str(wall) in sentence(capsys, "pack", str(source), str(wall / "packed.safetensors"))
+
+
+def test_count_all_is_the_published_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "--all"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert sorted(rows) == list_models()
+    # spec 0.6: BOPs, BOPs/64, FLOPs, OPs; then the BNext README's 0.077 and 0.819 with INT8 real layers (spec 4.8)
+    assert rows["reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1186", "0.8713"]
+    assert rows["rep_reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1289", "0.8815"]
+    assert rows["es_bnext_tiny"][1:6] == ["4.8169", "0.7526", "0.1334", "0.8861", "0.7693"]
+    assert rows["bnext_large"][5] == "8.1979" and rows["recu_resnet20"][4] == "0.0107"
+    for argv in (["count"], ["count", "reactnet_a", "--all"]):
+        assert main(argv) == 2
+        assert "one network's name or --all" in capsys.readouterr().err
