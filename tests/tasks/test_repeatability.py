@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -69,6 +71,33 @@ def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_tra
         for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True)
     )
     assert difference == 0.0
+
+
+def test_a_resumed_run_draws_what_the_whole_one_drew(
+    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
+) -> None:
+    class Draw(L.Callback):
+        """A layer with noise in small: one number of each global generator a step."""
+
+        def __init__(self) -> None:
+            self.seen: dict[int, list[float]] = {}
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            drawn = [torch.rand(1).item(), random.random(), float(np.random.rand())]
+            self.seen.setdefault(trainer.current_epoch, []).extend(drawn)
+
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    whole, rest = Draw(), Draw()
+    callbacks = [EpochSeed(0), whole, checkpoint]
+    make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks).fit(module(), make_data())
+    again = module()
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    ckpt = str(tmp_path / "epoch=0.ckpt")
+    make_trainer(max_epochs=3, callbacks=[EpochSeed(0), rest]).fit(again, make_data(), ckpt_path=ckpt)
+    assert rest.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
+    assert len({number for drawn in whole.seen.values() for number in drawn}) == 3 * 3 * 4
 
 
 def run_test(data_root: str, folder: Path, processes: int, size: int) -> dict[str, float]:
