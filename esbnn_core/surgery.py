@@ -52,7 +52,8 @@ class BinaryConfig:
         weight_quantizer, ste, clip, pad_value, learned_scale: as BinaryConv2d.
         shift: a learnable RSign shift in front of every binary layer.
         activation: what stands in for every nn.ReLU. A sign behind a ReLU is +1 everywhere, so "keep" is for networks
-            without one; a ReLU that forward calls as a function is not seen and has to be made a module first. "prelu" (one slope for all channels, so that a shared module serves every width), "hardtanh".
+            without one; a ReLU that forward calls as a function is not seen and has to be made a module first.
+            "prelu" has one slope for all channels, so that a shared module serves every width; or "hardtanh".
         filter_fn: (name, module) -> whether to binarize it; None takes all but the first convolution and the last
             linear layer.
     """
