@@ -41,6 +41,12 @@ class PackedLayer(nn.Module):
         self.register_buffer("shift", zeros(self.channels) if shifted else None)
 
     @torch.no_grad()
+    def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
+        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
+        scale, bias = fold_norm(layer.output_scale(), layer.bias, nn.Identity(), self.copies)
+        self._fill(layer, scale, bias, name)
+        return self
+
     def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
         if not layer.quantizer.sign_mode():
             raise InputError(
@@ -67,12 +73,6 @@ class PackedConv2d(PackedLayer):
         super().__init__(conv, conv.groups, conv.copies if copies is None else copies)
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.pad_value = conv.pad_value
-
-    def fill_(self, conv: BinaryConv2d, name: str = "") -> "PackedConv2d":
-        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
-        scale, bias = fold_norm(conv.output_scale(), conv.bias, nn.Identity(), self.copies)
-        self._fill(conv, scale, bias, name)
-        return self
 
     def convolve(
         self, x: Tensor, prelu: Tensor | None = None, residual: Tensor | None = None, rprelu: Tensor | None = None
@@ -148,12 +148,6 @@ class PackedLinear(PackedLayer):
 
     def __init__(self, linear: BinaryLinear) -> None:
         super().__init__(linear, linear.groups, linear.copies)
-
-    def fill_(self, linear: BinaryLinear, name: str = "") -> "PackedLinear":
-        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
-        scale, bias = fold_norm(linear.output_scale(), linear.bias, nn.Identity(), self.copies)
-        self._fill(linear, scale, bias, name)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         bits = kernels.pack_sign(x, self.shift, self.groups, -1)

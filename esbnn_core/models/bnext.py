@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esbnn_core.channels import check_counts
 from esbnn_core.layers import SqueezeExcite
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, real_stem
+from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
 from esbnn_core.unit import BinaryUnit
 
 SIZES = {
@@ -64,8 +64,7 @@ class BNextUnit(nn.Module):
         )
         # of the sign in the original, where it has no effect on value or gradient; kept for its files
         self.register_buffer("activation_temperature", torch.ones(1))
-        pooled = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
-        self.pool: nn.Module = pooled if stride > 1 else nn.Identity()
+        self.pool: nn.Module = halving_pool() if stride > 1 else nn.Identity()
         self.norm2: nn.Module = nn.BatchNorm2d(wide) if elm or recoupling else nn.Identity()
         self.act_in: nn.Module | None = nn.PReLU(wide) if elm else None
         if not elm:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from esbnn_core.channels import check_counts
 from esbnn_core.layers import RPReLU
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, real_stem
+from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
 from esbnn_core.unit import BinaryUnit
 
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -31,7 +31,6 @@ class ReActBlock(nn.Module):
         e = expansion
 
         def unit(part: str, kernel: int, stride: int = 1, act: bool = True) -> BinaryUnit:
-            pooled = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
             return BinaryUnit(
                 before,
                 before,
@@ -41,7 +40,7 @@ class ReActBlock(nn.Module):
                 groups=e.groups,
                 copy_spread=e.copy_spread,
                 act="rprelu" if act else "none",
-                shortcut=nn.Identity() if stride == 1 else pooled,
+                shortcut=nn.Identity() if stride == 1 else halving_pool(),
                 name=f"{name}.{part}",
             )
 

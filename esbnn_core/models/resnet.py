@@ -17,7 +17,7 @@ from esbnn_core.channels import check_counts, es_widths
 from esbnn_core.layers import PadShortcut, Tile
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, real_stem
+from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
 from esbnn_core.quantizers import STE
 from esbnn_core.unit import Act, BinaryUnit
 
@@ -57,8 +57,7 @@ def _downsample(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn
     layers: list[nn.Module] = []
     stride = 2
     if kind == "avgpool_conv":
-        # ceil_mode differs from floor on odd sizes only, where it keeps the size of the strided convolution
-        layers.append(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
+        layers.append(halving_pool())
         stride = 1
     layers.append(nn.Conv2d(w.carried_in, w.filters, 1, stride, bias=False, groups=w.groups))
     if w.copies > 1:

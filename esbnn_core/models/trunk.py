@@ -37,6 +37,14 @@ class Expansion:
         return nn.Identity(), self.wide * channels
 
 
+def halving_pool() -> nn.AvgPool2d:
+    """2x2 average pooling of a shortcut beside a convolution of stride 2.
+
+    ceil_mode differs from floor on odd sizes only, where it keeps the size of the strided convolution.
+    """
+    return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+
+
 def real_stem(conv: nn.Conv2d, e: Expansion, tile_first: bool) -> OrderedDict[str, nn.Module]:
     """A real first convolution at nominal cost, tiled tau*g times before its BN (`tile_first`) or after it."""
     steps = OrderedDict[str, nn.Module](conv=conv)

@@ -53,6 +53,7 @@ class ClassificationDataModule(L.LightningDataModule):
         self.augment, self.image_size, self.seed = augment, image_size, seed
         self.num_classes = num_classes or self.info.classes
         self.splits: dict[str, SeededDataset] = {}
+        self._opened: dict[bool, Any] = {}
 
     def prepare_data(self) -> None:
         """On one process: unpack or fetch, and fail here if the root is wrong."""
@@ -66,15 +67,22 @@ class ClassificationDataModule(L.LightningDataModule):
             if part not in self.splits:
                 self.splits[part] = self._split(part)
 
+    def _open(self, train: bool) -> Any:
+        """The training or test split, opened once for all parts that are cut from it."""
+        if train not in self._opened:
+            whole = open_split(self.dataset, self.root, train)
+            labels = getattr(whole, "targets", None)
+            if labels is not None and len(labels) and int(max(labels)) >= self.num_classes:
+                raise InputError(
+                    f"dataset {self.dataset} in {self.root} has label {int(max(labels))}, labels below "
+                    f"num_classes={self.num_classes} were expected: set data.num_classes"
+                )
+            self._opened[train] = whole
+        return self._opened[train]
+
     def _split(self, part: str) -> SeededDataset:
         from_train = part == "train" or (part == "val" and self.val_size > 0)
-        whole = open_split(self.dataset, self.root, from_train)
-        labels = getattr(whole, "targets", None)
-        if labels is not None and len(labels) and int(max(labels)) >= self.num_classes:
-            raise InputError(
-                f"dataset {self.dataset} in {self.root} has label {int(max(labels))}, labels below "
-                f"num_classes={self.num_classes} were expected: set data.num_classes"
-            )
+        whole = self._open(from_train)
         if not from_train:
             indices = list(range(self.test_size or len(whole)))
         else:
