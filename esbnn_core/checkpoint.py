@@ -1,8 +1,9 @@
 """Checkpoint files: safetensors with metadata and a content hash; strict reading, atomic writing.
 
 A file's metadata (strings, as safetensors has it) are: format "esbnn", format_version, kind "latent" or "packed",
-network, options (json) and input_size (json) where the network came from create_model, metric (json), commit,
-esbnn_version, and digest: the sha256 over all of these and every tensor, which finds a flipped bit anywhere.
+weights "binary" or "real" (what real_weights_ made; a file without the word is binary), network, options (json) and
+input_size (json) where the network came from create_model, metric (json), commit, esbnn_version, and digest: the
+sha256 over all of these and every tensor, which finds a flipped bit anywhere.
 Packed files hold bit-words and folded affines (esbnn_core.packed), no latent weight.
 """
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from esbnn_core.errors import InputError
 from esbnn_core.models.registry import model_spec
 from esbnn_core.packed import PackedLayer
+from esbnn_core.quantizers import RealWeights
+from esbnn_core.unit import binary_layers
 from esbnn_core.version import __version__
 
 FORMAT_VERSION = 1
@@ -39,6 +42,11 @@ class Checkpoint:
     def kind(self) -> str:
         """ "latent" or "packed"."""
         return self.metadata["kind"]
+
+    @property
+    def weights(self) -> str:
+        """ "binary", or "real" for what esbnn_core.surgery.real_weights_ made."""
+        return self.metadata.get("weights", "binary")
 
     @property
     def network(self) -> str:
@@ -131,6 +139,7 @@ def save_checkpoint(
         "format_version": str(FORMAT_VERSION),
         "esbnn_version": __version__,
         "kind": "packed" if any(isinstance(m, PackedLayer) for m in model.modules()) else "latent",
+        "weights": "real" if any(isinstance(b.quantizer, RealWeights) for _, b in binary_layers(model)) else "binary",
         "network": spec.name if spec else "",
         "options": json.dumps(dict(spec.options) if spec else {}, sort_keys=True),
         "input_size": json.dumps(spec.input_size if spec else None),
@@ -223,6 +232,10 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata["kind"] not in ("latent", "packed"):
         raise InputError(
             f"checkpoint {path} is of kind {metadata['kind']!r}, latent or packed was expected: write it again"
+        )
+    if metadata.get("weights", "binary") not in ("binary", "real"):
+        raise InputError(
+            f"checkpoint {path} has weights {metadata['weights']!r}, binary or real was expected: write it again"
         )
     for key in ("options", "metric"):
         try:

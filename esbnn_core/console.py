@@ -1,4 +1,4 @@
-"""The console script `esbnn`: models, count, pack. An error is one sentence on stderr and exit code 2."""
+"""The console script `esbnn`: models, count, doctor, pack. An error is one sentence on stderr and exit code 2."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ import torch
 from esbnn_core.channels import check_counts
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError
+from esbnn_core.kernels import cpu
 from esbnn_core.models import create_model, list_models, model_spec
 from esbnn_core.release import pack_checkpoint
 from esbnn_core.version import __version__
@@ -37,13 +38,16 @@ def _parser() -> argparse.ArgumentParser:
 
     counting = commands.add_parser("count", help="BOPs, FLOPs, OPs, parameters and bytes of a network")
     counting.add_argument("name", metavar="NAME", nargs="?", help="network, e.g. es_reactnet_resnet18")
-    counting.add_argument("--all", action="store_true", help="one line for every network, with its own options")
+    counting.add_argument("--all", action="store_true", help="one line for every classifier, with its own options")
     counting.add_argument("--tau", type=int, help="expansion factor of an es_ or rep_ network")
     counting.add_argument("--groups", type=int, help="groups of an es_ network")
     counting.add_argument("--num-classes", type=int, help="classes of the read-out")
     counting.add_argument("--in-channels", type=int, help="channels of the input")
     counting.add_argument("--size", type=int, help="side of the square input (default: that of the papers)")
     counting.set_defaults(run=_count)
+
+    doctor = commands.add_parser("doctor", help="which implementation serves packed operators here, and why")
+    doctor.set_defaults(run=_doctor)
 
     packing = commands.add_parser("pack", help="pack a latent checkpoint into bits")
     packing.add_argument("source", metavar="IN", help="latent .safetensors")
@@ -62,8 +66,8 @@ def _models(args: argparse.Namespace) -> None:
 def _count_all() -> None:
     """One line a network, built without data; INT8 OPs is the convention of the BNext README (spec 4.8)."""
     head = f"{'network':28} {'input':11} {'BOPs (G)':>9} {'/64 (1e8)':>9} {'FLOPs (1e8)':>11} {'OPs (1e8)':>9}"
-    print(f"{head} {'INT8 OPs (1e8)':>14} {'params (M)':>10} {'1-bit (M)':>9}")
-    for name in list_models():
+    print(f"{head} {'INT8 OPs (1e8)':>14} {'params (M)':>10} {'1-bit (M)':>9} {'OPs with matmuls':>16}")
+    for name in list_models(kind="classifier"):
         with torch.device("meta"):
             model = create_model(name)
         spec = model_spec(model)
@@ -74,7 +78,8 @@ def _count_all() -> None:
         row = (
             f"{name:28} {size:11} {c.bops / 1e9:9.4f} {c.bops / 64 / 1e8:9.4f} {c.flops / 1e8:11.4f} {c.ops / 1e8:9.4f}"
         )
-        print(f"{row} {int8 / 1e8:14.4f} {c.params / 1e6:10.3f} {c.binary_params / 1e6:9.3f}")
+        matmuls = f"{c.ops_with_matmuls / 1e8:.4f}" if c.matmul_bops else "-"
+        print(f"{row} {int8 / 1e8:14.4f} {c.params / 1e6:10.3f} {c.binary_params / 1e6:9.3f} {matmuls:>16}")
 
 
 def _count(args: argparse.Namespace) -> None:
@@ -96,8 +101,21 @@ def _count(args: argparse.Namespace) -> None:
     print(f"BOPs          {result.bops / 1e9:.4f} G   (/64 = {result.bops / 64 / 1e8:.4f}e8)")
     print(f"FLOPs         {result.flops / 1e8:.4f}e8")
     print(f"OPs           {result.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)")
+    if result.matmul_bops:
+        matmuls = f"binary attention: {result.matmul_bops / 1e9:.4f} G"
+        print(f"with matmuls  {result.ops_with_matmuls / 1e8:.4f}e8   ({matmuls})")
     print(f"parameters    {result.params:,}   of which 1-bit {result.binary_params:,}")
     print(f"bytes         {result.latent_bytes:,} latent, {result.packed_bytes:,} packed")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    status = cpu.choose()[1]
+    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"CPU    {status.serving}: {status.reason}")
+    for name, here in status.paths:
+        print(f"       {name:18} {'usable' if here else 'not on this processor'}")
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    print(f"CUDA   naive, plain torch operators: native kernels are not written yet ({found})")
 
 
 def _pack(args: argparse.Namespace) -> None:

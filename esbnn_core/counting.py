@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers import BinaryMatmul
 from esbnn_core.layers.base import BinaryLayer
-from esbnn_core.packed import PackedLayer, packed_like
+from esbnn_core.packed import PackedLayer, drop_training_parts_, packed_like
+from esbnn_core.unit import binary_layers
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One row of the table; macs are multiply-accumulates for one input, `binary` says of which kind."""
+    """One row of the table; macs are multiply-accumulates for one input, `binary` says of which kind.
+
+    `counted` is False for products of two binary activations, which the papers' OPs leave out (Count.matmul_bops).
+    """
 
     name: str
     kind: str
@@ -27,18 +32,22 @@ class LayerCount:
     macs: int
     weights: int
     binary: bool
+    counted: bool = True
 
 
 @dataclass(frozen=True)
 class Count:
     """Cost of one forward pass for one input.
 
-    bops, flops, ops: operations. params: all parameters; binary_params: weights of 1 bit each. latent_bytes,
-    packed_bytes: tensors of the latent and of the packed checkpoint. layers: the table.
+    bops, flops, ops: operations. matmul_bops: of binary attention, which the papers' rule leaves out (only convolutions
+    and linear layers count); ops_with_matmuls adds them. params: all parameters but those of parts for training alone
+    (latent_resnet18 has such); binary_params: weights of 1 bit each. latent_bytes, packed_bytes: tensors of the latent
+    and of the packed checkpoint. layers: the table.
     """
 
     bops: int
     flops: int
+    matmul_bops: int
     params: int
     binary_params: int
     latent_bytes: int
@@ -49,6 +58,11 @@ class Count:
     def ops(self) -> float:
         """BOPs / 64 + FLOPs."""
         return self.bops / 64 + self.flops
+
+    @property
+    def ops_with_matmuls(self) -> float:
+        """OPs with the products of binary attention counted as well."""
+        return self.ops + self.matmul_bops / 64
 
     def table(self) -> str:
         """The layers as aligned text, MACs in millions."""
@@ -71,6 +85,8 @@ def _packed_bytes(model: nn.Module) -> int:
     """Bytes of the state_dict that the packed network has: latent units exchanged for their packed modules' buffers."""
     total = tensor_bytes(model)
     for module in _outermost(model):
+        if not all(_one_bit(layer) for _, layer in binary_layers(module)):
+            continue  # real weights do not pack
         packed = packed_like(module)
         assert packed is not None
         total += tensor_bytes(packed) - tensor_bytes(module)
@@ -96,12 +112,12 @@ def count(model: nn.Module, input_size: tuple[int, ...]) -> Count:
     Raises:
         InputError: the network does not run on an input of that size.
     """
-    ghost = copy.deepcopy(model).to("meta").eval()
+    ghost = drop_training_parts_(copy.deepcopy(model).to("meta").eval())
     rows: list[LayerCount] = []
     hooks = [
         module.register_forward_hook(_hook(name, module, rows))
         for name, module in ghost.named_modules()
-        if isinstance(module, BinaryLayer | PackedLayer | nn.modules.conv._ConvNd | nn.Linear)
+        if isinstance(module, BinaryLayer | PackedLayer | BinaryMatmul | nn.modules.conv._ConvNd | nn.Linear)
     ]
     try:
         with torch.no_grad():
@@ -112,18 +128,24 @@ def count(model: nn.Module, input_size: tuple[int, ...]) -> Count:
     finally:
         for hook in hooks:
             hook.remove()
-    packed_weights = {id(m): math.prod(m.weight_shape) for m in model.modules() if isinstance(m, PackedLayer)}
-    binary_params = sum(m.weight.numel() for m in model.modules() if isinstance(m, BinaryLayer))
+    packed_weights = {id(m): math.prod(m.weight_shape) for m in ghost.modules() if isinstance(m, PackedLayer)}
+    binary_params = sum(m.weight.numel() for m in ghost.modules() if isinstance(m, BinaryLayer) and _one_bit(m))
     binary_params += sum(packed_weights.values())
     return Count(
-        bops=sum(row.macs for row in rows if row.binary),
+        bops=sum(row.macs for row in rows if row.binary and row.counted),
         flops=sum(row.macs for row in rows if not row.binary),
-        params=sum(p.numel() for p in model.parameters()) + sum(packed_weights.values()),
+        matmul_bops=sum(row.macs for row in rows if not row.counted),
+        params=sum(p.numel() for p in ghost.parameters()) + sum(packed_weights.values()),
         binary_params=binary_params,
         latent_bytes=tensor_bytes(model),
-        packed_bytes=_packed_bytes(model),
+        packed_bytes=_packed_bytes(ghost),
         layers=tuple(rows),
     )
+
+
+def _one_bit(module: nn.Module) -> bool:
+    """Whether its weights are one bit each; real weights on binary activations cost real operations."""
+    return isinstance(module, PackedLayer) or (isinstance(module, BinaryLayer) and module.quantizer.precision == 1)
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:
@@ -137,7 +159,12 @@ def _hook(
     name: str, module: nn.Module, rows: list[LayerCount]
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        binary = isinstance(module, BinaryLayer | PackedLayer)
+        shape = tuple(output.shape[1:])
+        if isinstance(module, BinaryMatmul):
+            macs = math.prod(shape) * inputs[0].shape[-1]
+            rows.append(LayerCount(name, "BinaryMatmul", shape, macs, 0, True, counted=False))
+            return
+        binary = _one_bit(module)
         weight = _weight_shape(module)
         # every filter is applied once at every position: places of a map (of the input where transposed), matrix rows
         if len(weight) == 2:
@@ -147,6 +174,6 @@ def _hook(
             positions = math.prod(placed.shape[2:])
         weights = math.prod(weight)
         macs = weights * positions
-        rows.append(LayerCount(name, type(module).__name__, tuple(output.shape[1:]), macs, weights, binary))
+        rows.append(LayerCount(name, type(module).__name__, shape, macs, weights, binary))
 
     return record

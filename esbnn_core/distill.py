@@ -1,5 +1,6 @@
-"""Distillation: the distributional loss of ReActNet and what a teacher is (spec 3.4)."""
+"""Distillation: the distributional loss of ReActNet (spec 3.4), BNext's gap weighting (4.5), what a teacher is."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -21,8 +22,39 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: logits (N, K). The teacher gets no gradient.
     """
+    return per_sample_cross_entropy(student, teacher).mean()
+
+
+def per_sample_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """-sum_k softmax(teacher)_k * log_softmax(student)_k of every sample, (N,), for logits (N, K) of both."""
     target = F.softmax(teacher.detach(), dim=1)
-    return -(target * F.log_softmax(student, dim=1)).sum(1).mean()
+    return -(target * F.log_softmax(student, dim=1)).sum(1)
+
+
+def gap_weighted_loss(student: Tensor, teachers: Sequence[Tensor], per_instance: bool = False) -> Tensor:
+    """BNext's loss over its active teachers: the one that the student fits worst counts most (spec 4.5).
+
+        a_ij = softmax_j(CE(student_i, softmax(teacher_ij))), detached
+        loss = mean_i(sum_j a_ij * L_j) / J     with J teachers
+
+    Args:
+        student: logits (N, K). teachers: logits (N, K) each, without gradient.
+        per_instance: False is the original as its code runs, where L_j is the mean over the batch and only the mean of
+            a_ij over the batch matters (a mistyped word switches the other off). True is what it intends: L_ij of the
+            sample itself.
+    """
+    gaps = torch.stack([per_sample_cross_entropy(student, teacher) for teacher in teachers])
+    share = gaps.detach().softmax(0)
+    losses = gaps if per_instance else gaps.mean(1, keepdim=True)
+    return (share * losses).sum(0).mean() / len(teachers)
+
+
+def consecutive_span(epoch: int, epochs: int, count: int) -> int:
+    """Which of `count` assistants is active in an epoch (from 0) of `epochs`: the run is cut into equal spans.
+
+    Behind the end the last one stays.
+    """
+    return min(count - 1, epoch * count // epochs)
 
 
 class FrozenTeacher:

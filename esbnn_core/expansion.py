@@ -11,6 +11,7 @@ that made it, where one module made it for that operation alone. The code of the
 """
 
 import copy
+import dataclasses
 import logging
 from typing import Any
 
@@ -184,6 +185,11 @@ def _plan(model: nn.Module, config: ESConfig) -> tuple[Flow, ExpansionPlan]:
                 f"{name} is a {type(module).__name__}, so that {type(model).__name__} is expanded already: "
                 f"expand_ takes a plain network, build it anew and expand it once"
             )
+        if getattr(module, "has_training_parts", False):
+            raise InputError(
+                f"{type(module).__name__} has parts for training alone, which its forward does not show to expand_: "
+                f"build its es_ network with create_model, or call drop_training_parts_() first"
+            )
     flow = Flow(model, config)
     plan = flow.plan()
     for name in plan.expanded:
@@ -301,4 +307,4 @@ def _spec_of_twin(model: nn.Module, config: ESConfig) -> tuple[ModelSpec, nn.Mod
         return None  # no es_ version, or one without these options
     found = model_spec(twin)
     assert found is not None
-    return ModelSpec(found.name, found.options, spec.input_size), twin
+    return dataclasses.replace(found, input_size=spec.input_size), twin

@@ -13,6 +13,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.kernels.naive import pack_bits
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Sign
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.token_unit import TokenUnit
 from esbnn_core.unit import BinaryUnit, fold_norm
 
 
@@ -20,13 +21,15 @@ class PackedLayer(nn.Module):
     """Shared part: weight bits, scale, bias and the shift of the input's sign.
 
     Buffers: weight_bits int32 (the layout of esbnn_core.kernels), scale and bias (copies*O,), shift (C,) where the
-    latent layer has one. `weight_shape` is the latent weight's, for counting.
+    latent layer has one. `weight_shape` is the latent weight's, for counting. `lanes`, not saved, is weight_bits in the
+    order of the native implementation: fill_ and load_state_dict keep the two together.
     """
 
     weight_bits: Tensor
     scale: Tensor
     bias: Tensor
     shift: Tensor | None
+    lanes: Tensor | None
 
     def __init__(self, layer: BinaryLayer, groups: int, copies: int) -> None:
         super().__init__()
@@ -39,6 +42,8 @@ class PackedLayer(nn.Module):
         self.register_buffer("bias", zeros(copies * out))
         shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
         self.register_buffer("shift", zeros(self.channels) if shifted else None)
+        self.register_buffer("lanes", None, persistent=False)
+        self.register_load_state_dict_post_hook(_lay_out)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
@@ -49,10 +54,7 @@ class PackedLayer(nn.Module):
 
     def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
         if not layer.quantizer.sign_mode():
-            raise InputError(
-                f"layer {name} has weights that are not in sign mode (its temperature is not annealed below 1e-7): "
-                f"finish the temperature schedule or set the temperature to 0 before packing"
-            )
+            raise InputError(f"layer {name} has weights that are not in sign mode, {layer.quantizer.to_sign_mode}")
         if not torch.isfinite(layer.weight).all():
             raise InputError(f"layer {name} has a latent weight that is not finite: pack a network that is trained")
         binary = layer.quantizer.binary(layer.weight)
@@ -61,9 +63,16 @@ class PackedLayer(nn.Module):
         self.bias.zero_() if bias is None else self.bias.copy_(bias)
         if self.shift is not None and isinstance(layer.sign, Sign) and layer.sign.shift is not None:
             self.shift.copy_(layer.sign.shift)
+        _lay_out(self)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight_shape}, groups={self.groups}, copies={self.copies}"
+
+
+def _lay_out(layer: nn.Module, _: object = None) -> None:
+    """Make `lanes` of a packed layer anew from its weight_bits."""
+    assert isinstance(layer, PackedLayer)
+    layer.lanes = kernels.lanes_of(layer.weight_bits, layer.groups)
 
 
 class PackedConv2d(PackedLayer):
@@ -97,6 +106,7 @@ class PackedConv2d(PackedLayer):
             rprelu,
             None,
             0,
+            self.lanes,
         )
         # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
         # channels_last has its channels next to each other
@@ -124,11 +134,7 @@ class PackedUnit(PackedConv2d):
     @torch.no_grad()
     def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
         """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
-        if not isinstance(unit.norm, nn.Identity) and getattr(unit.norm, "running_mean", None) is None:
-            raise InputError(
-                f"unit {name} normalises with {type(unit.norm).__name__} and keeps no running statistics: packing "
-                f"needs a BatchNorm that does, or no norm"
-            )
+        check_statistics(unit.norm, name)
         scale, bias = unit.affine()
         self._fill(unit.conv, scale, bias, name)
         if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):
@@ -146,19 +152,50 @@ class PackedUnit(PackedConv2d):
 class PackedLinear(PackedLayer):
     """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O) in the dtype of `scale`."""
 
-    def __init__(self, linear: BinaryLinear) -> None:
-        super().__init__(linear, linear.groups, linear.copies)
+    def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
+        super().__init__(linear, linear.groups, linear.copies if copies is None else copies)
 
     def forward(self, x: Tensor) -> Tensor:
         bits = kernels.pack_sign(x, self.shift, self.groups, -1)
         y: Tensor = kernels.binary_linear(
-            bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias
+            bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias, self.lanes
         )
         return y
 
 
+class PackedTokenUnit(PackedLinear):
+    """Packed TokenUnit: (B, N, I) floating and a skip (B, N, copies*O) -> the skip's shape; its RPReLU stays."""
+
+    def __init__(self, unit: TokenUnit) -> None:
+        super().__init__(unit.linear, unit.copies)
+        self.act = unit.act
+
+    @torch.no_grad()
+    def fill_(self, unit: TokenUnit, name: str = "") -> "PackedTokenUnit":  # type: ignore[override]
+        """Compute bits and folded affine from the latent unit; returns itself. Raises InputError."""
+        check_statistics(unit.norm, name)
+        scale, bias = unit.affine()
+        self._fill(unit.linear, scale, bias, name)
+        return self
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        y: Tensor = self.act(super().forward(x) + skip)
+        return y
+
+
+def check_statistics(norm: nn.Module, name: str) -> None:
+    """Raise InputError naming the unit whose norm keeps no running statistics to fold."""
+    if not isinstance(norm, nn.Identity) and getattr(norm, "running_mean", None) is None:
+        raise InputError(
+            f"unit {name} normalises with {type(norm).__name__} and keeps no running statistics: packing needs a "
+            f"BatchNorm that does, or no norm"
+        )
+
+
 def packed_like(module: nn.Module) -> PackedLayer | None:
     """The empty packed module for a latent unit or layer, None for anything else."""
+    if isinstance(module, TokenUnit):
+        return PackedTokenUnit(module)
     if isinstance(module, BinaryUnit):
         return PackedUnit(module)
     if isinstance(module, BinaryConv2d):
@@ -166,3 +203,12 @@ def packed_like(module: nn.Module) -> PackedLayer | None:
     if isinstance(module, BinaryLinear):
         return PackedLinear(module)
     return None
+
+
+def drop_training_parts_(model: nn.Module) -> nn.Module:
+    """Let every module that has parts for training alone (a method drop_training_parts_) remove them; returns model."""
+    for module in list(model.modules()):
+        drop = getattr(module, "drop_training_parts_", None)
+        if drop is not None:
+            drop()
+    return model

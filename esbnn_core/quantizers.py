@@ -38,7 +38,7 @@ class _Sign(torch.autograd.Function):
         if ctx.ste == "clip":
             return grad * (x.abs() <= ctx.clip), None, None
         # poly2 is 2+2x on [-1,0) and 2-2x on [0,1), which is the tent 2-2|x| cut at zero
-        return grad * (2 - 2 * x.abs()).clamp_(min=0), None, None
+        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad), None, None
 
 
 def sign_ste(x: Tensor, ste: STE = "poly2", clip: float = 1.0) -> Tensor:
@@ -69,6 +69,11 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None
 
 
+def centre(weight: Tensor) -> Tensor:
+    """The weight (O, I, *k) minus the mean of each filter."""
+    return weight - weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
+
+
 class WeightQuantizer(nn.Module):
     """From a latent weight (O, I, *k) to what the layer convolves with, and a scale for its output.
 
@@ -81,15 +86,21 @@ class WeightQuantizer(nn.Module):
     """Bits per weight; counting and packing read it."""
     latent_clip: float | None = None
     """The optimizer hook keeps latent weights inside +-latent_clip (see esbnn_core.latent)."""
+    to_sign_mode = ""
+    """Why `sign_mode` may be False and what changes that, for errors."""
 
     def __init__(self, ste: STE = "clip", clip: float = 1.0) -> None:
         super().__init__()
         self.ste: STE = ste
         self.clip = clip
 
+    def signed(self, weight: Tensor) -> Tensor:
+        """What the sign is taken of, same shape: the weight itself, or centred."""
+        return weight
+
     def binary(self, weight: Tensor) -> Tensor:
         """Weight of the convolution, same shape; exactly +-1 in sign mode."""
-        return sign_ste(weight, self.ste, self.clip)
+        return sign_ste(self.signed(weight), self.ste, self.clip)
 
     def scale(self, weight: Tensor) -> Tensor | None:
         """Scale (O,) of the layer's output, or None."""
@@ -116,6 +127,25 @@ class PlainSign(WeightQuantizer):
             )
 
 
+class RealWeights(WeightQuantizer):
+    """The latent weight itself, no sign and no scale: step 1 of the two-step recipes (spec 3.5).
+
+    It has no state, so a network with it has the tensors of the binary network (esbnn_core.surgery.real_weights_).
+    """
+
+    precision = 32
+    to_sign_mode = "they are real numbers, step 1 of a two-step recipe: train step 2 from them first"
+
+    def __init__(self) -> None:
+        super().__init__("identity")
+
+    def binary(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def sign_mode(self) -> bool:
+        return False
+
+
 class AbsMean(WeightQuantizer):
     """alpha * sign(W) with alpha_o = mean |W| of filter o (XNOR-Net; Bi-Real, ReActNet, BiDet; spec 0.4).
 
@@ -129,10 +159,8 @@ class AbsMean(WeightQuantizer):
         self.detach_scale = detach_scale
         self.centred = centred
 
-    def binary(self, weight: Tensor) -> Tensor:
-        if self.centred:
-            weight = weight - weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
-        return sign_ste(weight, self.ste, self.clip)
+    def signed(self, weight: Tensor) -> Tensor:
+        return centre(weight) if self.centred else weight
 
     def scale(self, weight: Tensor) -> Tensor | None:
         alpha = weight.flatten(1).abs().mean(1)
@@ -140,30 +168,34 @@ class AbsMean(WeightQuantizer):
 
 
 class Temperature(WeightQuantizer):
-    """clamp(W/T, -1, 1), and sign(W) once T < 1e-7; identity STE (BNext, spec 4.4).
+    """clamp(W/T, -1, 1), and sign(W) once T < sign_below; identity STE (BNext, spec 4.4; 1e-5 in BNext-18, spec 4.9).
 
     `temperature` is a buffer (1,) that starts at 1; an epoch-end hook multiplies it (0.9 an epoch reaches sign mode at
     epoch 153). The latent weight is kept inside +-1.5 by the optimizer hook, not by a write in forward.
     """
 
-    SIGN_BELOW = 1e-7
     latent_clip: float | None = 1.5
     temperature: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, sign_below: float = 1e-7) -> None:
         super().__init__("identity")
+        self.sign_below = sign_below
+        self.to_sign_mode = (
+            f"its temperature is not annealed below {sign_below:g}: finish the temperature schedule or set the "
+            f"temperature to 0 before packing"
+        )
         self.register_buffer("temperature", torch.ones(1))
 
     def binary(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
             clamped = (weight / self.temperature.clamp(min=1e-8)).clamp(-1, 1)
             # chosen on the device: reading the temperature here would wait for the GPU at every forward
-            value = torch.where(self.temperature < self.SIGN_BELOW, hard_sign(weight), clamped)
+            value = torch.where(self.temperature < self.sign_below, hard_sign(weight), clamped)
         out: Tensor = _StraightThrough.apply(weight, value)
         return out
 
     def sign_mode(self) -> bool:
-        return bool(self.temperature.item() < self.SIGN_BELOW)
+        return bool(self.temperature.item() < self.sign_below)
 
 
 class ReCU(WeightQuantizer):
@@ -179,12 +211,14 @@ class ReCU(WeightQuantizer):
         super().__init__("identity")
         self.register_buffer("tau", torch.full((1,), 0.85))
 
+    def signed(self, weight: Tensor) -> Tensor:
+        return centre(weight)
+
     def binary(self, weight: Tensor) -> Tensor:
-        shape = (-1, *[1] * (weight.dim() - 1))
-        centred = weight - weight.flatten(1).mean(1).view(shape)
+        centred = self.signed(weight)
         if not (self.training and torch.is_grad_enabled()):
             return sign_ste(centred, "identity")  # neither the deviation nor the clamp can turn a sign
-        variance = centred.flatten(1).var(1).view(shape)
+        variance = centred.flatten(1).var(1).view(-1, *[1] * (weight.dim() - 1))
         w1 = centred * (2 * math.sqrt(2)) / (variance + 1e-5).sqrt()
         # a constant of the step: a clamped weight gets no gradient, not even through the mean (tau = 1: no clamp)
         bound = -w1.detach().abs().mean() * torch.log(2 - 2 * self.tau)

@@ -9,7 +9,7 @@ from torch import nn
 from esbnn_core.checkpoint import Checkpoint, check_state, load_state, read_checkpoint, save_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model
-from esbnn_core.surgery import pack_, pack_layout_
+from esbnn_core.surgery import pack_, pack_layout_, real_weights_
 
 
 def load_checkpoint(
@@ -23,8 +23,9 @@ def load_checkpoint(
 
     Args:
         path: written by save_checkpoint. model: a latent network to load into (packed in place for a packed file);
-            default: built by the name and options in the file. sha256: of the file, verified first.
-        device: where the network goes.
+            default: built by the name and options in the file, with real weights where the file's are. A given network
+            keeps its own mode: a binary one takes over a file with real weights, step 2 after step 1.
+        sha256: of the file, verified first. device: where the network goes.
 
     Returns:
         the network, packed if the file is.
@@ -52,6 +53,8 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         )
     try:
         model = create_model(checkpoint.network, **checkpoint.options)
+        if checkpoint.weights == "real":
+            real_weights_(model)
     except (InputError, TypeError, RuntimeError) as error:  # the options are whatever the file says
         reason = str(error).splitlines()[0]
         raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error

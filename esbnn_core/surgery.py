@@ -1,6 +1,7 @@
-"""Verbs that change a model in place and return it: binarize_ (real -> binary) and pack_ (binary -> bits).
+"""Verbs that change a model in place and return it: binarize_ (real -> binary), real_weights_ (step 1 of the
+two-step recipes) and pack_ (binary -> bits).
 
-The third verb, expand_ (binary -> expand-shrink), has a room of its own: esbnn_core.expansion.
+The fourth verb, expand_ (binary -> expand-shrink), has a room of its own: esbnn_core.expansion.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +13,9 @@ from torch import nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RSign, Sign
-from esbnn_core.packed import packed_like
-from esbnn_core.quantizers import STE
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.packed import drop_training_parts_, packed_like
+from esbnn_core.quantizers import STE, RealWeights
+from esbnn_core.unit import BinaryUnit, binary_layers
 
 
 def replace_modules(
@@ -167,10 +168,45 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     return model
 
 
+def real_weights_(model: nn.Module, fresh: bool = False) -> nn.Module:
+    """Make every binary layer convolve with its latent weight itself, in place: step 1 of the two-step recipes.
+
+    Activations stay binary, and so do the names and shapes of all tensors: the binary network of step 2 loads the file
+    of step 1 strictly (spec 3.5). checkpoint and release keep the mode with the file.
+
+    Args:
+        model: a latent network. fresh: draw new latent weights as torch's own convolutions start, U(+-1/sqrt(fan-in)):
+            step 1 of the originals is made of ordinary convolutions.
+
+    Returns:
+        the same model.
+
+    Raises:
+        InputError: no binary layer, or one whose quantizer has a state of its own (BNext's temperature, ReCU's tau)
+            that real weights would leave out of the file (named); the model is then as it was.
+    """
+    layers = binary_layers(model)
+    if not layers:
+        raise InputError("real_weights_ met no binary layer: give a latent network, not a real or a packed one")
+    for name, layer in layers:
+        if state := ", ".join(layer.quantizer.state_dict()):
+            raise InputError(
+                f"layer {name} has the quantizer {type(layer.quantizer).__name__} with a state of its own ({state}), "
+                f"one without was expected: train this network in one step, with binary weights"
+            )
+    for _, layer in layers:
+        layer.quantizer = RealWeights()
+        if fresh:
+            bound = layer.weight[0].numel() ** -0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
+    return model
+
+
 def pack_(model: nn.Module) -> nn.Module:
     """Swap every binary unit, convolution and linear layer for its packed module, in place; sets eval mode.
 
     Outside training the packed network computes the same numbers as the latent one, bit for bit on the `naive` path.
+    Modules with parts for training alone (a method drop_training_parts_, as latent_resnet18 has) lose them.
 
     Returns:
         the same model, its latent weights gone (a bare binary layer or unit comes back as its packed module).
@@ -192,6 +228,7 @@ def pack_(model: nn.Module) -> nn.Module:
                 filled[module] = packed.fill_(module, name)  # type: ignore[operator]
     if not filled:
         raise InputError("pack_ met no binary layer: it packs networks of create_model, binarize_ or binary layers")
+    drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: filled.get(module)):
         pass
     return filled.get(model, model).eval()
@@ -202,6 +239,7 @@ def pack_layout_(model: nn.Module) -> nn.Module:
     whole = packed_like(model)
     if whole is not None:
         return whole.eval()
+    drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: packed_like(module)):
         pass
     return model.eval()

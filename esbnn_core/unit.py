@@ -37,6 +37,13 @@ def fold_norm(
     return factor if scale is None else scale * factor, offset
 
 
+def folds(norm: nn.Module) -> bool:
+    """Whether the norm is an affine map just now: none, or a BatchNorm in evaluation with running statistics."""
+    if isinstance(norm, nn.Identity):
+        return True
+    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+
+
 class BinaryUnit(nn.Module):
     """One binary convolution with all that stands around it, plain or expanded (Figure 2a, 2b, 2c).
 
@@ -125,14 +132,8 @@ class BinaryUnit(nn.Module):
         """Folded scale and bias (carried_out,) of the exact sum, as both evaluation paths use them."""
         return fold_norm(self.conv.output_scale(), self.conv.bias, self.norm, self.copies)
 
-    def folds(self) -> bool:
-        """Whether the norm is an affine map just now: none, or a BatchNorm in evaluation with running statistics."""
-        if isinstance(self.norm, nn.Identity):
-            return True
-        return isinstance(self.norm, _BatchNorm) and not self.norm.training and self.norm.running_mean is not None
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.folds():
+        if folds(self.norm):
             y = self.tile(self.conv(x, scaled=False))
             scale, bias = self.affine()
             y = y if scale is None else y * scale.view(1, -1, 1, 1)

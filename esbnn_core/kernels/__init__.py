@@ -28,10 +28,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from esbnn_core.kernels import naive
+from esbnn_core.kernels import cpu, naive
 from esbnn_core.kernels.checks import check_conv, check_epilogue, check_linear, check_pack, conv_output_size, words_of
 
-__all__ = ["binary_conv2d", "binary_linear", "naive", "pack_sign", "words_of"]
+__all__ = ["binary_conv2d", "binary_linear", "cpu", "lanes_of", "naive", "pack_sign", "words_of"]
+
+
+def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
+    """The packed weight in the order that the implementation of its device walks, int32, or None where there is none."""
+    return cpu.lanes_of(weight, groups)
 
 
 @torch.library.custom_op("esbnn::pack_sign", mutates_args=())
@@ -46,7 +51,8 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
         (N, H, W, words) or (..., words) int32.
     """
     check_pack(x, shift, groups, channel_dim)
-    return naive.pack_sign(x, shift, groups, channel_dim)
+    bits = cpu.pack_sign(x, shift, groups, channel_dim)
+    return naive.pack_sign(x, shift, groups, channel_dim) if bits is None else bits
 
 
 @pack_sign.register_fake
@@ -75,6 +81,7 @@ def binary_conv2d(
     rprelu: Tensor | None,
     sign_shift: Tensor | None,
     sign_groups: int,
+    lanes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Binary convolution of packed bits with the fused epilogue (the module's docstring is the contract).
 
@@ -83,13 +90,20 @@ def binary_conv2d(
         stride, padding, dilation: two ints each. pad_value: 0 or -1. copies: tiles of the O maps.
         scale, bias, prelu, sign_shift: (copies*O,) floating or None. rprelu: (3, copies*O): shift_in, slope, shift_out.
         residual: (N, copies*O, H', W') in the dtype of scale, or None. sign_groups: 0 for no packed signs.
+        lanes: lanes_of(weight, groups), which a native implementation would have to make at every call; or None.
 
     Returns:
         y and bits. Raises TypeError or ValueError that names the argument.
     """
     check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
-    y_shape = (x.shape[0], copies * weight.shape[0], *conv_output_size(x, weight, stride, padding, dilation))
+    size = conv_output_size(x, weight, stride, padding, dilation)
+    y_shape = (x.shape[0], copies * weight.shape[0], *size)
     check_epilogue(y_shape, scale, prelu, residual, rprelu, sign_shift, sign_groups)
+    geometry = (channels, stride, padding, pad_value, dilation, groups, copies)
+    steps = (scale, bias, prelu, residual, rprelu, sign_shift, sign_groups)
+    done = cpu.binary_conv2d(x, weight, lanes, *geometry, *steps, size)
+    if done is not None:
+        return done
     total = naive.conv2d_sum(x, weight, channels, stride, padding, pad_value, dilation, groups)
     y = naive.epilogue(total, copies, scale, bias, prelu, residual, rprelu)
     if sign_groups == 0:
@@ -115,6 +129,7 @@ def _(
     rprelu: Tensor | None,
     sign_shift: Tensor | None,
     sign_groups: int,
+    lanes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_conv(x, weight, channels, stride, padding, pad_value, dilation, groups, copies, scale, bias)
     height, width = conv_output_size(x, weight, stride, padding, dilation)
@@ -129,20 +144,37 @@ def _(
 
 @torch.library.custom_op("esbnn::binary_linear", mutates_args=())
 def binary_linear(
-    x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    features: int,
+    groups: int,
+    copies: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    lanes: Tensor | None = None,
 ) -> Tensor:
     """Binary matrix product of packed bits: (..., words) x (O, words of a group) -> (..., copies*O).
 
     Args: as binary_conv2d; features: I over all groups. Without scale and bias the int32 sums are returned.
     """
     check_linear(x, weight, features, groups, copies, scale, bias)
+    done = cpu.binary_linear(x, weight, lanes, features, groups, copies, scale, bias)
+    if done is not None:
+        return done
     total = naive.linear_sum(x, weight, features, groups)
     return naive.affine(total.repeat(*[1] * (total.dim() - 1), copies), scale, bias, -1)
 
 
 @binary_linear.register_fake
 def _(
-    x: Tensor, weight: Tensor, features: int, groups: int, copies: int, scale: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    features: int,
+    groups: int,
+    copies: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    lanes: Tensor | None = None,
 ) -> Tensor:
     check_linear(x, weight, features, groups, copies, scale, bias)
     dtype = torch.int32 if scale is None else scale.dtype

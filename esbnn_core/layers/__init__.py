@@ -1,6 +1,7 @@
 """Binary and expand-shrink layers: what a network of the papers is made of."""
 
 from esbnn_core.layers.activations import RPReLU, RSign, Sign
+from esbnn_core.layers.attention import BinaryMatmul, BinarySoftmax, LayerScale
 from esbnn_core.layers.conv import BinaryConv2d, ESBinaryConv2d
 from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
 from esbnn_core.layers.shortcut import PadShortcut
@@ -10,8 +11,11 @@ from esbnn_core.layers.tile import SliceChannels, Tile
 __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
+    "BinaryMatmul",
+    "BinarySoftmax",
     "ESBinaryConv2d",
     "ESBinaryLinear",
+    "LayerScale",
     "PadShortcut",
     "RPReLU",
     "RSign",

@@ -97,9 +97,12 @@ class RPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + per_channel(self.shift_in, x, self.channel_dim)
+        # torch's PReLU knows the channels in dimension 1 only
         if self.channel_dim in (1, 1 - x.dim()):
             x = F.prelu(x, self.slope)
-        else:  # torch's PReLU knows the channels in dimension 1 only
+        elif self.channel_dim in (-1, x.dim() - 1):
+            x = F.prelu(x.flatten(0, -2), self.slope).view(x.shape)
+        else:
             x = torch.where(x > 0, x, per_channel(self.slope, x, self.channel_dim) * x)
         return x + per_channel(self.shift_out, x, self.channel_dim)
 

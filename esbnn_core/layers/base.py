@@ -12,7 +12,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign
 from esbnn_core.quantizers import STE, WeightQuantizer, make_weight_quantizer
 
-LatentInit = Literal["uniform", "normal", "kaiming"]
+LatentInit = Literal["uniform", "normal", "kaiming", "xavier", "fan_in"]
 
 
 class BinaryLayer(nn.Module):
@@ -23,7 +23,9 @@ class BinaryLayer(nn.Module):
         weight_quantizer: name or instance (esbnn_core.quantizers). activation: STE of the input's sign, a Sign or
             RSign module, or None where the input is +-1 already. clip: half width of the "clip" STE.
         learned_scale: a learnable scale (O,) of the output, start U[0, 1) (ReCU).
-        latent_init: start of the latent weight: "uniform" U(-1e-3, 1e-3), "normal" N(0, 1e-3), "kaiming" normal.
+        latent_init: start of the latent weight: "uniform" U(-1e-3, 1e-3), "normal" N(0, 1e-3), "kaiming" and
+            "xavier" their normal forms, "fan_in" U(+-1/sqrt(fan-in)), torch's own start of linear layers and
+            convolutions.
             Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1.
     """
 
@@ -58,6 +60,11 @@ class BinaryLayer(nn.Module):
             init.uniform_(self.weight, -1e-3, 1e-3)
         elif self.latent_init == "normal":
             init.normal_(self.weight, 0.0, 1e-3)
+        elif self.latent_init == "fan_in":
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            init.uniform_(self.weight, -bound, bound)
+        elif self.latent_init == "xavier":
+            init.xavier_normal_(self.weight)
         else:
             init.kaiming_normal_(self.weight)
         if self.bias is not None:

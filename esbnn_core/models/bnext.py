@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from esbnn_core.channels import check_counts
 from esbnn_core.layers import SqueezeExcite
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
+from esbnn_core.models.trunk import Expansion, halving_pool, real_shortcut, real_stem
+from esbnn_core.quantizers import Temperature
 from esbnn_core.unit import BinaryUnit
 
 SIZES = {
@@ -32,23 +33,38 @@ class BNextUnit(nn.Module):
         u = PReLU(BN(tile(conv(sign(x + shift)))));  g = gate(s * pool(x) + (1 - s) * u) * u
         FFN:  BN(g) + pool(x)          ELM:  BN(g * r) + r  with r = pool(PReLU(x))
 
-    (N, wide*C, H, W) -> (N, wide*C, H/stride, W/stride) with wide = tau*groups.
+    (N, wide*C, H, W) -> (N, wide*O, H/stride, W/stride) with wide = tau*groups.
 
     Args:
         channels: nominal C. kernel: 3 or 1. stride: 1 or 2. elm: attention in place of FFN.
         recoupling: gate, mix and second BN; without it the output is u + pool(x), or BN(u * r) + r for ELM.
         expansion: see Expansion. name: for errors.
+        out_channels: nominal O, default C; another one makes pool AvgPool2 + real 1x1 + BN (BNext-18, spec 4.9).
+        mixes_residual: the mix takes r, or pool(x) of an FFN, in place of pool(x) (BNext-18).
+        sign_below: temperature from which on the weights are signs.
     """
 
     def __init__(
-        self, channels: int, kernel: int, stride: int, elm: bool, recoupling: bool, expansion: Expansion, name: str
+        self,
+        channels: int,
+        kernel: int,
+        stride: int,
+        elm: bool,
+        recoupling: bool,
+        expansion: Expansion,
+        name: str,
+        *,
+        out_channels: int | None = None,
+        mixes_residual: bool = False,
+        sign_below: float = 1e-7,
     ) -> None:
         super().__init__()
-        e, wide = expansion, expansion.wide * channels
-        self.kernel, self.recoupling = kernel, recoupling
+        out = channels if out_channels is None else out_channels
+        e, wide = expansion, expansion.wide * out
+        self.kernel, self.recoupling, self.mixes_residual = kernel, recoupling, mixes_residual
         self.core = BinaryUnit(
             channels,
-            channels,
+            out,
             kernel,
             stride,
             tau=e.tau,
@@ -56,7 +72,7 @@ class BNextUnit(nn.Module):
             copy_spread=e.copy_spread,
             ste="clip",
             clip=1.5,
-            weight_quantizer="temperature",
+            weight_quantizer=Temperature(sign_below),
             latent_init="normal",
             inner_act=True,
             act="none",
@@ -65,14 +81,16 @@ class BNextUnit(nn.Module):
         # of the sign in the original, where it has no effect on value or gradient; kept for its files
         self.register_buffer("activation_temperature", torch.ones(1))
         self.pool: nn.Module = halving_pool() if stride > 1 else nn.Identity()
+        if out != channels:
+            self.pool = real_shortcut(channels, out, e, f"{name}.pool")
         self.norm2: nn.Module = nn.BatchNorm2d(wide) if elm or recoupling else nn.Identity()
-        self.act_in: nn.Module | None = nn.PReLU(wide) if elm else None
+        self.act_in: nn.Module | None = nn.PReLU(e.wide * channels) if elm else None
         if not elm:
             # the original's files have these slopes, its forward does not read them (spec 1.8-Q2)
             self.unused_act = nn.Parameter(torch.full((wide,), 0.25), requires_grad=False)
         if recoupling:
             self.scale = nn.Parameter(torch.full((1, wide, 1, 1), 0.5))
-            self.gate = _gate(channels, e, name)
+            self.gate = SqueezeExcite(out, 8, e.tau, e.groups, name=f"{name}.gate", shrink=e.rule == "es")
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.core(x)
@@ -81,7 +99,8 @@ class BNextUnit(nn.Module):
             scale: Tensor = self.scale
             if self.training or self.kernel == 1:  # the original clamps its 1x1 units in evaluation too (spec 1.8-Q5)
                 scale = scale.clamp(0, 1)
-            u = self.gate(scale * self.pool(x) + (1 - scale) * u) * u
+            mixed = shortcut if self.mixes_residual else self.pool(x)
+            u = self.gate(scale * mixed + (1 - scale) * u) * u
         if self.act_in is not None:
             u = u * shortcut
         out: Tensor = self.norm2(u) + shortcut
@@ -91,10 +110,6 @@ class BNextUnit(nn.Module):
         """Put the mix back into [0, 1]; the optimizer hook of esbnn_core.latent calls it after every step."""
         if self.recoupling:
             self.scale.clamp_(0, 1)
-
-
-def _gate(channels: int, e: Expansion, name: str) -> SqueezeExcite:
-    return SqueezeExcite(channels, 8, e.tau, e.groups, name=f"{name}.gate", shrink=e.rule == "es")
 
 
 class BNextBlock(nn.Module):

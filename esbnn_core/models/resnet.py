@@ -7,17 +7,18 @@ layers, 6 a stage for the CIFAR ResNet-20. `es_*` follow spec 1.9 (tile before t
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts, es_widths
-from esbnn_core.layers import PadShortcut, Tile
+from esbnn_core.channels import check_counts
+from esbnn_core.layers import PadShortcut
 from esbnn_core.layers.base import LatentInit
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
+from esbnn_core.models.trunk import Expansion, Stem, real_shortcut, resnet_stem
 from esbnn_core.quantizers import STE
 from esbnn_core.unit import Act, BinaryUnit
 
@@ -28,7 +29,7 @@ class Layout:
 
     units: tuple[int, ...]
     widths: tuple[int, ...]
-    stem: Literal["imagenet", "cifar"]
+    stem: Stem
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,57 @@ class Style:
     """Shortcut where width and stride change: AvgPool2 + real 1x1, strided real 1x1, or AvgPool2 + zero channels."""
     stem_act: Act = "none"
     head_norm: bool = False
+    pad_value: int = 0
+    """Of the binary convolutions' border, after the sign."""
+    norm_start: float = 1.0
+    """Start of the weight of every BatchNorm2d."""
     rep_tiles_before_norm: bool = False
     """Where the rep_ stem tiles: after its BN (ReActNet-A's code, spec 2.2) or before it (ReCU, spec 2.4)."""
 
 
-def _downsample(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn.Module:
-    if kind == "pad":
-        return PadShortcut(e.wide)
-    # the real 1x1 gets the treatment of the binary layers, so that its cost stays too (spec 1.9)
-    w = es_widths(c_in, c_out, e.tau, e.groups, layer=name)
-    layers: list[nn.Module] = []
-    stride = 2
-    if kind == "avgpool_conv":
-        layers.append(halving_pool())
-        stride = 1
-    layers.append(nn.Conv2d(w.carried_in, w.filters, 1, stride, bias=False, groups=w.groups))
-    if w.copies > 1:
-        layers.append(Tile(w.copies))
-    layers.append(nn.BatchNorm2d(w.carried_out))
-    return nn.Sequential(*layers)
+def _shortcut(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn.Module:
+    return PadShortcut(e.wide) if kind == "pad" else real_shortcut(c_in, c_out, e, name, kind == "avgpool_conv")
+
+
+def binary_stages(layout: Layout, style: Style, expansion: Expansion) -> nn.Sequential:
+    """Entries layer1, layer2, ...: each a row of BinaryUnits with a shortcut of its own, the first of stride 2 but in
+    layer1. (N, wide*widths[0], H, W) -> (N, wide*widths[-1], H', W') with wide = tau*groups.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer (stages.layer2.0).
+    """
+    before = layout.widths[0]
+    stages = OrderedDict[str, nn.Module]()
+    for number, (count, width) in enumerate(zip(layout.units, layout.widths, strict=True), start=1):
+        stage = []
+        for index in range(count):
+            name = f"stages.layer{number}.{index}"
+            stride = 2 if index == 0 and number > 1 else 1
+            shortcut: nn.Module = nn.Identity()
+            if stride > 1:
+                shortcut = _shortcut(style.downsample, before, width, expansion, f"{name}.shortcut")
+            stage.append(
+                BinaryUnit(
+                    before,
+                    width,
+                    stride=stride,
+                    pad_value=style.pad_value,
+                    tau=expansion.tau,
+                    groups=expansion.groups,
+                    copy_spread=expansion.copy_spread,
+                    shift=style.shift,
+                    ste=style.ste,
+                    weight_quantizer=style.weight_quantizer,
+                    learned_scale=style.learned_scale,
+                    latent_init=style.latent_init,
+                    act=style.act,
+                    shortcut=shortcut,
+                    name=name,
+                )
+            )
+            before = width
+        stages[f"layer{number}"] = nn.Sequential(*stage)
+    return nn.Sequential(stages)
 
 
 class BinaryResNet(nn.Module):
@@ -79,62 +112,27 @@ class BinaryResNet(nn.Module):
     def __init__(self, layout: Layout, style: Style, expansion: Expansion, num_classes: int, in_channels: int) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels)
-        first, last = layout.widths[0], layout.widths[-1]
-        self.stem = _stem(layout, style, expansion, in_channels)
-        before = first
-        stages = OrderedDict[str, nn.Module]()
-        for number, (count, width) in enumerate(zip(layout.units, layout.widths, strict=True), start=1):
-            stage = []
-            for index in range(count):
-                name = f"stages.layer{number}.{index}"
-                stride = 2 if index == 0 and number > 1 else 1
-                shortcut: nn.Module = nn.Identity()
-                if stride > 1:
-                    shortcut = _downsample(style.downsample, before, width, expansion, f"{name}.shortcut")
-                stage.append(
-                    BinaryUnit(
-                        before,
-                        width,
-                        stride=stride,
-                        tau=expansion.tau,
-                        groups=expansion.groups,
-                        copy_spread=expansion.copy_spread,
-                        shift=style.shift,
-                        ste=style.ste,
-                        weight_quantizer=style.weight_quantizer,
-                        learned_scale=style.learned_scale,
-                        latent_init=style.latent_init,
-                        act=style.act,
-                        shortcut=shortcut,
-                        name=name,
-                    )
-                )
-                before = width
-            stages[f"layer{number}"] = nn.Sequential(*stage)
-        self.stages = nn.Sequential(stages)
+        tile_first = expansion.rule == "es" or style.rep_tiles_before_norm
+        act = nn.Hardtanh() if style.stem_act == "hardtanh" else None
+        self.stem = resnet_stem(layout.stem, in_channels, layout.widths[0], expansion, tile_first, act)
+        self.stages = binary_stages(layout, style, expansion)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.readout, readout = expansion.read_out(last)
+        self.readout, readout = expansion.read_out(layout.widths[-1])
         self.head_norm: nn.Module = nn.BatchNorm1d(readout) if style.head_norm else nn.Identity()
         self.fc = nn.Linear(readout, num_classes)
+        if style.norm_start != 1:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    nn.init.constant_(module.weight, style.norm_start)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stages(self.stem(x))
+        return self.head(self.stages(self.stem(x)))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of the last stage's output (N, tau*g*C, H, W)."""
         x = self.readout(torch.flatten(self.pool(x), 1))
         logits: Tensor = self.fc(self.head_norm(x))
         return logits
-
-
-def _stem(layout: Layout, style: Style, e: Expansion, in_channels: int) -> nn.Sequential:
-    """Real first convolution at nominal cost, tiled tau*g times: before its BN (ES, Rep-ReCU) or after it (Rep)."""
-    width = layout.widths[0]
-    kernel, stride, padding = (7, 2, 3) if layout.stem == "imagenet" else (3, 1, 1)
-    conv = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
-    steps = real_stem(conv, e, tile_first=e.rule == "es" or style.rep_tiles_before_norm)
-    if style.stem_act == "hardtanh":
-        steps["act"] = nn.Hardtanh()
-    if layout.stem == "imagenet":
-        steps["pool"] = nn.MaxPool2d(3, 2, 1)
-    return nn.Sequential(steps)
 
 
 BIREAL = Style(shift=False, act="none")
@@ -152,39 +150,72 @@ RECU = Style(
     rep_tiles_before_norm=True,
 )
 # the spec gives no shortcut for the CIFAR ResNet-18 of ReCU: ours is that of its ImageNet ResNet-18
-RECU_18 = Style(**{**RECU.__dict__, "downsample": "conv"})
+RECU_18 = replace(RECU, downsample="conv")
+# The start of 1e-8 is the ImageNet code's, the CIFAR ResNet-20 starts at 1 as always. In the stem a max-pool and a
+# hardtanh give the same in either order; here the hardtanh comes first.
+RECU_IMAGENET = replace(RECU_18, norm_start=1e-8)
 
 R8 = Layout((2, 2, 2), (16, 32, 64), "cifar")
 R20 = Layout((6, 6, 6), (16, 32, 64), "cifar")
 R18 = Layout((4, 4, 4, 4), (64, 128, 256, 512), "imagenet")
 R34 = Layout((6, 8, 12, 6), (64, 128, 256, 512), "imagenet")
-R18_CIFAR = Layout((4, 4, 4, 4), (64, 128, 256, 512), "cifar")
+
+Net = Callable[[Expansion, int, int], nn.Module]
+"""(expansion, num_classes, in_channels) -> network."""
 
 
-def _family(name: str, layout: Layout, style: Style, classes: int, size: int) -> None:
-    """Register `name`, `es_name` and `rep_name`."""
+def family(name: str, net: Net, classes: int, size: int, rep: bool = True) -> None:
+    """Register `name`, `es_name` and, unless told otherwise, `rep_name`."""
 
     def base(num_classes: int = classes, in_channels: int = 3) -> nn.Module:
-        return BinaryResNet(layout, style, Expansion(), num_classes, in_channels)
+        return net(Expansion(), num_classes, in_channels)
 
     def es(
         num_classes: int = classes, in_channels: int = 3, tau: int = 2, groups: int = 1, copy_spread: float = 0.0
     ) -> nn.Module:
-        return BinaryResNet(layout, style, Expansion(tau, groups, copy_spread), num_classes, in_channels)
+        return net(Expansion(tau, groups, copy_spread), num_classes, in_channels)
 
-    def rep(num_classes: int = classes, in_channels: int = 3, tau: int = 2) -> nn.Module:
-        return BinaryResNet(layout, style, Expansion(tau, rule="rep"), num_classes, in_channels)
+    def replicated(num_classes: int = classes, in_channels: int = 3, tau: int = 2) -> nn.Module:
+        return net(Expansion(tau, rule="rep"), num_classes, in_channels)
 
-    builders: dict[str, Callable[..., nn.Module]] = {name: base, f"es_{name}": es, f"rep_{name}": rep}
-    for full, build in builders.items():
-        register_model(full, build, size)
+    register_model(name, base, size)
+    register_model(f"es_{name}", es, size)
+    if rep:
+        register_model(f"rep_{name}", replicated, size)
 
 
-_family("bireal_resnet18", R18, BIREAL, classes=1000, size=224)
-_family("bireal_resnet34", R34, BIREAL, classes=1000, size=224)
-_family("reactnet_resnet18", R18, REACTNET, classes=1000, size=224)
-_family("reactnet_resnet34", R34, REACTNET, classes=1000, size=224)
-_family("reactnet_resnet20", R20, REACTNET, classes=10, size=32)
-_family("reactnet_resnet8", R8, REACTNET, classes=10, size=32)
-_family("recu_resnet20", R20, RECU, classes=10, size=32)
-_family("recu_resnet18", R18_CIFAR, RECU_18, classes=10, size=32)
+def _recu_18(expansion: Expansion, num_classes: int, in_channels: int, stem: Stem) -> nn.Module:
+    style = RECU_IMAGENET if stem == "imagenet" else RECU_18
+    return BinaryResNet(replace(R18, stem=stem), style, expansion, num_classes, in_channels)
+
+
+def _recu_18_base(num_classes: int = 10, in_channels: int = 3, stem: Stem = "cifar") -> nn.Module:
+    return _recu_18(Expansion(), num_classes, in_channels, stem)
+
+
+def _recu_18_es(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    tau: int = 2,
+    groups: int = 1,
+    copy_spread: float = 0.0,
+    stem: Stem = "cifar",
+) -> nn.Module:
+    return _recu_18(Expansion(tau, groups, copy_spread), num_classes, in_channels, stem)
+
+
+def _recu_18_rep(num_classes: int = 10, in_channels: int = 3, tau: int = 2, stem: Stem = "cifar") -> nn.Module:
+    return _recu_18(Expansion(tau, rule="rep"), num_classes, in_channels, stem)
+
+
+family("bireal_resnet18", partial(BinaryResNet, R18, BIREAL), classes=1000, size=224)
+family("bireal_resnet34", partial(BinaryResNet, R34, BIREAL), classes=1000, size=224)
+family("reactnet_resnet18", partial(BinaryResNet, R18, REACTNET), classes=1000, size=224)
+family("reactnet_resnet34", partial(BinaryResNet, R34, REACTNET), classes=1000, size=224)
+family("reactnet_resnet20", partial(BinaryResNet, R20, REACTNET), classes=10, size=32)
+family("reactnet_resnet8", partial(BinaryResNet, R8, REACTNET), classes=10, size=32)
+family("recu_resnet20", partial(BinaryResNet, R20, RECU), classes=10, size=32)
+family("recu_resnet34", partial(BinaryResNet, R34, RECU_IMAGENET), classes=1000, size=224)
+register_model("recu_resnet18", _recu_18_base, 32)
+register_model("es_recu_resnet18", _recu_18_es, 32)
+register_model("rep_recu_resnet18", _recu_18_rep, 32)

@@ -6,13 +6,14 @@ code is not part of this repository.
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.foreign import official_names
+from esbnn_core.foreign import load_official, to_official
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "classifiers.json").read_text())
 
@@ -24,26 +25,34 @@ def closed_form(key: str, count: int) -> Tensor:
     return 2 * (t - torch.floor(t)) - 1
 
 
-@torch.no_grad()
 def fill(model: nn.Module, temperature: float = 1e-8) -> nn.Module:
-    """Float64, eval, every tensor filled by its official key; BNext's temperatures as given, 1e-8 is sign mode."""
+    """Float64, eval, filled through load_official like an original's file; at temperature 1e-8 BNext is in sign mode."""
     model = model.double().eval()
-    names = official_names(model)
-    for key, tensor in model.state_dict().items():
-        name, shape = names[key]
-        u = closed_form(name, tensor.numel()).view(tensor.shape)
-        if not tensor.is_floating_point():
-            value = torch.zeros_like(tensor)
-        elif name.endswith(".temperature"):
-            value = torch.full_like(tensor, temperature)
-        elif name.endswith(".tau"):
-            value = torch.ones_like(tensor)
-        elif name.endswith(".running_var"):
-            value = 1 + 0.5 * u.abs()
-        else:
-            value = 0.5 + 0.3 * u if len(shape) <= 1 else 0.3 * u
-        tensor.copy_(value)
+    load_official(model, {name: _value(name, given, temperature) for name, given in to_official(model).items()})
     return model
+
+
+def fill_named(model: nn.Module, name: Callable[[str], str]) -> nn.Module:
+    """As fill, for a network without a key map: `name` gives what our key is called in the fill."""
+    model = model.double().eval()
+    model.load_state_dict({key: _value(name(key), given, 0.0) for key, given in model.state_dict().items()})
+    return model
+
+
+def _value(name: str, given: Tensor, temperature: float) -> Tensor:
+    """What the records were made with for an official key; `given` has its shape and dtype."""
+    if not given.is_floating_point():
+        return torch.zeros_like(given)
+    if name.endswith(".temperature"):
+        return torch.full_like(given, temperature)
+    if name.endswith(".att_prob_clip"):
+        return torch.full_like(given, 0.005)
+    if name.endswith(".tau"):
+        return torch.ones_like(given)
+    u = closed_form(name, given.numel()).view(given.shape)
+    if name.endswith(".running_var"):
+        return 1 + 0.5 * u.abs()
+    return 0.5 + 0.3 * u if given.dim() <= 1 else 0.3 * u
 
 
 def close(x: Tensor, record: dict[str, Any], tolerance: float = 1e-9) -> None:

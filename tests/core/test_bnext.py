@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from esbnn_core import InputError, create_model, pack_
+from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.latent import attach_latent_clip
 from esbnn_core.models.bnext import BNextUnit
 from esbnn_core.models.trunk import Expansion
+from esbnn_core.quantizers import Temperature
 from esbnn_core.unit import binary_layers
 from tests.core.networks import annealed
 
@@ -90,3 +91,79 @@ def test_a_network_that_is_not_annealed_is_not_packed() -> None:
         pack_(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert len(binary_layers(pack_(annealed(model)))) == 0
+
+
+@pytest.mark.parametrize("elm", [True, False])
+@pytest.mark.parametrize("recoupling", [True, False])
+@pytest.mark.parametrize(("before", "after"), [(32, 64), (32, 32)])
+def test_the_equations_of_a_bnext18_unit(elm: bool, recoupling: bool, before: int, after: int) -> None:
+    """Spec 4.9: downsampling after the first PReLU, and the mix takes the residual."""
+    torch.manual_seed(0)
+    stride = 2 if after > before else 1
+    layer = BNextUnit(
+        before, 3, stride, elm, recoupling, Expansion(2, 2), "u", out_channels=after, mixes_residual=True
+    ).eval()
+    x = torch.randn(2, 4 * before, 7, 6)
+    residual = nn.functional.prelu(x, layer.act_in.weight) if elm else x
+    if stride == 2:
+        _, conv, tile, norm = layer.pool
+        assert conv.weight.shape == (after // 2, 2 * before, 1, 1)
+        pooled = nn.functional.avg_pool2d(residual, 2, ceil_mode=True, count_include_pad=False)
+        residual = norm(conv(pooled).repeat(1, tile.copies, 1, 1))
+    u = layer.core(x)
+    if recoupling:
+        with torch.no_grad():
+            layer.scale.uniform_(0, 1)
+        u = layer.gate(layer.scale * residual + (1 - layer.scale) * u) * u
+    if elm:
+        u = u * residual
+    want = layer.norm2(u) + residual if elm or recoupling else u + residual
+    assert want.shape == (2, 4 * after, 4, 3) if stride == 2 else (2, 4 * after, 7, 6)
+    torch.testing.assert_close(layer(x), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.parametrize(("tau", "groups"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+def test_bnext18_costs_a_resnet18_and_its_gates(stem: str, tau: int, groups: int) -> None:
+    with torch.device("meta"):
+        model = create_model("es_bnext18", num_classes=1000, stem=stem, tau=tau, groups=groups)
+        base = create_model("bireal_resnet18" if stem == "imagenet" else "recu_resnet18", num_classes=1000)
+    spec = model_spec(model)
+    assert spec is not None and spec.input_size == ((3, 224, 224) if stem == "imagenet" else (3, 32, 32))
+    got, want = count(model, spec.input_size), count(base, spec.input_size)
+    # four gates a stage of C*C/8 multiply-accumulates twice
+    gates = sum(4 * 2 * width * width // 8 for width in (64, 128, 256, 512))
+    assert got.bops == want.bops and got.flops == want.flops + gates
+    assert got.binary_params == want.binary_params
+
+
+def test_bnext18_is_in_sign_mode_from_its_own_temperature_on() -> None:
+    for name, bound in (("bnext18", 1e-5), ("bnext_tiny", 1e-7)):
+        with torch.device("meta"):
+            model = create_model(name)
+        quantizers = [layer.quantizer for _, layer in binary_layers(model)]
+        assert quantizers and all(isinstance(q, Temperature) and q.sign_below == bound for q in quantizers)
+    model = create_model("es_bnext18", num_classes=4).eval()
+    layer = binary_layers(model)[0][1]
+    layer.quantizer.temperature.fill_(1.1e-5)
+    weight = layer.weight.detach() * 1e-3  # some inside the clamp of so small a temperature
+    assert not layer.quantizer.sign_mode() and layer.quantizer.binary(weight).abs().min() < 1
+    layer.quantizer.temperature.fill_(0.99e-5)
+    assert layer.quantizer.sign_mode() and layer.quantizer.binary(weight).unique().tolist() == [-1, 1]
+    with pytest.raises(InputError, match=r"temperature is not annealed below 1e-05"):
+        pack_(model)
+
+
+def test_bnext18_switches() -> None:
+    with torch.device("meta"):
+        sizes = {
+            (elm, recoupling): len(create_model("bnext18", elm=elm, info_recoupling=recoupling).state_dict())
+            for elm in (True, False)
+            for recoupling in (True, False)
+        }
+    # 16 units, half of them ELM; slopes are as many either way
+    assert sizes[True, True] == sizes[False, True]
+    assert sizes[False, False] == sizes[True, True] - 16 * (4 + 1 + 5)
+    assert sizes[True, False] == sizes[False, False] + 8 * 5
+    with pytest.raises(InputError, match=r"stem='vgg' was given, one of imagenet, cifar"):
+        create_model("bnext18", stem="vgg")

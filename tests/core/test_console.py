@@ -9,7 +9,9 @@ import torch
 
 from esbnn_core import create_model, list_models, load_checkpoint, save_checkpoint
 from esbnn_core.console import main
+from esbnn_core.kernels import cpu
 from esbnn_core.version import __version__
+from tests.core import paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +79,15 @@ def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown == [name for name in list_models() if "recu" in name] and "es_recu_resnet20" in shown
 
 
+def test_a_trunk_counts_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "es_bidet_vgg16", "--tau", "4"]) == 0
+    first = values(capsys.readouterr().out)
+    assert first["es_bidet_vgg16"] == ["at", "3x300x300"]
+    assert main(["count", "bidet_vgg16"]) == 0
+    second = values(capsys.readouterr().out)
+    assert first["OPs"] == second["OPs"] and first["BOPs"] == second["BOPs"]
+
+
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code in ((["--version"], 0), ([], 2), (["count", "reactnet_resnet8", "--tau", "two"], 2)):
         with pytest.raises(SystemExit) as caught:
@@ -139,15 +150,29 @@ def test_pack_where_nothing_can_be_written(capsys: pytest.CaptureFixture[str], t
     assert str(wall) in sentence(capsys, "pack", str(source), str(wall / "packed.safetensors"))
 
 
+def test_the_doctor_names_what_serves_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"CPU    {cpu.choose()[1].serving}: {cpu.choose()[1].reason}" in out.splitlines()
+    paths.force("naive", monkeypatch)
+    assert main(["doctor"]) == 0
+    assert "CPU    naive: forced" in capsys.readouterr().out.splitlines()
+
+
 def test_count_all_is_the_published_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count", "--all"]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
-    assert sorted(rows) == list_models()
+    assert sorted(rows) == list_models(kind="classifier")
     # spec 0.6: BOPs, BOPs/64, FLOPs, OPs; then the BNext README's 0.077 and 0.819 with INT8 real layers (spec 4.8)
     assert rows["reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1186", "0.8713"]
     assert rows["rep_reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1289", "0.8815"]
     assert rows["es_bnext_tiny"][1:6] == ["4.8169", "0.7526", "0.1334", "0.8861", "0.7693"]
     assert rows["bnext_large"][5] == "8.1979" and rows["recu_resnet20"][4] == "0.0107"
+    assert rows["binaryvit"][1:5] == ["3.5567", "0.5557", "0.1015", "0.6572"] and rows["binaryvit"][8] == "0.6987"
+    assert rows["binaryvit_some_real"][3:5] == ["0.8722", "1.4158"] and rows["binaryvit_some_real"][8] == "1.4573"
+    assert rows["es_binaryvit"][1:5] == rows["binaryvit"][1:5] and rows["reactnet_a"][8] == "-"
     for argv in (["count"], ["count", "reactnet_a", "--all"]):
         assert main(argv) == 2
         assert "one network's name or --all" in capsys.readouterr().err

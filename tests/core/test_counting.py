@@ -22,8 +22,11 @@ TABLE = {
     "rep_reactnet_a": ("4.8169", "0.1289", "0.8815", "30.432", "28.253"),
     "bnext_tiny": ("4.8169", "0.1334", "0.8861", "30.862", "28.253"),
     "es_bnext_tiny": ("4.8169", "0.1334", "0.8861", "30.943", "28.253"),
+    "binaryvit": ("3.5567", "0.1015", "0.6572", "22.492", "21.197"),
+    "binaryvit_some_real": ("3.4796", "0.8722", "1.4158", "22.489", "20.509"),
     "rep_bnext_tiny": ("4.8169", "0.1585", "0.9112", "33.468", "28.253"),
 }
+WITH_MATMULS = {"binaryvit": ("0.2655", "0.6987"), "binaryvit_some_real": ("0.2655", "1.4573")}
 # the larger BNexts are printed with fewer digits: BOPs/64, FLOPs, OPs, parameters of plain and ES, binary ones
 LARGER = {
     "bnext_small": ("1.693", "0.211", "1.905", "68.6", "68.7", "63.6"),
@@ -52,6 +55,12 @@ def test_the_published_digits(name: str) -> None:
     )
     assert printed == TABLE[name]
     assert result.ops == pytest.approx(result.bops / 64 + result.flops)
+
+
+@pytest.mark.parametrize("name", WITH_MATMULS)
+def test_binary_attention_is_counted_apart(name: str) -> None:
+    result = count(*made(name, "meta"))
+    assert (f"{result.matmul_bops / 1e9:.4f}", f"{result.ops_with_matmuls / 1e8:.4f}") == WITH_MATMULS[name]
 
 
 @pytest.mark.parametrize("name", LARGER)

@@ -87,7 +87,7 @@ def test_the_networks_of_the_catalogue_become_their_es_version(name: str, size: 
         assert torch.equal(model.train(mode)(x), twin.train(mode)(x))
 
 
-@pytest.mark.parametrize("name", ["reactnet_resnet18", "recu_resnet18", "bireal_resnet34"])
+@pytest.mark.parametrize("name", ["reactnet_resnet18", "recu_resnet18", "recu_resnet34", "bireal_resnet34"])
 def test_the_big_ones_have_the_same_architecture(name: str) -> None:
     model, twin = expand_(create_model(name)), create_model(f"es_{name}")
     assert shapes(model) == shapes(twin)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esbnn_core import create_model
-from tests.core.golden import RECORDS, close, closed_form, fill
+from tests.core.golden import RECORDS, close, closed_form, fill, fill_named
 
 
 def test_reactnet_resnet18_and_its_first_stage() -> None:
@@ -56,6 +56,47 @@ def test_bnext_and_its_blocks(name: str, record: str, temperature: float) -> Non
             x = x if block is None else block(x)
             if f"{record}/feature.{i}" in RECORDS:
                 close(x, RECORDS[f"{record}/feature.{i}"])
+
+
+def test_binaryvit_its_first_layers_and_first_merge() -> None:
+    model = fill(create_model("binaryvit"))
+    x = closed_form("input", 3 * 224 * 224).view(1, 3, 224, 224)
+    with torch.no_grad():
+        close(model(x), RECORDS["binaryvit/224/logits"])
+        x = model.stem(x)
+        close(x, RECORDS["binaryvit/224/embeddings"])
+        for i in range(3):
+            x = model.layers[i](x)
+            close(x, RECORDS[f"binaryvit/224/layer.{i}"])
+        close(model.merges["3"](x), RECORDS["binaryvit/224/patch_embed1"])
+
+
+def test_bidet_resnet18_and_its_layer4() -> None:
+    def name(key: str) -> str:
+        """The records fix a name up to the sum of its letters modulo 100; these have the sums of the original's."""
+        key = key.replace("stem.conv.", "conv1.").replace("stem.norm.", "bn1.").removeprefix("stages.")
+        if not key.startswith("layer"):
+            return key
+        layer, unit, part, rest = key.split(".", 3)
+        block, number = divmod(int(unit), 2)
+        inner = {"conv": f"conv{number + 1}.conv", "norm": f"conv{number + 1}.bn", "shortcut": "shortcut.0"}[part]
+        return f"{layer}.{block}.{inner}.{rest}"
+
+    model = fill_named(create_model("bidet_resnet18"), name)
+    with torch.no_grad():
+        close(model(closed_form("det", 3 * 72 * 88).view(1, 3, 72, 88)), RECORDS["bidet_r18/72x88/layer3"])
+        close(model.layer4(closed_form("roi", 2 * 256 * 49).view(2, 256, 7, 7)), RECORDS["bidet_r18/layer4(7x7 roi)"])
+
+
+def test_bidet_vgg16_under_the_detectors_norm() -> None:
+    model = fill(create_model("bidet_vgg16"))
+    with torch.no_grad():
+        source, last = model(closed_form("input", 3 * 300 * 300).view(1, 3, 300, 300))
+        close(last, RECORDS["bidet_ssd300/source1"])
+        # the detector's L2Norm, no part of the trunk
+        weight = 0.5 + 0.3 * closed_form("L2Norm.weight", 512)
+        source = source / (source.norm(dim=1, keepdim=True) + 1e-10) * weight.view(1, -1, 1, 1)
+        close(source, RECORDS["bidet_ssd300/source0"])
 
 
 def test_the_comparison_can_fail() -> None:

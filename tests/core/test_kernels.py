@@ -9,11 +9,17 @@ from torch import Tensor
 
 from esbnn_core import kernels
 from esbnn_core.kernels import naive
+from tests.core import paths
 
 ORDER = (
     "x", "weight", "channels", "stride", "padding", "pad_value", "dilation", "groups", "copies",
     "scale", "bias", "prelu", "residual", "rprelu", "sign_shift", "sign_groups",
 )  # fmt: skip
+
+
+@pytest.fixture(params=paths.ALL, autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.force(request.param, monkeypatch)
 
 
 def gen(seed: int) -> torch.Generator:

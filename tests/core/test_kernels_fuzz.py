@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,14 @@ from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.kernels.naive import pack_bits, popcount_, unpack_bits
+from tests.core import paths
 
 FUZZ = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.fixture(params=paths.ALL, autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.force(request.param, monkeypatch)
 
 
 @dataclass(frozen=True)

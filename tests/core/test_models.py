@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import InputError, create_model, list_models, model_spec
+from esbnn_core import InputError, count, create_model, list_models, model_spec
 from esbnn_core.layers import SliceChannels
+from esbnn_core.models import LatentResNet
 from esbnn_core.models.registry import register_model
 from esbnn_core.surgery import pack_
 from esbnn_core.unit import BinaryUnit
-from tests.core.networks import LIGHT, PLAIN
+from tests.core.networks import LIGHT, PLAIN, WITHOUT_REP
 
 # in millions to three places, or exactly (spec 0.6)
 PUBLISHED = {
@@ -37,7 +38,12 @@ def test_the_catalogue_holds_the_families() -> None:
     names = list_models()
     assert names == sorted(set(names)) and len(names) >= 24
     for name in PLAIN:
-        assert f"es_{name}" in names and f"rep_{name}" in names
+        assert f"es_{name}" in names and (f"rep_{name}" in names) is (name not in WITHOUT_REP)
+    trunks = list_models(kind="trunk")
+    assert trunks == ["bidet_resnet18", "bidet_vgg16", "es_bidet_resnet18", "es_bidet_vgg16"]
+    assert sorted([*trunks, *list_models(kind="classifier")]) == names
+    assert list_models("vgg", kind="trunk") == ["bidet_vgg16", "es_bidet_vgg16"]
+    assert list_models("vgg", kind="classifier") == []
     assert list_models("recu") == [name for name in names if "recu" in name] != []
     assert list_models("no such name") == []
 
@@ -49,6 +55,8 @@ def test_every_network_trains(name: str) -> None:
     out = model(batch(name))
     assert out.shape == (2, 5) and out.isfinite().all() and out.dtype == torch.float32
     assert not torch.equal(out[0], out[1])
+    if isinstance(model, LatentResNet):
+        out = torch.cat(model.both(batch(name)))
     out.square().sum().backward()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad or not key.endswith(("unused_act", "unused_prelu")):
@@ -107,13 +115,39 @@ def test_expansion_keeps_weights_and_widens_what_is_per_channel(name: str, tau: 
         assert wide.norm.num_features == tau * groups * unit.norm.num_features
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in WITHOUT_REP])
 def test_rep_reads_all_channels_and_es_the_first(name: str) -> None:
     with torch.device("meta"):
         plain, es, rep = (create_small(f"{rule}{name}") for rule in ("", "es_", "rep_"))
     width = plain.fc.in_features
     assert es.fc.in_features == width and isinstance(es.readout, SliceChannels) and es.readout.channels == width
     assert rep.fc.in_features == 2 * width and isinstance(rep.readout, nn.Identity)
+
+
+def test_the_two_forms_of_recu_resnet18_and_the_34() -> None:
+    for name, stem, size in (("", "cifar", 32), ("es_", "imagenet", 224), ("rep_", "imagenet", 224)):
+        model = create_small(f"{name}recu_resnet18", stem=stem)
+        spec = model_spec(model)
+        assert spec is not None and spec.input_size == (3, size, size) and spec.options["stem"] == stem
+        starts = {m.weight.unique().item() for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+        assert starts == {torch.tensor(1e-8).item() if stem == "imagenet" else 1.0}
+        assert model.head_norm.weight.unique().item() == 1 and model.stem.conv.kernel_size[0] == (3, 7)[size > 32]
+        down = model.stages.layer2[0].shortcut
+        assert isinstance(down[0], nn.Conv2d) and (down[0].stride, down[0].kernel_size) == ((2, 2), (1, 1))
+    with pytest.raises(InputError, match=r"stem=None was given, one of imagenet, cifar"):
+        create_small("recu_resnet18", stem=None)
+    with torch.device("meta"):
+        for name, base in (("recu_resnet34", "bireal_resnet34"), ("es_recu_resnet34", "bireal_resnet34")):
+            result, want = (count(create_model(full), (3, 224, 224)) for full in (name, base))
+            assert (result.bops, result.flops) == (want.bops, want.flops)
+
+
+def test_in_a_stem_the_max_pool_and_the_hardtanh_may_change_places() -> None:
+    conv, norm, act, pool = create_small("recu_resnet34").double().stem
+    with torch.no_grad():
+        norm.weight.fill_(1.5)
+        x = norm(conv(torch.randn(2, 3, 45, 38, dtype=torch.float64)))
+        assert torch.equal(pool(act(x)), act(pool(x))) and (x.abs() > 1).any()
 
 
 def test_the_last_half_of_es_is_not_read() -> None:

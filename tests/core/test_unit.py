@@ -12,7 +12,7 @@ from esbnn_core.channels import thermometer_shift
 from esbnn_core.latent import attach_latent_clip, clip_latent_weights_
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.quantizers import PlainSign
-from esbnn_core.unit import BinaryUnit, binary_layers, fold_norm, latent_state
+from esbnn_core.unit import BinaryUnit, binary_layers, fold_norm, folds, latent_state
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -118,7 +118,7 @@ def test_folding_is_the_unfolded_formula(options: dict[str, Any]) -> None:
     with torch.no_grad():
         y = unit.inner_act(unit.norm(unit.tile(unit.conv(x))))
         want = unit.act(y if unit.shortcut is None else y + unit.shortcut(x))
-        assert unit.folds()
+        assert folds(unit.norm)
         assert relative(unit(x), want) <= 1e-12
 
 
@@ -156,14 +156,14 @@ def test_copies_share_their_statistics(tau: int, groups: int) -> None:
 def test_a_frozen_norm_in_a_training_unit_is_folded_and_one_without_statistics_is_not() -> None:
     unit = build({"tau": 2}).train()
     x = randn(2, 16, 5, 5)
-    assert not unit.folds()
+    assert not folds(unit.norm)
     unit.norm.eval()
-    assert unit.folds()
+    assert folds(unit.norm)
     assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=False).detach()) <= 1e-12
     unit = build({"tau": 2})
     unit.norm = nn.BatchNorm2d(16, eps=0.3, track_running_stats=False).double()
     unit.eval()
-    assert not unit.folds()
+    assert not folds(unit.norm)
     assert relative(unit(x).detach(), by_hand(unit, x, dict(unit.named_parameters()), batch=True).detach()) <= 1e-12
 
 

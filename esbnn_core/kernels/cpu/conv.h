@@ -1,0 +1,72 @@
+// What the drivers (ops.cpp) hand to the kernels, and what a kernel for one instruction set provides.
+//
+// Layouts, all contiguous, 32-bit words:
+//   activations  (N, Hp, Wp, groups, words)        words per group rounded up to even, a ring of 0-bits around the image
+//   lanes        (groups, blocks, taps, words, 16)  weights of 16 filters side by side, so that one vector holds a word
+//                                                   of each; filters and words past the end are 0-bits
+//   tap_ones     (groups, blocks, taps, 16)         1-bits of every filter in every tap
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace esbnn {
+
+constexpr int LANES = 16;     // filters of a block: one 512-bit vector of 32-bit words
+constexpr int MAX_PIXELS = 8; // output pixels of a register tile
+
+// LANES values side by side; the compiler lowers them to what the instruction set has
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+
+struct Conv {
+  int64_t images, out_h, out_w;
+  int64_t padded_h, padded_w; // of the activations
+  int64_t in_h, in_w;         // of the image inside the ring
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t groups, words, filters, blocks; // words and blocks of one group, filters of all
+  int64_t per_tap;                        // +-1 values of one tap of one filter
+  bool skip_ring;                         // a tap outside the image counts 0 and not -w
+  const uint32_t *activations, *lanes;
+  const int32_t *tap_ones;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t group_filters() const { return filters / groups; }
+};
+
+// The steps behind the sum, in the order of esbnn_core.kernels; a null pointer leaves a step out. Channels are
+// copies * filters; y, residual and sums are (N, out_h, out_w, channels).
+struct Epilogue {
+  int64_t copies;
+  const float *scale, *bias, *prelu, *residual, *rprelu, *sign_shift;
+  float *y;
+  int32_t *sums;  // the bare tiled sums, in place of all other steps
+  uint32_t *bits; // (N, out_h, out_w, sign_groups * sign_words)
+  int64_t sign_groups, sign_words;
+};
+
+// One share of the work: a block of filters over rows [row0, row1) and columns [column0, column1) of one image.
+struct Task {
+  int64_t image, group, block, row0, row1, column0, column1;
+};
+
+// Bits of sign(x + shift) for `pixels` pixels of `channels` values. Value c of pixel p lies at x[p*pixel_step +
+// c*channel_step]; one of the steps is 1. Output: words(channels of a group) * groups words a pixel.
+struct Pack {
+  const float *x, *shift;
+  int64_t channels, groups, pixel_step, channel_step;
+  uint32_t *bits;
+};
+
+struct Kernels {
+  const char *name;
+  void (*conv)(const Conv &, const Epilogue &, const Task &);
+  void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1);
+};
+
+extern const Kernels portable_kernels;
+#ifdef ESBNN_X86
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+} // namespace esbnn

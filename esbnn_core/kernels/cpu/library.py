@@ -1,0 +1,159 @@
+"""Builds, caches and loads the native CPU kernels; says which path serves and why.
+
+The sources beside this file are compiled once by the machine's own C++ compiler, at the first operator call on a CPU
+tensor, into the user's cache folder under a name made from sources, flags and compiler. Without a compiler the plain
+torch operators (esbnn_core.kernels.naive) serve, and one line says so.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from esbnn_core.errors import InputError
+
+SOURCES = Path(__file__).parent
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
+X86 = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"],
+    "avx2": ["-mavx2"],
+}
+VARIABLE = "ESBNN_BACKEND"
+"""Forces a path: "naive", or one of the names that `paths` gives."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library, the index of the path in use and its name."""
+
+    handle: ctypes.CDLL
+    path: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What serves binary operators on CPU tensors: its name, why, and every path with whether this processor has it."""
+
+    serving: str
+    reason: str
+    paths: tuple[tuple[str, bool], ...]
+
+
+def cache_folder() -> Path:
+    """Where built libraries lie: ESBNN_CACHE, or esbnn under XDG_CACHE_HOME, or ~/.cache/esbnn."""
+    if own := os.environ.get("ESBNN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esbnn"
+
+
+def compiler() -> str | None:
+    """The C++ compiler: CXX, or the first of g++, clang++ and c++ on the PATH."""
+    if named := os.environ.get("CXX"):
+        return shutil.which(named)
+    return next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
+
+
+def units() -> list[tuple[Path, list[str]]]:
+    """Source files of this machine's library with the flags of each."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    define = ["-DESBNN_X86"] if x86 else []
+    names = [*(X86 if x86 else {}), "portable", "driver"]
+    return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, [])]) for name in names]
+
+
+def build(cxx: str, folder: Path) -> Path:
+    """The library in `folder`, compiled if it is not there yet: all or nothing, so that two processes may build at once.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: the folder cannot be written, or the compiler fails.
+    """
+    digest = hashlib.sha256()
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    digest.update(f"{version}{platform.machine()}".encode())
+    for header in sorted(SOURCES.glob("*.h")):
+        digest.update(header.read_bytes())
+    for source, flags in units():
+        digest.update(source.read_bytes() + " ".join(flags).encode())
+    target = folder / f"cpu-{digest.hexdigest()[:20]}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {folder}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        objects = []
+        for source, flags in units():
+            objects.append(str(Path(work) / f"{source.stem}.o"))
+            command = [cxx, *flags, "-c", str(source), "-o", objects[-1]]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        made = Path(work) / target.name
+        command = [cxx, "-shared", "-fopenmp", "-o", str(made), *objects]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        made.replace(target)
+    return target
+
+
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The library and where it came from, or None and why there is none."""
+    cxx = compiler()
+    if cxx is None:
+        return None, "no C++ compiler was found (install g++ or set CXX)"
+    try:
+        target = build(cxx, cache_folder())
+        handle = ctypes.CDLL(str(target))
+    except subprocess.CalledProcessError as error:
+        text = (error.stderr or "").strip().splitlines()
+        return None, f"{cxx} failed ({text[0] if text else error.returncode})"
+    except OSError as error:
+        return None, f"the library cannot be built or opened ({error})"
+    handle.esbnn_path.restype = ctypes.c_char_p
+    handle.esbnn_lane_words.restype = ctypes.c_int64
+    for function in (handle.esbnn_lane_words, handle.esbnn_lanes):
+        function.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
+    handle.esbnn_lane_words.argtypes = [ctypes.c_int64] * 4
+    handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    counts = [ctypes.c_int64] * 7
+    handle.esbnn_pack.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *counts, ctypes.c_void_p, ctypes.c_int]
+    return handle, f"compiled by {cxx}, {target}"
+
+
+def paths(handle: ctypes.CDLL) -> list[tuple[str, bool]]:
+    """Every path of the library, best first, and whether this processor has it."""
+    found: list[tuple[str, bool]] = []
+    usable = ctypes.c_int()
+    while name := handle.esbnn_path(len(found), ctypes.byref(usable)):
+        found.append((name.decode(), bool(usable.value)))
+    return found
+
+
+@functools.cache
+def choose() -> tuple[Library | None, Status]:
+    """The library with the path to use, or None where naive serves; decided once a process.
+
+    Raises:
+        InputError: ESBNN_BACKEND names a path that is not known or that this machine does not have.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "naive":
+        return None, Status("naive", f"{VARIABLE}=naive", ())
+    handle, reason = _open()
+    if handle is None:
+        if wanted:
+            raise InputError(f"{VARIABLE}={wanted} was asked for, but {reason}: unset it or mend that")
+        print(f"esbnn: binary operators run as plain torch on the CPU: {reason}", file=sys.stderr)
+        return None, Status("naive", reason, ())
+    found = paths(handle)
+    usable = [name for name, here in found if here]
+    if wanted and wanted not in usable:
+        raise InputError(f"{VARIABLE}={wanted} was given, one of naive, {', '.join(usable)} was expected here")
+    name = wanted or usable[0]
+    why = f"{VARIABLE}={wanted}" if wanted else "the best that this processor has"
+    index = [known for known, _ in found].index(name)
+    return Library(handle, index, name), Status(name, f"{why}; {reason}", tuple(found))

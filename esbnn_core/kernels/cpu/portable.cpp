@@ -1,0 +1,32 @@
+// Plain C++: for processors without the instruction sets above, and to compare them with.
+#include "conv.h"
+
+#define ISA portable
+namespace esbnn {
+namespace ISA {
+
+template <int P>
+static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
+                      const uint32_t *lanes, int32_t (*out)[LANES]) {
+  for (int p = 0; p < P; p++)
+    for (int l = 0; l < LANES; l++) out[p][l] = 0;
+  for (int64_t tap = 0; tap < tap_count; tap++)
+    for (int64_t w = 0; w < words; w++, lanes += LANES)
+      for (int p = 0; p < P; p++) {
+        const uint32_t x = a[taps[tap] + p * pixel_step + w];
+        for (int l = 0; l < LANES; l++) out[p][l] += __builtin_popcount(lanes[l] ^ x);
+      }
+}
+
+static inline unsigned not_negative(const Floats &y) {
+  unsigned mask = 0;
+  for (int l = 0; l < LANES; l++) mask |= unsigned(y[l] >= 0) << l;
+  return mask;
+}
+
+} // namespace ISA
+} // namespace esbnn
+
+#include "body.h"
+
+const esbnn::Kernels esbnn::portable_kernels = {"portable", esbnn::portable::conv, esbnn::portable::pack};

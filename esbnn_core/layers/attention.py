@@ -1,0 +1,88 @@
+"""Parts of binary attention: 1-bit probabilities, products of binary tensors, LayerScale (BinaryViT; spec 6.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core.layers.activations import per_channel
+
+
+class _Probabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(p, threshold)
+        return (p / threshold).round().clamp(0, 1) * threshold
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        p, threshold = ctx.saved_tensors
+        ratio = p / threshold
+        inside = (ratio >= 0) & (ratio <= 1)
+        slope = torch.where(inside, ratio.round() - ratio, (ratio > 1).to(ratio.dtype))
+        return grad * inside, (grad * slope).sum().reshape(threshold.shape)
+
+
+def binarize_probabilities(p: Tensor, threshold: Tensor) -> Tensor:
+    """clip(round(p / c), 0, 1) * c: probabilities become 0 or c, halves round to even (spec 6.3).
+
+    Args:
+        p: attention probabilities, any shape. threshold: the learned scalar c (0-d), above 0.
+
+    Gradients: to p where 0 <= p/c <= 1; to c round(p/c) - p/c there and 1 above.
+    """
+    out: Tensor = _Probabilities.apply(p, threshold)
+    return out
+
+
+class BinarySoftmax(nn.Module):
+    """Softmax over the last dimension, binarised to {0, c} with one learned c (start 0.005).
+
+    Outside training the output is {0, 1} and the caller multiplies its exact sums by `threshold`.
+    """
+
+    LOWEST = 1e-6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.005))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        p = binarize_probabilities(F.softmax(scores, dim=-1), self.threshold)
+        return p if self.training else p / self.threshold
+
+    def project_(self) -> None:
+        """Keep c above 0, where p/c has a value; the optimizer hook of esbnn_core.latent calls it after every step."""
+        self.threshold.clamp_(min=self.LOWEST)
+
+
+class BinaryMatmul(nn.Module):
+    """a @ b of two binary tensors: (..., M, K) x (..., K, N) -> (..., M, N); a module so that counting sees it.
+
+    Outside training never in a narrower type than float32 by autocast: the sums stay exact.
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        kind = a.device.type
+        if not self.training and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return a.float() @ b.float()
+        return a @ b
+
+
+class LayerScale(nn.Module):
+    """alpha * x + move, per channel of the last dimension (BinaryViT's own form; spec 6.3).
+
+    Args:
+        channels: C. alpha: its start value; move starts at 0.
+    """
+
+    def __init__(self, channels: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((channels,), alpha))
+        self.move = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * per_channel(self.alpha, x, -1) + per_channel(self.move, x, -1)

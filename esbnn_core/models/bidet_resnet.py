@@ -1,0 +1,85 @@
+"""The ResNet-18 trunk of BiDet's Faster R-CNN (SC), plain and expanded (spec 7.2, 7.4, 7.9)."""
+
+from torch import Tensor, nn
+
+from esbnn_core.channels import check_counts
+from esbnn_core.errors import InputError
+from esbnn_core.models.registry import register_model
+from esbnn_core.models.resnet import R18, Style, binary_stages
+from esbnn_core.models.trunk import Expansion, resnet_stem
+
+BIDET = Style(
+    shift=False,
+    act="none",
+    weight_quantizer="absmean_attached",
+    latent_init="kaiming",
+    pad_value=-1,
+)
+"""Bare sign (poly2), gradient through the scale, borders of -1 (spec 0.4, 0.5); the start is ours, none is given."""
+
+
+class BiDetResNet(nn.Module):
+    """(N, in_channels, H, W) float -> map of stride 16 (N, tau*g*256, H/16, W/16).
+
+    `layer4` is for the regions of interest that a detector cuts out of that map: (R, tau*g*256, 7, 7) ->
+    (R, tau*g*512, 4, 4). With num_classes there is a read-out over it, for pre-training: see classify.
+
+    Args:
+        expansion: plain or ES. num_classes: of the read-out, None for a trunk without one. in_channels: of the stem.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer.
+    """
+
+    def __init__(self, expansion: Expansion, num_classes: int | None, in_channels: int) -> None:
+        super().__init__()
+        check_counts(in_channels=in_channels)
+        self.stem = resnet_stem("imagenet", in_channels, R18.widths[0], expansion, tile_first=True)
+        self.stages = binary_stages(R18, BIDET, expansion)
+        self.readout, features = expansion.read_out(R18.widths[-1])
+        self.fc: nn.Linear | None = None
+        if num_classes is not None:
+            check_counts(num_classes=num_classes)
+            self.fc = nn.Linear(features, num_classes)
+
+    @property
+    def layer4(self) -> nn.Module:
+        """The last stage, which forward leaves out: stride 2, 256 -> 512."""
+        return self.stages.get_submodule("layer4")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for name in ("layer1", "layer2", "layer3"):
+            x = self.stages.get_submodule(name)(x)
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of whole images: forward, layer4, global average, first 512 channels, linear.
+
+        Raises:
+            InputError: the trunk was built without num_classes.
+        """
+        if self.fc is None:
+            raise InputError("the trunk has no read-out to classify with: build it with num_classes")
+        x = self.layer4(self(x)).mean((2, 3))
+        logits: Tensor = self.fc(self.readout(x))
+        return logits
+
+
+def _base(num_classes: int | None = None, in_channels: int = 3) -> nn.Module:
+    return BiDetResNet(Expansion(), num_classes, in_channels)
+
+
+def _es(
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    tau: int = 2,
+    groups: int = 1,
+    copy_spread: float = 0.0,
+) -> nn.Module:
+    return BiDetResNet(Expansion(tau, groups, copy_spread), num_classes, in_channels)
+
+
+# images have a shorter side of 600
+register_model("bidet_resnet18", _base, 600, kind="trunk")
+register_model("es_bidet_resnet18", _es, 600, kind="trunk")

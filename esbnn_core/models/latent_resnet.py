@@ -1,0 +1,100 @@
+"""ResNets that put their latent weights to use in training: a real stream beside the binary one (spec 5.5).
+
+Differs from the paper: how "Fully Utilizing Latent Weights" (arXiv 2110.05850) wires its real features is not public
+beyond the abstract; this is our own variant of the idea.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core.errors import InputError
+from esbnn_core.layers import RPReLU
+from esbnn_core.models.resnet import R18, R34, REACTNET, BinaryResNet, Layout, family
+from esbnn_core.models.trunk import Expansion
+from esbnn_core.unit import BinaryUnit
+
+# The real stream starts as an ordinary ResNet does. Behind a BatchNorm its gradient grows as the weight shrinks, the
+# binary stream's does not: from U(-1e-3, 1e-3) the binary one would hardly be heard.
+LATENT = replace(REACTNET, latent_init="kaiming")
+
+
+class RealBranch(nn.Module):
+    """What the real stream has of its own: a BatchNorm and an RPReLU for every unit, a BatchNorm for every shortcut."""
+
+    def __init__(self, units: list[BinaryUnit]) -> None:
+        super().__init__()
+        widths = [unit.conv.out_channels * unit.copies for unit in units]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.acts = nn.ModuleList(RPReLU(width) for width in widths)
+        self.shortcut_norms = nn.ModuleList(
+            nn.BatchNorm2d(width) if isinstance(unit.shortcut, nn.Sequential) else nn.Identity()
+            for unit, width in zip(units, widths, strict=True)
+        )
+
+    def forward(self, x: Tensor, units: list[BinaryUnit]) -> Tensor:
+        """The stem's output through every unit with the real weight: (N, wide*C, H, W) -> (N, wide*C', H', W')."""
+        parts = zip(units, self.norms, self.acts, self.shortcut_norms, strict=True)
+        for unit, norm, act, shortcut_norm in parts:
+            conv, shortcut = unit.conv, x
+            if isinstance(unit.shortcut, nn.Sequential):
+                for step in list(unit.shortcut)[:-1]:  # the pooling and the real 1x1 are shared, the statistics not
+                    shortcut = step(shortcut)
+            y = F.conv2d(F.hardtanh(x), conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+            x = act(norm(unit.tile(y)) + shortcut_norm(shortcut))
+        return x
+
+
+class LatentResNet(BinaryResNet):
+    """A ReActNet-ResNet whose latent weights also work in a real stream: (N, in_channels, H, W) -> (N, num_classes).
+
+        binary stream   the units as they are: RSign, sign(W) with its scale, BN, shortcut, RPReLU
+        real stream     conv(hardtanh(x), W) with the latent W itself, BN, shortcut, RPReLU (RealBranch)
+
+    Both share the stem, every W, the real 1x1 of the shortcuts and the read-out. `forward` is the binary network alone,
+    `both` is what a training loss looks at. The real stream is for training: drop_training_parts_ removes it, pack_ and
+    packed files go without it, and esbnn_core.count does not count it.
+
+    Args:
+        layout, expansion: see their classes. num_classes, in_channels: of the read-out and the stem.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer.
+    """
+
+    def __init__(self, layout: Layout, expansion: Expansion, num_classes: int, in_channels: int) -> None:
+        super().__init__(layout, LATENT, expansion, num_classes, in_channels)
+        self.real: RealBranch | None = RealBranch(self._units())
+
+    def _units(self) -> list[BinaryUnit]:
+        return [unit for unit in self.stages.modules() if isinstance(unit, BinaryUnit)]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(binary logits, real logits), each (N, num_classes); the first are those of forward.
+
+        Raises:
+            InputError: the real stream is gone.
+        """
+        if self.real is None:
+            raise InputError(
+                "the network has no real stream any more (drop_training_parts_ or pack_ removed it): build it anew "
+                "with create_model to train it"
+            )
+        x = self.stem(x)
+        return self.head(self.stages(x)), self.head(self.real(x, self._units()))
+
+    @property
+    def has_training_parts(self) -> bool:
+        """Whether the real stream is still there."""
+        return self.real is not None
+
+    def drop_training_parts_(self) -> "LatentResNet":
+        """Remove what only training uses, the real stream, in place; returns the network."""
+        self.real = None
+        return self
+
+
+family("latent_resnet18", partial(LatentResNet, R18), classes=1000, size=224, rep=False)
+family("latent_resnet34", partial(LatentResNet, R34), classes=1000, size=224, rep=False)

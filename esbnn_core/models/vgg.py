@@ -1,0 +1,116 @@
+"""The VGG-16 trunk of BiDet's SSD300 (SC), plain and expanded (spec 7.2, 7.3, 7.9)."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from esbnn_core.channels import check_counts, es_widths
+from esbnn_core.layers import Tile
+from esbnn_core.models.bidet_resnet import BIDET
+from esbnn_core.models.registry import register_model
+from esbnn_core.models.trunk import Expansion, real_shortcut, real_stem
+from esbnn_core.unit import BinaryUnit
+
+WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
+"""Nominal output widths of the stem, entries 0 and 1 of the original, and of its binary blocks, entries 2 to 17."""
+STRIDED = (3, 6, 10, 14)
+"""Entries that stand where VGG pools: a binary block of stride 2."""
+SOURCE = 13
+"""Last entry in front of the first source."""
+
+
+def _unit(
+    before: int,
+    width: int,
+    e: Expansion,
+    name: str,
+    stride: int = 1,
+    dilation: int = 1,
+    shortcut: nn.Module | None = None,
+) -> BinaryUnit:
+    """A binary 3x3 of BiDet that keeps the size but for its stride."""
+    return BinaryUnit(
+        before,
+        width,
+        stride=stride,
+        padding=dilation,
+        dilation=dilation,
+        pad_value=BIDET.pad_value,
+        tau=e.tau,
+        groups=e.groups,
+        copy_spread=e.copy_spread,
+        shift=BIDET.shift,
+        weight_quantizer=BIDET.weight_quantizer,
+        latent_init="xavier",
+        act=BIDET.act,
+        shortcut=shortcut,
+        name=name,
+    )
+
+
+def _blocks(entries: range, e: Expansion, name: str) -> nn.Sequential:
+    """Blocks of these entries, by number."""
+    blocks = OrderedDict[str, nn.Module]()
+    for entry in entries:
+        before, width = WIDTHS[entry - 2], WIDTHS[entry - 1]
+        place = f"{name}.{entry}"
+        if entry in STRIDED:
+            shortcut = real_shortcut(before, width, e, f"{place}.shortcut")
+            blocks[str(entry)] = _unit(before, width, e, place, stride=2, shortcut=shortcut)
+        else:
+            blocks[str(entry)] = _unit(before, width, e, place, shortcut=nn.Identity())
+    return nn.Sequential(blocks)
+
+
+class BiDetVGG16(nn.Module):
+    """(N, in_channels, H, W) float -> (source, final map), (N, tau*g*512, H/8, W/8) and (N, tau*g*1024, H/16, W/16).
+
+    38x38 and 19x19 at 300x300. The sources are not sliced: a detector takes the first 512 and 1024 channels (spec 7.9).
+    Entries have the numbers of the original (`vgg.layers`): `front` 2 to 13, `back` 14 to 17, then a max-pool of stride
+    1, the dilated binary conv6 and the real conv7 of 1x1.
+
+    Args:
+        expansion: plain or ES, conv7 included (its cost stays, spec 1.9). in_channels: of the stem.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer.
+    """
+
+    def __init__(self, expansion: Expansion, in_channels: int) -> None:
+        super().__init__()
+        check_counts(in_channels=in_channels)
+        e = expansion
+        conv = nn.Conv2d(in_channels, WIDTHS[0], 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(real_stem(conv, e, tile_first=True))
+        self.front = _blocks(range(2, SOURCE + 1), e, "front")
+        self.back = _blocks(range(SOURCE + 1, len(WIDTHS) + 1), e, "back")
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.conv6 = _unit(512, 1024, e, "conv6", dilation=6)
+        self.relu6 = nn.ReLU()
+        w = es_widths(1024, 1024, e.tau, e.groups, layer="conv7")
+        conv7 = OrderedDict[str, nn.Module](conv=nn.Conv2d(w.carried_in, w.filters, 1, groups=e.groups))
+        if w.copies > 1:
+            conv7["tile"] = Tile(w.copies)
+        conv7["norm"] = nn.BatchNorm2d(w.carried_out)
+        conv7["act"] = nn.ReLU()
+        self.conv7 = nn.Sequential(conv7)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        source = self.front(self.stem(x))
+        x = self.pool(self.back(source))
+        return source, self.conv7(self.relu6(self.conv6(x)))
+
+
+def _base(in_channels: int = 3) -> nn.Module:
+    return BiDetVGG16(Expansion(), in_channels)
+
+
+def _es(in_channels: int = 3, tau: int = 2, groups: int = 1, copy_spread: float = 0.0) -> nn.Module:
+    return BiDetVGG16(Expansion(tau, groups, copy_spread), in_channels)
+
+
+register_model("bidet_vgg16", _base, 300, kind="trunk")
+register_model("es_bidet_vgg16", _es, 300, kind="trunk")

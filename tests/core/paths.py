@@ -1,0 +1,23 @@
+"""The implementations of the CPU operators that this machine can run, and how a test forces one."""
+
+import pytest
+
+from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu.library import Library, Status, choose, paths
+
+ALL = ("naive", "avx512-vpopcntdq", "avx2-harley-seal", "portable")
+
+
+def force(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `path` serve for the rest of the test; skips where there is no compiler or the processor lacks it."""
+    if path == "naive":
+        monkeypatch.setattr(cpu, "choose", lambda: (None, Status("naive", "forced", ())))
+        return
+    library, status = choose()
+    if library is None:
+        pytest.skip(f"no native library: {status.reason}")
+    names = [name for name, here in paths(library.handle)]
+    if (path, True) not in paths(library.handle):
+        pytest.skip(f"this processor has no {path}")
+    forced = Library(library.handle, names.index(path), path)
+    monkeypatch.setattr(cpu, "choose", lambda: (forced, Status(path, "forced", ())))

@@ -1,0 +1,209 @@
+"""The native CPU library: equal to naive in every bit of the epilogue, found, built and refused in one sentence."""
+
+import itertools
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from esbnn_core import InputError, create_model, kernels, pack_
+from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu import library
+from esbnn_core.packed import PackedLayer
+from tests.core import paths
+from tests.core.test_packing import stir
+
+NATIVE = paths.ALL[1:]
+
+
+def drawn(number: int) -> dict[str, Any]:
+    """Arguments of binary_conv2d, drawn: shapes of all kinds, and each later step there or not."""
+    r, g = random.Random(number), torch.Generator().manual_seed(number)
+    groups, copies, batch = r.choice((1, 1, 2, 4)), r.choice((1, 1, 2, 4)), r.randint(1, 3)
+    inner, outer = r.choice((1, 16, 31, 32, 33, 64, 80, 96, 200)), r.choice((1, 5, 8, 16, 17, 32, 48))
+    kernel = r.choice(((1, 1), (3, 3), (3, 3), (2, 2), (5, 1), (1, 4), (3, 5)))
+    padding, stride = r.choice(((0, 0), (1, 1), (2, 1), (6, 6))), r.choice(((1, 1), (1, 1), (2, 2), (1, 3)))
+    dilation = r.choice(((1, 1), (1, 1), (2, 2), (3, 1)))
+    size = [d * (k - 1) + 1 + r.randint(0, 20) for k, d in zip(kernel, dilation, strict=True)]
+    out = copies * groups * outer
+    places = zip(size, padding, dilation, kernel, stride, strict=True)
+    sides = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in places]
+
+    def values(*shape: int) -> Tensor:
+        x = torch.randn(*shape, generator=g)
+        x.view(-1)[:: r.randint(3, 9)] = 0.0  # ties
+        return x
+
+    def maybe(*shape: int) -> Tensor | None:
+        return values(*shape) if r.random() < 0.6 else None
+
+    affine = r.random() < 0.9
+    signs = r.choice([0, *(k for k in (1, 2, 4) if out % k == 0)]) if affine else 0
+    residual = maybe(batch, out, *sides) if affine else None
+    if residual is not None and r.random() < 0.5:
+        residual = residual.to(memory_format=torch.channels_last)
+    return {
+        "x": kernels.naive.pack_sign(values(batch, groups * inner, *size), None, groups, 1),
+        "weight": kernels.naive.pack_sign(values(groups * outer, inner, *kernel), None, 1, 1),
+        "channels": groups * inner,
+        "stride": stride,
+        "padding": padding,
+        "pad_value": r.choice((0, -1)),
+        "dilation": dilation,
+        "groups": groups,
+        "copies": copies,
+        "scale": values(out) if affine else None,
+        "bias": values(out) if affine else None,
+        "prelu": maybe(out) if affine else None,
+        "residual": residual,
+        "rprelu": maybe(3, out) if affine else None,
+        "sign_shift": maybe(out) if affine else None,
+        "sign_groups": signs,
+    }
+
+
+@pytest.mark.parametrize("path", NATIVE)
+@pytest.mark.parametrize("part", range(4))
+def test_every_bit_of_the_epilogue_is_naives(path: str, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60 * part, 60 * part + 60):
+        arguments = drawn(number)
+        paths.force("naive", monkeypatch)
+        want = kernels.binary_conv2d(*arguments.values())
+        paths.force(path, monkeypatch)
+        for lanes in (None, kernels.lanes_of(arguments["weight"], arguments["groups"])):
+            got = kernels.binary_conv2d(*arguments.values(), lanes)
+            for a, b in zip(got, want, strict=True):
+                assert a.dtype == b.dtype and torch.equal(a, b), number
+            assert got[0].movedim(1, -1).is_contiguous() and got[1].is_contiguous()
+
+
+@pytest.mark.parametrize("path", NATIVE)
+def test_packing_is_naives_for_every_layout(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45])
+    for channels, size, groups in itertools.product((2, 16, 34, 64, 150), ((1, 1), (3, 5), (7, 16), (9, 33)), (1, 2)):
+        x = torch.randn(2, channels, *size, generator=g)
+        x.view(-1)[: len(special)] = special[: x.numel()]
+        layouts = [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:, :, ::2], x.expand(2, -1, -1, -1)]
+        for y, shift in itertools.product(layouts, (None, torch.randn(channels, generator=g))):
+            for tensor, dim in ((y, 1), (y.movedim(1, -1), -1), (y.movedim(1, -1).contiguous(), -1)):
+                paths.force("naive", monkeypatch)
+                want = kernels.pack_sign(tensor, shift, groups, dim)
+                paths.force(path, monkeypatch)
+                assert torch.equal(kernels.pack_sign(tensor, shift, groups, dim), want)
+
+
+@pytest.mark.parametrize("path", NATIVE)
+def test_any_number_of_threads_gives_the_same(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.force(path, monkeypatch)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append([kernels.binary_conv2d(*drawn(number).values()) for number in range(20)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(
+            torch.equal(*pair) for a, b in zip(other, results[0], strict=True) for pair in zip(a, b, strict=True)
+        )
+
+
+@torch.no_grad()
+def test_lanes_follow_the_bits_through_loading() -> None:
+    one, other = (pack_(stir(create_model("es_reactnet_resnet8", groups=2), seed)) for seed in (0, 1))
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    want = one(x)
+    assert not any("lanes" in key for key in one.state_dict())
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(x), want)
+    for layer in other.modules():
+        if isinstance(layer, PackedLayer):
+            layer.lanes = None
+    assert torch.equal(other(x), want)
+
+
+def test_other_dtypes_stay_with_naive() -> None:
+    arguments = drawn(3)
+    doubled = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+    y, _ = kernels.binary_conv2d(*doubled.values())
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y.float(), kernels.binary_conv2d(*arguments.values())[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_machine_without_compiler_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
+    found, status = library.choose.__wrapped__()
+    assert found is None and status.serving == "naive" and "no C++ compiler was found" in status.reason
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    with pytest.raises(InputError, match="ESBNN_BACKEND=portable was asked for, but no C"):
+        library.choose.__wrapped__()
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no space left" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    found, status = library.choose.__wrapped__()
+    assert found is None and "failed (no space left)" in status.reason
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "naive")
+    assert library.choose.__wrapped__()[1].serving == "naive"
+    if cpu.choose()[0] is None:
+        pytest.skip("no native library here")
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    found, status = library.choose.__wrapped__()
+    assert found is not None and found.name == status.serving == "portable"
+    monkeypatch.setenv(library.VARIABLE, "neon")
+    with pytest.raises(InputError, match=r"ESBNN_BACKEND=neon was given, one of naive, .*portable was expected here"):
+        library.choose.__wrapped__()
+
+
+def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
+    if library.compiler() is None:
+        pytest.skip("no C++ compiler here")
+    code = "from esbnn_core.kernels import cpu; print(cpu.choose()[1].serving)"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", "ESBNN_CACHE": str(tmp_path)},
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(2)
+    ]
+    names = {process.communicate()[0].strip() for process in both}
+    assert len(names) == 1 and names <= set(NATIVE)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
+
+
+def test_importing_builds_nothing(tmp_path: Path) -> None:
+    code = "import esbnn_core, esbnn_core.packed; import pathlib, os; print(os.listdir(os.environ['ESBNN_CACHE']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "ESBNN_CACHE": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == "[]"
