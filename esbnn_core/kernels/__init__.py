@@ -35,7 +35,7 @@ __all__ = ["binary_conv2d", "binary_linear", "cpu", "lanes_of", "naive", "pack_s
 
 
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
-    """The packed weight in the order that the implementation of its device walks, int32, or None where there is none."""
+    """The packed weight in the order in which its device's implementation walks it, int32; None where there is none."""
     return cpu.lanes_of(weight, groups)
 
 

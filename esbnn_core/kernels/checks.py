@@ -40,9 +40,7 @@ def _check_words(x: Tensor, weight: Tensor, channels: int, groups: int, copies: 
         raise ValueError(f"groups={groups} does not divide {channels} channels and {weight.shape[0]} filters")
     words = words_of(channels, groups)
     if x.shape[-1] != words:
-        raise ValueError(
-            f"x has {x.shape[-1]} words, {words} were expected for {channels} channels in {groups} groups"
-        )
+        raise ValueError(f"x has {x.shape[-1]} words, {words} were expected for {channels} channels in {groups} groups")
     if weight.shape[-1] != words // groups:
         raise ValueError(
             f"weight has {weight.shape[-1]} words, {words // groups} were expected for a group of {channels // groups}"

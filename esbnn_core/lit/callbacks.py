@@ -1,26 +1,30 @@
-"""Callbacks of all tasks: reseeding, latent-weight flips, export of safetensors."""
+"""Callbacks of all tasks: reseeding, schedules of quantizers, latent-weight flips, export of safetensors."""
 
+import copy
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint import save_checkpoint
+from esbnn_core.checkpoint import load_state, save_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seed_everything_at
-from esbnn_core.quantizers import Temperature
+from esbnn_core.quantizers import ReCU, Temperature
 from esbnn_core.release import pack_checkpoint
 from esbnn_core.unit import binary_layers
 
 
 class EpochSeed(Callback):
-    """Reseed every global generator from (seed, epoch, rank) at the start of each training epoch.
+    """Reseed every global generator from (seed, epoch, rank) at the start of each training epoch, and from the number
+    of the batch as well before each step.
 
-    A resumed run then draws what the uninterrupted one drew (dropout, noise), which Lightning alone does not promise.
+    A resumed run then draws what the uninterrupted one drew (dropout, noise), which Lightning alone does not promise,
+    also one that goes on in the middle of an epoch.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -29,6 +33,12 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
         seed_everything_at(self.seed, trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook."""
+        seed_everything_at(self.seed, trainer.current_epoch, trainer.global_rank, batch_idx)
 
 
 class TemperatureSchedule(Callback):
@@ -50,6 +60,33 @@ class TemperatureSchedule(Callback):
             if isinstance(layer.quantizer, Temperature):
                 layer.quantizer.temperature.fill_(temperature)
         pl_module.log("temperature", temperature)
+
+
+class ReCUSchedule(Callback):
+    """Set ReCU's tau at every epoch start: A * exp(e / E) + B, from `start` up to `end` (spec 5.3).
+
+    It depends on the epoch and the length of the run alone, so a resumed run has it right.
+    """
+
+    def __init__(self, start: float = 0.85, end: float = 0.99) -> None:
+        if not 0.5 <= start <= end < 1:
+            raise InputError(f"start={start} and end={end} were given, 0.5 <= start <= end < 1 was expected")
+        self.start, self.end = start, end
+
+    def tau(self, epoch: int, epochs: int) -> float:
+        """tau of an epoch, counted from 0, in a run of `epochs`."""
+        a = (self.end - self.start) / (math.e - 1)
+        return a * math.exp(epoch / epochs) + self.start - a
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook."""
+        if not trainer.max_epochs or trainer.max_epochs < 0:
+            raise InputError("ReCUSchedule needs the length of the run in epochs: set trainer.max_epochs")
+        tau = self.tau(trainer.current_epoch, trainer.max_epochs)
+        for _, layer in binary_layers(pl_module):
+            if isinstance(layer.quantizer, ReCU):
+                layer.quantizer.tau.fill_(tau)
+        pl_module.log("recu_tau", tau)
 
 
 class FlipRatio(Callback):
@@ -80,27 +117,73 @@ class FlipRatio(Callback):
         pl_module.log("flip/mean", (values * weights).sum() / weights.sum(), prog_bar=True)
 
 
+Which = Literal["last", "best"]
+
+
 class ExportWeights(Callback):
     """At the end of fit write weights.safetensors (latent) and packed.safetensors of the module's `network`.
 
     Args:
         directory: default the trainer's log directory. Packing needs weights in sign mode: where they are not, the
-        latent file alone is written and one line says so.
+            latent file alone is written and one line says so.
+        which: "last", the network as training left it, or "best", that of the best file of the run's ModelCheckpoint.
+
+    Raises:
+        InputError: "best" without a ModelCheckpoint that monitors a metric (said before training), or without a file of
+            it at the end.
     """
 
-    def __init__(self, directory: str | None = None) -> None:
-        self.directory = directory
+    def __init__(self, directory: str | None = None, which: Which = "last") -> None:
+        if which not in get_args(Which):
+            raise InputError(f"which={which!r} was given to ExportWeights, last or best was expected")
+        self.directory, self.which = directory, which
 
-    @rank_zero_only
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
-        network: Any = pl_module.network
+        if stage == "fit" and self.which == "best" and self._judge(trainer) is None:
+            raise InputError(
+                "ExportWeights(which='best') has no ModelCheckpoint that monitors a metric beside it: add one with "
+                "monitor, or choose which='last'"
+            )
+
+    @staticmethod
+    def _judge(trainer: L.Trainer) -> ModelCheckpoint | None:
+        judges = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        return judges[0] if judges else None
+
+    def _best(self, trainer: L.Trainer, network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
+        """A copy of the network with the best file's tensors, and the metric that it was judged by."""
+        judge = self._judge(trainer)
+        assert judge is not None
+        path = judge.best_model_path
+        if not path or not Path(path).is_file():
+            raise InputError(
+                f"ModelCheckpoint has no best file by {judge.monitor} to export ({path or 'none was written'}): "
+                f"let validation run, or choose ExportWeights(which='last')"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        tensors = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
+        best = copy.deepcopy(network).cpu()
+        load_state(best, tensors, path)
+        score = judge.best_model_score
+        return best, {} if score is None else {str(judge.monitor): float(score)}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook; the first process writes."""
+        # asked for by all: log_dir is told from the first process to the others
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        network: Any = pl_module.network
         metric = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        if self.which == "best":
+            network, metric = self._best(trainer, network)
         save_checkpoint(network, folder / "weights.safetensors", metric=metric)
         open_layers = [name for name, layer in binary_layers(network) if not layer.quantizer.sign_mode()]
         if open_layers:
-            rank_zero_info(f"packed.safetensors is not written: {open_layers[0]} is not in sign mode yet")
+            # one of an earlier run would belong to other weights
+            (folder / "packed.safetensors").unlink(missing_ok=True)
+            rank_zero_info(f"packed.safetensors is not written: {open_layers[0]} is not in sign mode")
             return
         before, after = pack_checkpoint(folder / "weights.safetensors", folder / "packed.safetensors")
         rank_zero_info(f"{folder}: weights.safetensors {before:,} bytes, packed.safetensors {after:,} bytes")

@@ -56,11 +56,11 @@ def run(
             save_config_kwargs={"overwrite": True},
         )
     except (InputError, TrainingError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """The sentence alone: a data worker hands an error on with its whole traceback as the text."""
     return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)

@@ -5,11 +5,16 @@ alone, and what a random transform draws for an image from (seed, epoch, index),
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from esbnn_core.errors import InputError
 
 IGNORE = -1
 """Label of a padded evaluation sample: losses and metrics skip it."""
@@ -32,13 +37,27 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Args:
         size: of the dataset. shuffle: a new order every epoch (training) or index order (evaluation).
         seed: of the run. rank, world: this process and how many there are.
+        repeats: training shows each image of an epoch so many times in a row, every copy under a seed of its own; the
+            epoch keeps its length and takes the first size / repeats images of its order (repeated augmentation,
+            Hoffer et al.; the order of timm's RepeatAugSampler: the ranks share the copies of an image).
 
     Every process gets the same number of items. Where `world` does not divide `size`, training repeats items of the
     epoch's start, evaluation pads with index -1, which SeededDataset labels IGNORE: every image counts once.
+
+    Raises:
+        InputError: repeats below 1, or above 1 without shuffle.
     """
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1, repeats: int = 1
+    ) -> None:
+        if repeats < 1 or (repeats > 1 and not shuffle):
+            raise InputError(
+                f"repeats={repeats} was given {'with' if shuffle else 'without'} shuffle, a whole number from 1 in "
+                f"training and 1 in evaluation was expected"
+            )
         self.size, self.shuffle, self.seed, self.rank, self.world = size, shuffle, seed, rank, world
+        self.repeats = repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,22 +68,42 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return -(-self.size // self.world)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-            order = torch.randperm(self.size, generator=generator).tolist()
-        else:
-            order = list(range(self.size))
-        missing = len(self) * self.world - self.size
-        order += (order * missing)[:missing] if self.shuffle else [-1] * missing
-        for index in order[self.rank :: self.world]:
-            yield index, mix_seed(self.seed, self.epoch, index)
+        if not self.shuffle:
+            for index in range(self.rank, len(self) * self.world, self.world):
+                index = index if index < self.size else -1
+                yield index, mix_seed(self.seed, self.epoch, index)
+            return
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for place in range(self.rank, len(self) * self.world, self.world):
+            turn, copy = divmod(place, self.repeats)
+            index = order[turn % self.size]
+            yield index, mix_seed(self.seed, self.epoch, index, *([copy] if copy else []))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside from the global generators of torch (CPU), numpy and python comes from `seed`; afterwards
+    all three go on as if nothing had been drawn."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    # the CPU generator alone: torch.manual_seed would also queue a call for a GPU that a worker never touches
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 class SeededDataset(Dataset[tuple[Any, int]]):
     """Applies `transform` under the item's own seed; items are asked for by EpochSampler's (index, seed).
 
     Args:
-        dataset: gives (image, label) for an index. transform: image -> tensor; `random` says whether it draws.
+        dataset: gives (image, label) for an index. transform: image -> tensor; `random` says whether it draws, from
+            whichever of the global generators of torch, numpy and python.
     """
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any], random: bool) -> None:
@@ -80,19 +119,43 @@ class SeededDataset(Dataset[tuple[Any, int]]):
             label = IGNORE
         if not self.random:
             return self.transform(image), label
-        # the CPU generator alone: torch.manual_seed would also queue a call for a GPU that a worker never touches
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
+        with seeded(seed):
             return self.transform(image), label
-        finally:
-            torch.set_rng_state(before)
+
+
+class MixedBatches(Dataset[Any]):
+    """A SeededDataset whose batches are mixed as a whole (mixup, cutmix); the loader needs collate_fn=as_it_is.
+
+    A batch is mixed where it is loaded, in a worker, under a seed made from that of its first item: it differs from
+    batch to batch and from rank to rank, and neither the number of workers nor where a run resumes can change it.
+
+    Args:
+        items: the dataset. mix: (images (B, C, H, W), labels (B,)) -> the same mixed, drawn from global generators.
+    """
+
+    def __init__(self, items: SeededDataset, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.items, self.mix = items, mix
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """torch's hook for a whole batch."""
+        images, labels = default_collate([self.items[key] for key in keys])
+        with seeded(mix_seed(keys[0][1], _BATCH)):
+            return self.mix(images, labels)
+
+
+_BATCH = 1
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collate function of a dataset that gives whole batches."""
+    return batch
 
 
 def seed_everything_at(*parts: int) -> None:
     """Seed torch (all devices), numpy's global and python's generators from several numbers."""
-    import numpy as np
-
     seed = mix_seed(*parts)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)

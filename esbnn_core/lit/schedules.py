@@ -18,12 +18,24 @@ class ProgressLR(LRScheduler):
         optimizer: its lr is the peak. shape: after the warm-up "constant", "linear" to the floor or half a "cosine".
         warmup: share of the run, 0 <= warmup < 1, over which lr rises linearly from start * peak.
         start, floor: lowest lr at both ends, as shares of the peak.
+        ahead: how many steps ahead the schedule is read, never before its start nor behind its end. 1 is a script that
+            steps its scheduler before the epoch (ReActNet: the last epoch has lr 0), -1 one that does so an epoch late
+            (BinaryViT: the first two epochs share the peak).
+        prefix: timm's warmup_prefix (BNext): the warm-up stands in front of a shape as long as the whole run, which
+            ends with the run, short of the floor.
 
     The module that owns the optimizer calls `bind` with the number of steps before training.
     """
 
     def __init__(
-        self, optimizer: Optimizer, shape: Shape = "cosine", warmup: float = 0.0, start: float = 0.0, floor: float = 0.0
+        self,
+        optimizer: Optimizer,
+        shape: Shape = "cosine",
+        warmup: float = 0.0,
+        start: float = 0.0,
+        floor: float = 0.0,
+        ahead: int = 0,
+        prefix: bool = False,
     ) -> None:
         if shape not in get_args(Shape):
             raise InputError(f"schedule shape {shape!r} is not known, one of {', '.join(get_args(Shape))} was expected")
@@ -33,6 +45,7 @@ class ProgressLR(LRScheduler):
             if not 0 <= share <= 1:
                 raise InputError(f"{name}={share} was given, a share of the peak from 0 to 1 was expected")
         self.shape, self.warmup, self.start, self.floor = shape, warmup, start, floor
+        self.ahead, self.prefix = ahead, prefix
         self.total = 1
         super().__init__(optimizer)
 
@@ -51,10 +64,11 @@ class ProgressLR(LRScheduler):
 
     def factor(self, step: int) -> float:
         """Multiplier of the peak at a step."""
+        step = max(0, step + self.ahead)
         rise = self.warmup * self.total
         if step < rise:
             return self.start + (1 - self.start) * step / rise
-        progress = min(1.0, (step - rise) / (self.total - rise))
+        progress = min(1.0, (step - rise) / (self.total if self.prefix else self.total - rise))
         if self.shape == "constant":
             return 1.0
         fall = 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

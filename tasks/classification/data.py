@@ -4,27 +4,35 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.data import EpochSampler, SeededDataset, mix_seed
+from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
+from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
+from tasks.classification.augment import Augmentation, batch_mixture
 from tasks.classification.datasets import dataset_info, open_split
+from tasks.classification.synsets import SynsetFolder
 
 
 class ClassificationDataModule(L.LightningDataModule):
-    """FashionMNIST, CIFAR-10 or an ImageNet folder, by name (tasks.classification.datasets.DATASETS).
+    """FashionMNIST, CIFAR-10, an ImageNet folder or generated images, by name (tasks.classification.datasets.DATASETS).
 
     Args:
         dataset: name. root: folder that has it. download: let torchvision fetch it.
         batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
         val_size: images split off the training set for validation, chosen by `seed`; 0 validates on the test split.
-        augment: random crop and mirror in training. image_size: side, default the dataset's own.
-        num_classes: default the dataset's; a folder dataset with fewer classes needs it said.
+        augment: random crop and mirror in training, and whatever else `augmentation` asks for; false trains on the
+            images as they are evaluated. image_size: side, default the dataset's own.
+        num_classes: default the dataset's; a folder dataset with fewer classes needs it said. With 1,000 the labels of
+            an ImageNet folder are those of the official synset order, with fewer those of its sorted folders.
         train_size, test_size: use the first so many images only, 0 for all.
         seed: of the split and of every epoch's order (linked to seed_everything on the command line).
+        augmentation: options of the recipe, RandAugment to mixup, and of the evaluation crop. prefetch_factor: batches
+            that each loader process keeps ready.
 
-    Batches are images float32 (B, C, H, W) and labels int64 (B,); evaluation labels may hold IGNORE (see
-    esbnn_core.lit.data) where processes do not divide the set.
+    Batches are images float32 (B, C, H, W) and labels int64 (B,), of a training with mixup or cutmix probabilities
+    (B, num_classes); evaluation labels may hold IGNORE (see esbnn_core.lit.data) where processes do not divide the set.
 
     Raises:
         InputError: an unknown dataset at construction; a missing or damaged one at setup; sizes that do not fit.
@@ -44,6 +52,8 @@ class ClassificationDataModule(L.LightningDataModule):
         train_size: int = 0,
         test_size: int = 0,
         seed: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  (frozen)
+        prefetch_factor: int = 2,
     ) -> None:
         super().__init__()
         self.info = dataset_info(dataset)
@@ -52,13 +62,18 @@ class ClassificationDataModule(L.LightningDataModule):
         self.val_size, self.train_size, self.test_size = val_size, train_size, test_size
         self.augment, self.image_size, self.seed = augment, image_size, seed
         self.num_classes = num_classes or self.info.classes
+        self.augmentation, self.prefetch_factor = augmentation, prefetch_factor
+        if prefetch_factor < 1:
+            raise InputError(f"prefetch_factor={prefetch_factor} was given, 1 or more batches were expected")
+        augmentation.check(dataset, self.info.channels, self.info.size)
         self.splits: dict[str, SeededDataset] = {}
         self._opened: dict[bool, Any] = {}
+        self.label_order = ""
 
     def prepare_data(self) -> None:
         """On one process: unpack or fetch, and fail here if the root is wrong."""
         for train in (True, False):
-            open_split(self.dataset, self.root, train, self.download)
+            open_split(self.dataset, self.root, train, self.download, self.num_classes)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that the stage needs."""
@@ -70,7 +85,10 @@ class ClassificationDataModule(L.LightningDataModule):
     def _open(self, train: bool) -> Any:
         """The training or test split, opened once for all parts that are cut from it."""
         if train not in self._opened:
-            whole = open_split(self.dataset, self.root, train)
+            whole = open_split(self.dataset, self.root, train, num_classes=self.num_classes)
+            if isinstance(whole, SynsetFolder) and not self.label_order:
+                self.label_order = "official synset order" if whole.official else "order of the sorted folders"
+                rank_zero_info(f"labels of {self.root}: {self.label_order}, {len(whole.classes):,} class folders")
             labels = getattr(whole, "targets", None)
             if labels is not None and len(labels) and int(max(labels)) >= self.num_classes:
                 raise InputError(
@@ -95,28 +113,40 @@ class ClassificationDataModule(L.LightningDataModule):
             indices = held if part == "val" else rest[: self.train_size or len(rest)]
         train = part == "train"
         augment = train and self.augment
-        transform = self.info.transform(augment, self.image_size)
+        transform = self.info.transform(augment, self.image_size, self.augmentation)
         return SeededDataset(Subset(whole, indices[: len(whole)]), transform, random=augment)
 
     def _loader(self, part: str) -> DataLoader[Any]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         data = self.splits[part]
-        sampler = EpochSampler(len(data), shuffle=part == "train", seed=self.seed, rank=rank, world=world)
-        return DataLoader(
-            data,
+        train = part == "train"
+        augment = train and self.augment
+        sampler = ResumableSampler(
+            len(data),
+            shuffle=train,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            repeats=self.augmentation.repeats if augment else 1,
+        )
+        mixes = augment and self.augmentation.mixes
+        return ResumableLoader(
+            MixedBatches(data, batch_mixture(self.augmentation, self.num_classes)) if mixes else data,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
+            collate_fn=as_it_is if mixes else None,
+            prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # a last batch of one image has no batch statistics
-            drop_last=part == "train" and len(sampler) > self.batch_size,
+            drop_last=train and len(sampler) > self.batch_size,
             # private: drawing worker seeds from the global generator would shift the network's own draws
             generator=torch.Generator().manual_seed(mix_seed(self.seed, 2)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled by (seed, epoch), augmented by (seed, epoch, index)."""
+        """Shuffled by (seed, epoch), augmented by (seed, epoch, index), mixed by the batch's first item."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -10,17 +10,18 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from esbnn_core import create_model, model_spec
-from esbnn_core.distill import FrozenTeacher, soft_cross_entropy
+from esbnn_core import create_model, list_models, model_spec
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.latent import attach_latent_clip
 from esbnn_core.lit.data import IGNORE
+from esbnn_core.lit.decay import DecayRule
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.packed import PackedLayer
 from esbnn_core.release import load_checkpoint
-from tasks.classification.teachers import NetworkTeacher
+from esbnn_core.surgery import real_weights_
+from tasks.classification.objectives import Batch, LabelObjective, Objective
 
-Batch = tuple[Tensor, Tensor]
+Loaded = tuple[Tensor, Tensor]
 
 
 class ClassificationModule(L.LightningModule):
@@ -30,10 +31,15 @@ class ClassificationModule(L.LightningModule):
         network: name. num_classes: of the read-out (linked to the data module on the command line).
         network_options: further options of create_model, e.g. {tau: 2, groups: 1, in_channels: 1}.
         weights: a .safetensors file to start from or to evaluate, latent or packed (a packed one cannot be trained).
-        optimizer: parameters -> optimizer. lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length.
+        real_weights: binary activations but real weights, step 1 of the two-step recipes (spec 3.5); without a file the
+            weights start as torch's own convolutions do. Step 2 is the same network without it, `weights` the file
+            that step 1 exported.
+        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length.
         lr_interval: whether the scheduler advances every step or every epoch.
-        label_smoothing: of the cross entropy with labels.
-        teacher: soft labels in place of the hard ones (spec 3.4); built when fit starts, kept out of the state.
+        objective: what is minimised (tasks.classification.objectives), default cross entropy with the labels. Its
+            teachers are built when fit starts and kept out of the state.
+        untrained_teachers: build teachers with random weights, for trying a recipe without downloads.
         channels_last: memory format of network and images.
 
     Logs train_loss and train_top1 (their means as _epoch); val_ and test_ loss, top1 and top5, in percent, over every
@@ -46,21 +52,29 @@ class ClassificationModule(L.LightningModule):
         num_classes: int = 10,
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
+        real_weights: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
+        decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "step",
-        label_smoothing: float = 0.0,
-        teacher: NetworkTeacher | None = None,
+        objective: Objective | None = None,
+        untrained_teachers: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        if network in list_models(kind="trunk"):
+            raise InputError(f"network {network} is the trunk of a detector and gives no logits: choose a classifier")
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
+        if real_weights:
+            real_weights_(self.network, fresh=weights is None)
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
+            if real_weights and _packed(self.network):
+                raise InputError(f"real_weights was asked for and {weights} is packed: give a latent file as weights")
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
-        self.label_smoothing = label_smoothing
-        self._teacher_spec = teacher
-        self._teacher: FrozenTeacher | None = None
+        self.decay = decay
+        self.objective: Objective = objective or LabelObjective()
+        self.num_classes, self.untrained_teachers = num_classes, untrained_teachers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self.metrics = nn.ModuleDict({stage: _metrics(num_classes) for stage in ("val_", "test_")})
@@ -85,43 +99,52 @@ class ClassificationModule(L.LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Build the teacher here, not in __init__: evaluation needs none."""
-        if self._teacher_spec is not None and self._teacher is None:
-            self._teacher = FrozenTeacher(self._teacher_spec.build())
+        """Build teachers here, not in __init__: evaluation needs none."""
+        self.objective.prepare(self.network, self.num_classes if self.untrained_teachers else None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_train_start(self) -> None:
+        """Bind a schedule that advances by steps to their number.
+
+        Not in configure_optimizers: the number comes from the loader, and a loader that is made before the checkpoint
+        is read does not learn where in the epoch the run stopped.
+        """
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
+            scheduler.bind(int(self.trainer.estimated_stepping_batches))
+
+    def training_step(self, batch: Loaded, batch_idx: int) -> Tensor:
         """Loss of one batch; stops the run at the first loss that is not finite."""
         images, labels = batch
-        logits = self(images)
-        if self._teacher is not None:
-            loss = soft_cross_entropy(logits, self._teacher(images))
-        else:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        images = images.contiguous(memory_format=self.memory_format)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        logits, loss = self.objective(self.network, Batch(images, labels, self.current_epoch, epochs))
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step}, first not finite in "
                 f"{first_not_finite(self.network, images)}: lower the learning rate or look at that batch"
             )
-        top1 = 100 * (logits.argmax(1) == labels).float().mean()
+        # of mixed images the label with the larger share
+        hard = labels.argmax(1) if labels.is_floating_point() else labels
+        top1 = 100 * (logits.argmax(1) == hard).float().mean()
         self.log_dict({"train_loss": loss, "train_top1": top1}, prog_bar=True)
         # means of the epoch over all processes; waiting for one another at every step would slow training
         epoch = {"train_loss_epoch": loss, "train_top1_epoch": top1}
         self.log_dict(epoch, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Loaded, batch_idx: int) -> None:
         """Lightning's hook."""
         self._evaluate("val_", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Loaded, batch_idx: int) -> None:
         """Lightning's hook."""
         self._evaluate("test_", batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Loaded, batch_idx: int) -> Tensor:
         """Class indices (N,) of a batch."""
         return self(batch[0]).argmax(1)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Loaded) -> None:
         images, labels = batch
         logits = self(images).float()
         counted = labels != IGNORE
@@ -151,22 +174,24 @@ class ClassificationModule(L.LightningModule):
         self._report("test_")
 
     def configure_optimizers(self) -> Any:
-        """Optimizer with the latent-weight clip, and the schedule bound to the run's length."""
-        parameters = list(self.network.parameters())
-        if any(isinstance(module, PackedLayer) for module in self.network.modules()):
+        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
+        if _packed(self.network):
             raise InputError(
                 "the network is packed and holds no latent weights to train: give the latent file as weights"
             )
-        optimizer = self.make_optimizer(parameters)
+        whole = list(self.network.parameters())
+        optimizer = self.make_optimizer(whole if self.decay is None else self.decay.groups(self.network))
         attach_latent_clip(optimizer, self.network)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, ProgressLR):
-            epochs = self.trainer.max_epochs or 1
-            steps = self.trainer.estimated_stepping_batches
-            scheduler.bind(int(steps) if self.lr_interval == "step" else epochs)
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
+            scheduler.bind(self.trainer.max_epochs or 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+
+def _packed(network: nn.Module) -> bool:
+    return any(isinstance(module, PackedLayer) for module in network.modules())
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:

@@ -1,12 +1,25 @@
-"""Teachers for soft labels, built when fit starts and never part of the student's state."""
+"""Teachers for soft labels, built when fit starts and never part of the student's state.
 
+Teachers see the student's own images: every recipe normalises with ImageNet's mean and deviation, as torchvision's
+weights and DeiT expect, and at the student's size; timm weights that were trained at another size or with another
+normalisation get the student's all the same, as in the originals (spec 4.5, 4.7).
+"""
+
+import os
+import pickle
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
 
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.release import load_checkpoint
+
+CONTAINERS = ("model", "state_dict")
+"""Keys under which files of teachers keep the tensors (DeiT: model)."""
 
 
 class NetworkTeacher(ABC):
@@ -15,6 +28,10 @@ class NetworkTeacher(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """A network (N, C, H, W) -> logits (N, num_classes)."""
+
+    @abstractmethod
+    def build_untrained(self, num_classes: int) -> nn.Module:
+        """The same network with random weights and `num_classes` outputs, for trying a recipe without a download."""
 
 
 class TorchvisionTeacher(NetworkTeacher):
@@ -27,13 +44,86 @@ class TorchvisionTeacher(NetworkTeacher):
         self.name, self.weights = name, weights
 
     def build(self) -> nn.Module:
+        place = "torchvision's cache"
         try:
-            return torchvision.models.get_model(self.name, weights=self.weights)
-        except (ValueError, KeyError, OSError) as error:
+            chosen = torchvision.models.get_model_weights(self.name)[self.weights]
+            place = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(chosen.url))
+            return torchvision.models.get_model(self.name, weights=chosen)
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise InputError(
-                f"teacher {self.name} with weights {self.weights} cannot be built ({error}): name a torchvision model "
-                f"and weights, and place the file in torchvision's cache where there is no network"
+                f"teacher {self.name} with weights {self.weights} cannot be built ({_reason(error)}): name a "
+                f"torchvision model and weights of it, which are read from {place}; place the file there where there "
+                f"is no network"
             ) from error
+
+    def build_untrained(self, num_classes: int) -> nn.Module:
+        return torchvision.models.get_model(self.name, weights=None, num_classes=num_classes)
+
+
+class TimmTeacher(NetworkTeacher):
+    """A timm classification model, e.g. name=deit_small_patch16_224 (BinaryViT) or efficientnet_b0 (BNext).
+
+    Args:
+        name: of timm, with the tag of its weights where one is meant, e.g. convnext_tiny.in12k_ft_in1k.
+        file: None for timm's pretrained weights, read from its cache or fetched where the network allows; or a local
+            .pth or .safetensors file, loaded strictly, bare or under a key of CONTAINERS.
+    """
+
+    def __init__(self, name: str, file: str | None = None) -> None:
+        self.name, self.file = name, file
+
+    def build(self) -> nn.Module:
+        if self.file is not None:
+            return self._from_file(Path(self.file))
+        timm = _timm()
+        try:
+            network: nn.Module = timm.create_model(self.name, pretrained=True)
+            return network
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"teacher {self.name} of timm cannot be built ({_reason(error)}): {self._place()}"
+            ) from error
+
+    def build_untrained(self, num_classes: int) -> nn.Module:
+        network: nn.Module = _timm().create_model(self.name, pretrained=False, num_classes=num_classes)
+        return network
+
+    def _place(self) -> str:
+        """Where the pretrained weights would be read from, as the end of a sentence."""
+        timm = _timm()
+        known = timm.get_pretrained_cfg(self.name) if timm.is_model(self.name.split(".")[0]) else None
+        if known is None or not known.has_weights:
+            return "name a timm model that has pretrained weights, or give a file of your own as `file`"
+        if known.hf_hub_id:
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            place = os.path.join(HF_HUB_CACHE, "models--" + known.hf_hub_id.replace("/", "--"))
+        else:
+            place = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(known.url))
+        return f"its weights are read from {place}, fill that where there is a network, or give a local file as `file`"
+
+    def _from_file(self, path: Path) -> nn.Module:
+        timm = _timm()
+        try:
+            network: nn.Module = timm.create_model(self.name, pretrained=False)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"teacher {self.name} is no model of timm ({_reason(error)}): check the name") from error
+        tensors, want = read_tensors(path), network.state_dict()
+        faults = [f"{name} is missing" for name in want if name not in tensors]
+        faults += [f"{name} is not expected" for name in tensors if name not in want]
+        faults += [
+            f"{name} has shape {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in want.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ]
+        if faults:
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise InputError(
+                f"file {path} does not fit the teacher {self.name}: {'; '.join(faults[:3])}{more}: name the timm model "
+                f"that the file was saved from"
+            )
+        network.load_state_dict(tensors)
+        return network
 
 
 class CheckpointTeacher(NetworkTeacher):
@@ -44,3 +134,52 @@ class CheckpointTeacher(NetworkTeacher):
 
     def build(self) -> nn.Module:
         return load_checkpoint(self.path)
+
+    def build_untrained(self, num_classes: int) -> nn.Module:
+        """The file itself: it is local, and it alone says which network it is."""
+        return self.build()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file by name, bare or under a key of CONTAINERS.
+
+    Raises:
+        InputError: a missing file, or one that holds anything else than tensors and plain containers.
+    """
+    if not path.is_file():
+        raise InputError(f"teacher weights {path} do not exist: place the file there or change `file`")
+    found: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            found = load(path.read_bytes())
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    # safetensors raises its own kind of Exception, unrelated to any built-in one
+    except (Exception, pickle.UnpicklingError) as error:
+        raise InputError(f"teacher weights {path} cannot be read as plain tensors ({_reason(error)})") from error
+    for key in CONTAINERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        raise InputError(
+            f"teacher weights {path} hold no mapping of tensors, bare or under {' or '.join(CONTAINERS)}: give the "
+            f"file of a network"
+        )
+    return found
+
+
+def _timm() -> Any:
+    """timm, imported where a teacher needs it: it takes seconds."""
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError('a TimmTeacher needs timm: pip install "esbnn[classification]"') from error
+    return timm
+
+
+def _reason(error: Exception) -> str:
+    """First line of what a library says, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -26,7 +26,7 @@ def closed_form(key: str, count: int) -> Tensor:
 
 
 def fill(model: nn.Module, temperature: float = 1e-8) -> nn.Module:
-    """Float64, eval, filled through load_official like an original's file; at temperature 1e-8 BNext is in sign mode."""
+    """Float64, eval, filled through load_official like an original's file; temperature 1e-8 is BNext's sign mode."""
     model = model.double().eval()
     load_official(model, {name: _value(name, given, temperature) for name, given in to_official(model).items()})
     return model

@@ -4,12 +4,23 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from esbnn_core.lit.data import IGNORE, EpochSampler, SeededDataset, mix_seed, seed_everything_at
+from esbnn_core.errors import InputError
+from esbnn_core.lit.data import (
+    IGNORE,
+    EpochSampler,
+    MixedBatches,
+    SeededDataset,
+    as_it_is,
+    mix_seed,
+    seed_everything_at,
+    seeded,
+)
 
 SPLITS = [(1, 1), (1, 4), (3, 8), (10, 3), (64, 8), (97, 4), (100, 7)]
 
@@ -63,6 +74,41 @@ def test_training_is_split_evenly(size: int, world: int, epoch: int) -> None:
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.parametrize(("size", "world"), [(1, 1), (1, 4), (7, 2), (10, 3), (97, 4), (100, 7)])
+@pytest.mark.parametrize("repeats", [2, 3, 5])
+def test_repeats_show_an_image_several_times_in_an_epoch_of_the_same_length(
+    size: int, world: int, repeats: int
+) -> None:
+    plain = dict(items(size, epoch=2))
+    written_out = [index for index in plain for _ in range(repeats)]
+    needed = -(-size // world) * world
+    ranks = [items(size, epoch=2, rank=r, world=world, repeats=repeats) for r in range(world)]
+    joined = [rank[i] for i in range(len(ranks[0])) for rank in ranks]
+    assert [index for index, _ in joined] == (written_out * world)[:needed]
+    # the first copy is the image that a plain epoch shows, the others are other ones
+    for index in {i for i, _ in joined}:
+        seeds = [seed for i, seed in joined if i == index]
+        assert seeds[0] == plain[index] and len(set(seeds)) == min(len(seeds), repeats)
+
+
+@pytest.mark.parametrize(("size", "world"), [(10, 3), (97, 4), (100, 7)])
+def test_repeats_are_dealt_out_as_timm_deals_them(size: int, world: int) -> None:
+    samplers = pytest.importorskip("timm.data.distributed_sampler")
+    order = [index for index, _ in items(size, epoch=1)]
+    for rank in range(world):
+        other = samplers.RepeatAugSampler(
+            range(size), num_replicas=world, rank=rank, shuffle=False, num_repeats=3, selected_round=0
+        )
+        ours = [index for index, _ in items(size, epoch=1, rank=rank, world=world, repeats=3)]
+        assert ours == [order[place] for place in other]
+
+
+def test_repeats_belong_to_training() -> None:
+    for options in ({"repeats": 0}, {"repeats": 2, "shuffle": False}):
+        with pytest.raises(InputError, match=f"repeats={options['repeats']} was given"):
+            items(5, **options)
+
+
 def test_item_seeds_differ_between_images_and_epochs_not_between_ranks() -> None:
     size, epochs = 500, 6
     table = {(e, i): s for e in range(epochs) for i, s in items(size, e)}
@@ -106,6 +152,35 @@ def test_a_draw_is_fixed_by_the_key_and_leaves_the_global_state() -> None:
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
     torch.manual_seed(123)
     assert torch.equal(jitter(Noisy()[7][0]), first)
+
+
+def all_draws() -> tuple[float, float, float, float]:
+    return torch.rand(1).item(), float(np.random.rand()), random.random(), random.gauss(0, 1)
+
+
+def test_all_three_generators_are_fixed_and_go_on_as_if_nothing_was_drawn() -> None:
+    random.seed(1)
+    random.gauss(0, 1)  # python keeps the second number of a pair: that is state too
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    seen = []
+    for seed in (5, 2**63 - 1, 5):
+        with seeded(seed):
+            seen.append(all_draws())
+            random.gauss(0, 1)
+    assert seen[0] == seen[2] and all(a != b for a, b in zip(seen[0], seen[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    assert np.random.get_state()[1].tolist() == states[1]
+
+
+def numpy_and_python(image: Tensor) -> Tensor:
+    return image + np.random.rand() + random.gauss(0, 1)
+
+
+def test_numpy_and_python_draws_do_not_depend_on_the_workers_either() -> None:
+    alone, one, many = (list(batches(numpy_and_python, workers, 1)) for workers in (0, 1, 2))
+    for (x, _), (x1, _), (x2, _) in zip(alone, one, many, strict=True):
+        assert torch.equal(x, x1) and torch.equal(x, x2)
+    assert not torch.equal(next(batches(numpy_and_python, 0, 2))[0], alone[0][0])
 
 
 def test_a_transform_that_fails_leaves_the_global_state_too() -> None:
@@ -157,6 +232,34 @@ def test_batches_are_the_same_for_any_number_of_workers() -> None:
     assert set(split) == set(key) and len(split) == 24 and len(set(key)) == 23
 
 
+def shift_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images + torch.rand(1), labels + np.random.rand()
+
+
+def mixed(workers: int, epoch: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, Tensor]]:
+    sampler = EpochSampler(23, shuffle=True, seed=2, rank=rank, world=world)
+    sampler.set_epoch(epoch)
+    data = MixedBatches(SeededDataset(Noisy(), torch.neg, random=False), shift_batch)
+    assert len(data) == 23
+    torch.manual_seed(workers)
+    return list(DataLoader(data, batch_size=4, sampler=sampler, num_workers=workers, collate_fn=as_it_is))
+
+
+def test_a_batch_is_mixed_as_a_whole_by_a_seed_of_its_own() -> None:
+    alone = mixed(0, 1)
+    for workers in (1, 2):
+        for (x, y), (x2, y2) in zip(alone, mixed(workers, 1), strict=True):
+            assert torch.equal(x, x2) and torch.equal(y, y2)
+    shifts = []
+    for images, _ in alone:
+        # pixel 0 is minus the index plus what the batch drew: one number for all its images
+        drawn = images[:, 0, 0, 0] % 1
+        assert torch.allclose(drawn, drawn[:1].expand_as(drawn), atol=1e-5)
+        shifts.append(round(drawn[0].item(), 4))
+    others = [round(x[0, 0, 0, 0].item() % 1, 4) for e, r, w in ((2, 0, 1), (1, 1, 2)) for x, _ in mixed(0, e, r, w)]
+    assert len({*shifts, *others}) == len(shifts) + len(others) == 6 + 6 + 3
+
+
 def test_mixed_seeds_are_in_range_and_do_not_collide() -> None:
     row = [mix_seed(seed, epoch, index) for seed in range(4) for epoch in range(25) for index in range(1000)]
     seen = set(row)
@@ -177,8 +280,6 @@ def test_mix_seed_is_splitmix64() -> None:
 
 
 def test_global_seeding_reaches_torch_numpy_and_python() -> None:
-    np = pytest.importorskip("numpy")
-
     def draws(*parts: int) -> tuple[float, float, float]:
         seed_everything_at(*parts)
         return torch.rand(1).item(), float(np.random.rand()), random.random()

@@ -145,6 +145,78 @@ def test_a_longer_run_resumes_with_its_own_length() -> None:
     assert walk(longer, 2)[0] == pytest.approx([PEAK * (1 - 5 / 20), PEAK * (1 - 6 / 20)])
 
 
+def test_one_step_ahead_is_reactnets_epoch() -> None:
+    """1 - (e + 1) / E: its script steps the scheduler at the start of the epoch, the last one has lr 0 (spec 3.5)."""
+    for epochs in (5, 128, 256):
+        want = [PEAK * (1 - (epoch + 1) / epochs) for epoch in range(epochs)]
+        assert lrs(epochs, shape="linear", ahead=1) == pytest.approx(want, abs=1e-12)
+        assert lrs(epochs, shape="linear", ahead=1)[-1] == 0
+
+
+@pytest.mark.parametrize("epochs", [30, 300])
+def test_one_step_behind_is_binaryvits_epoch(epochs: int) -> None:
+    """timm's cosine, stepped with e behind epoch e: epochs 0 and 1 share the peak (spec 6.5)."""
+    timm_scheduler = pytest.importorskip("timm.scheduler")
+    opt = optimizer(5e-4)
+    theirs = timm_scheduler.CosineLRScheduler(opt, t_initial=epochs, lr_min=1e-5)
+    want = []
+    for epoch in range(epochs):
+        want.append(opt.param_groups[0]["lr"])
+        theirs.step(epoch)
+    schedule = ProgressLR(optimizer(5e-4), "cosine", floor=1e-5 / 5e-4, ahead=-1)
+    schedule.bind(epochs)
+    got = walk(schedule, epochs)[0]
+    assert got == pytest.approx(want, rel=1e-9) and got[0] == got[1] == 5e-4 > got[2]
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(512, 5), (100, 20)])
+def test_prefix_is_timms_own(epochs: int, warmup: int) -> None:
+    timm_scheduler = pytest.importorskip("timm.scheduler")
+    opt = optimizer(1e-3)
+    theirs = timm_scheduler.CosineLRScheduler(
+        opt, t_initial=epochs, lr_min=1e-7, warmup_t=warmup, warmup_lr_init=1e-5, warmup_prefix=True
+    )
+    want = []
+    for epoch in range(epochs):
+        theirs.step(epoch)
+        want.append(opt.param_groups[0]["lr"])
+    schedule = ProgressLR(optimizer(1e-3), "cosine", warmup / epochs, start=0.01, floor=1e-4, prefix=True)
+    schedule.bind(epochs)
+    assert walk(schedule, epochs)[0] == pytest.approx(want, rel=1e-9)
+
+
+def test_bnexts_published_values() -> None:
+    """Spec 4.6, from a run of the original's formula."""
+    schedule = ProgressLR(optimizer(1e-3), "cosine", 5 / 512, start=0.01, floor=1e-4, prefix=True)
+    schedule.bind(512)
+    got = walk(schedule, 512)[0]
+    want = {0: 1.0e-5, 1: 2.08e-4, 4: 8.02e-4, 5: 1.0e-3, 128: 8.64e-4, 256: 5.15e-4, 511: 4.4e-7}
+    for epoch, lr in want.items():
+        assert float(f"{got[epoch]:.3g}" if epoch != 511 else f"{got[epoch]:.2g}") == pytest.approx(lr, rel=1e-9), epoch
+
+
+def test_recus_epochs() -> None:
+    """lr * (e + 1) / 5 for five epochs, cosine over 596 from epoch 4 (spec 5.3)."""
+    schedule = ProgressLR(optimizer(0.1), "cosine", 4 / 600, start=0.2)
+    schedule.bind(600)
+    got = walk(schedule, 600)[0]
+    rise = [0.1 * (epoch + 1) / 5 for epoch in range(5)]
+    fall = [0.05 * (1 + math.cos(math.pi * (epoch - 4) / 596)) for epoch in range(4, 600)]
+    assert got == pytest.approx(rise[:4] + fall, rel=1e-9) and got[4] == pytest.approx(rise[4])
+
+
+@pytest.mark.parametrize("ahead", [-3, 2])
+def test_ahead_moves_the_whole_schedule_and_stays_inside_it(ahead: int) -> None:
+    options: dict[str, Any] = {"shape": "cosine", "warmup": 0.2, "start": 0.1, "floor": 0.05}
+    plain, moved = lrs(40, steps=45, **options), lrs(40, steps=40, ahead=ahead, **options)
+    assert moved == [plain[max(0, step + ahead)] for step in range(40)]
+    state = ProgressLR(optimizer(), **options).state_dict()
+    old = {key: value for key, value in state.items() if key not in ("ahead", "prefix")}
+    resumed = ProgressLR(optimizer(), ahead=ahead, **options)
+    resumed.load_state_dict(old)  # of a file from before the two options
+    assert (resumed.ahead, resumed.prefix) == (ahead, False)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -13,7 +13,8 @@ from PIL import Image
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import IGNORE
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.datasets import DATASETS, EMBEDDED, load_image
+from tasks.classification.datasets import DATASETS, EMBEDDED
+from tasks.classification.synsets import load_image
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "imagenet-mini"
 MakeData = Callable[..., ClassificationDataModule]
@@ -137,11 +138,11 @@ def test_bad_image_file_is_named(tmp_path: Path, content: bytes | None, workers:
         list(data.train_dataloader())
 
 
-def test_more_labels_than_classes(tmp_path: Path) -> None:
-    root = write_image_folder(tmp_path)
-    data = ClassificationDataModule("imagenet", root=str(root), num_classes=2)
-    with pytest.raises(InputError, match="label 2, labels below num_classes=2"):
+def test_more_labels_than_classes(tmp_path: Path, data_root: str) -> None:
+    data = ClassificationDataModule(root=data_root, num_classes=9)
+    with pytest.raises(InputError, match="label 9, labels below num_classes=9"):
         data.setup("fit")
+    root = write_image_folder(tmp_path)
     with pytest.raises(InputError, match="val_size=99 was given for 12"):
         ClassificationDataModule("imagenet", root=str(root), num_classes=3, val_size=99).setup("fit")
 

@@ -17,6 +17,8 @@ from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.quantizers import make_weight_quantizer
 from esbnn_core.unit import binary_layers
 from tasks.classification.data import ClassificationDataModule
+from tasks.classification.module import ClassificationModule
+from tasks.classification.objectives import TeacherObjective
 from tasks.classification.teachers import CheckpointTeacher, TorchvisionTeacher
 from tests.tasks.conftest import make_module
 
@@ -68,7 +70,9 @@ def test_soft_labels_come_from_the_teacher_and_stay_out_of_the_state(
 ) -> None:
     torch.manual_seed(1)
     save_checkpoint(create_model("reactnet_resnet8", in_channels=1), tmp_path / "teacher.safetensors")
-    module = make_module("reactnet_resnet8", teacher=CheckpointTeacher(str(tmp_path / "teacher.safetensors")))
+    module = make_module(
+        "reactnet_resnet8", objective=TeacherObjective(CheckpointTeacher(str(tmp_path / "teacher.safetensors")))
+    )
     names = set(module.state_dict())
     seen: list[float] = []
     module.log_dict = lambda values, **_: seen.append(next(iter(values.values())).item())  # type: ignore[method-assign]
@@ -148,6 +152,12 @@ def test_callbacks_log_flips_and_export_both_files(
     with torch.no_grad():
         assert torch.equal(latent(x), module.network.eval()(x))
         assert torch.equal(packed(x), latent(x))
+
+
+@pytest.mark.parametrize("name", ["bidet_resnet18", "es_bidet_vgg16"])
+def test_a_trunk_is_no_classifier(name: str) -> None:
+    with pytest.raises(InputError, match=f"network {name} is the trunk of a detector and gives no logits"):
+        ClassificationModule(name, num_classes=10)
 
 
 @pytest.mark.parametrize(("epoch", "sign_mode"), [(0, False), (1, False), (152, False), (153, True), (511, True)])

@@ -35,7 +35,7 @@ def _address(tensor: Tensor | None) -> int:
 
 def _channels_last(tensor: Tensor) -> bool:
     """Whether (N, C, H, W) has its channels innermost and its pixels one behind the other."""
-    _, channels, height, width = tensor.shape
+    _, channels, _, width = tensor.shape
     return tensor.stride(1) == 1 and tensor.stride(3) == channels and tensor.stride(2) == channels * width
 
 
@@ -105,7 +105,7 @@ def binary_conv2d(
     sign_groups: int,
     out_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor] | None:
-    """As esbnn_core.kernels.binary_conv2d with checked arguments; `lanes` spares laying the weight out anew. Or None."""
+    """As esbnn_core.kernels.binary_conv2d with checked arguments, or None; `lanes` spares laying the weight out."""
     library = _serving(x, scale, residual)
     # the masks of taps inside the image are 64 bits wide
     if library is None or max(weight.shape[1], weight.shape[2]) > 64:

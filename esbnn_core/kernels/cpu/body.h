@@ -27,16 +27,6 @@ static void take(Floats &to, const float *from, int64_t first, int lanes) {
   if (from) std::memcpy(&to, from + first, lanes * sizeof(float));
 }
 
-// Bitmask of the taps k for which place*stride + k*dilation - pad lies inside [0, size).
-static uint64_t inside(int64_t place, int64_t stride, int64_t dilation, int64_t pad, int64_t size, int64_t kernel) {
-  uint64_t mask = 0;
-  for (int64_t k = 0; k < kernel; k++) {
-    const int64_t at = place * stride + k * dilation - pad;
-    mask |= uint64_t(at >= 0 && at < size) << k;
-  }
-  return mask;
-}
-
 // base[l] - 2 * differing is the sum: values inside the image, and the ring's own 1-bits undone where it is skipped.
 static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t columns, int32_t *base) {
   for (int l = 0; l < LANES; l++) base[l] = 0;
@@ -64,40 +54,79 @@ static void put_signs(uint32_t *pixel, const Epilogue &e, int64_t channels, int6
     }
 }
 
-// All copies of one pixel's block: sums exact, y and bits at the pixel's first channel.
-template <bool WHOLE>
-static inline void finish(const Epilogue &e, const Channels *parameters, const int32_t *sums, int64_t pixel,
-                          int64_t channels, int64_t filters, int64_t first, int lanes) {
-  Ints exact;
-  std::memcpy(&exact, sums, sizeof(exact));
-  const Floats total = __builtin_convertvector(exact, Floats);
-  const size_t bytes = WHOLE ? sizeof(Floats) : lanes * sizeof(float);
+// The steps of an epilogue as template flags: a branch for each in the innermost loop costs more than the steps.
+enum Step { PRELU = 1, RESIDUAL = 2, RPRELU = 4, SIGNS = 8, PARTIAL = 16, STEPS = 32 };
+
+struct Place {
+  int64_t channels, filters, first; // of the output, of one copy, of this block
+  int lanes;                        // filters of this block
+};
+
+// All copies of one block of `pixels` neighbours, from their exact sums.
+template <int FLAGS>
+static void finish(const Epilogue &e, const Channels *parameters, const Place &at, const int32_t (*sums)[LANES],
+                   int64_t pixel, int64_t pixels) {
+  const int lanes = FLAGS & PARTIAL ? at.lanes : LANES;
+  const size_t bytes = lanes * sizeof(float);
   for (int64_t copy = 0; copy < e.copies; copy++) {
-    const int64_t channel = copy * filters + first, at = pixel * channels + channel;
-    if (e.sums) {
-      std::memcpy(e.sums + at, sums, bytes);
-      continue;
-    }
-    const Channels &p = parameters[copy];
-    Floats y = total * p.scale;
-    y = y + p.bias;
-    if (e.prelu) y = y > 0 ? y : p.prelu * y;
-    if (e.residual) {
-      Floats residual{};
-      std::memcpy(&residual, e.residual + at, bytes);
-      y = y + residual;
-    }
-    if (e.rprelu) {
-      y = y + p.in;
-      y = y > 0 ? y : p.slope * y;
-      y = y + p.out;
-    }
-    std::memcpy(e.y + at, &y, bytes);
-    if (e.bits) {
-      if (e.sign_shift) y = y + p.sign;
-      put_signs(e.bits + pixel * e.sign_groups * e.sign_words, e, channels, channel, lanes, not_negative(y));
+    const int64_t channel = copy * at.filters + at.first;
+    const Channels p = parameters[copy];
+    for (int64_t i = 0; i < pixels; i++) {
+      const int64_t place = (pixel + i) * at.channels + channel;
+      Ints exact;
+      std::memcpy(&exact, sums[i], sizeof(exact));
+      Floats y = __builtin_convertvector(exact, Floats) * p.scale;
+      y = y + p.bias;
+      if (FLAGS & PRELU) y = y > 0 ? y : p.prelu * y;
+      if (FLAGS & RESIDUAL) {
+        Floats residual{};
+        std::memcpy(&residual, e.residual + place, bytes);
+        y = y + residual;
+      }
+      if (FLAGS & RPRELU) {
+        y = y + p.in;
+        y = y > 0 ? y : p.slope * y;
+        y = y + p.out;
+      }
+      std::memcpy(e.y + place, &y, bytes);
+      if (FLAGS & SIGNS) {
+        if (e.sign_shift) y = y + p.sign;
+        uint32_t *bits = e.bits + (pixel + i) * e.sign_groups * e.sign_words;
+        put_signs(bits, e, at.channels, channel, lanes, not_negative(y));
+      }
     }
   }
+}
+
+// The bare sums in place of all steps.
+static void copy_sums(const Epilogue &e, const Channels *, const Place &at, const int32_t (*sums)[LANES], int64_t pixel,
+                      int64_t pixels) {
+  for (int64_t copy = 0; copy < e.copies; copy++)
+    for (int64_t i = 0; i < pixels; i++)
+      std::memcpy(e.sums + (pixel + i) * at.channels + copy * at.filters + at.first, sums[i],
+                  at.lanes * sizeof(int32_t));
+}
+
+using Finish = void (*)(const Epilogue &, const Channels *, const Place &, const int32_t (*)[LANES], int64_t, int64_t);
+
+template <int FLAGS> struct Finishers {
+  static void fill(Finish *table) {
+    table[FLAGS] = finish<FLAGS>;
+    Finishers<FLAGS - 1>::fill(table);
+  }
+};
+template <> struct Finishers<-1> {
+  static void fill(Finish *) {}
+};
+
+static Finish finisher(const Epilogue &e, int lanes) {
+  static const struct Table {
+    Finish of[STEPS];
+    Table() { Finishers<STEPS - 1>::fill(of); }
+  } table;
+  if (e.sums) return copy_sums;
+  return table.of[(e.prelu ? PRELU : 0) | (e.residual ? RESIDUAL : 0) | (e.rprelu ? RPRELU : 0) |
+                  (e.bits ? SIGNS : 0) | (lanes < LANES ? PARTIAL : 0)];
 }
 
 static void conv(const Conv &c, const Epilogue &e, const Task &t) {
@@ -105,6 +134,8 @@ static void conv(const Conv &c, const Epilogue &e, const Task &t) {
   const int64_t first = t.group * c.group_filters() + t.block * LANES;
   const int64_t left = c.group_filters() - t.block * LANES;
   const int lanes = left < LANES ? int(left) : LANES;
+  const Place at{channels, c.filters, first, lanes};
+  const Finish finish_with = finisher(e, lanes);
   std::vector<Channels> parameters(e.sums ? 0 : e.copies);
   for (size_t copy = 0; copy < parameters.size(); copy++) {
     const int64_t channel = int64_t(copy) * c.filters + first;
@@ -116,27 +147,21 @@ static void conv(const Conv &c, const Epilogue &e, const Task &t) {
     take(p.out, e.rprelu ? e.rprelu + 2 * channels : nullptr, channel, lanes);
   }
 
+  // taps side by side in memory are one run of words
   const int64_t pixel_words = c.groups * c.words, taps = c.taps();
-  std::vector<int64_t> offsets(taps);
-  for (int64_t i = 0; i < c.kernel_h; i++)
-    for (int64_t j = 0; j < c.kernel_w; j++)
-      offsets[i * c.kernel_w + j] = (i * c.dilation_h * c.padded_w + j * c.dilation_w) * pixel_words;
+  const bool joined = c.groups == 1 && c.dilation_w == 1;
+  const int64_t runs = joined ? c.kernel_h : taps, run_words = joined ? c.kernel_w * c.words : c.words;
+  std::vector<int64_t> offsets(runs);
+  for (int64_t run = 0; run < runs; run++) {
+    const int64_t i = joined ? run : run / c.kernel_w, j = joined ? 0 : run % c.kernel_w;
+    offsets[run] = (i * c.dilation_h * c.padded_w + j * c.dilation_w) * pixel_words;
+  }
   const int64_t block = t.group * c.blocks + t.block;
   const uint32_t *lanes_of = c.lanes + block * taps * c.words * LANES;
   const int32_t *ones = c.tap_ones + block * taps * LANES;
 
-  // columns with the same taps inside the image share a base; all of them where the ring counts
   const int64_t width = t.column1 - t.column0;
-  std::vector<uint64_t> masks;
-  std::vector<int> kind(width);
-  for (int64_t x = 0; x < width; x++) {
-    const uint64_t mask = inside(t.column0 + x, c.stride_w, c.dilation_w, c.pad_w, c.in_w, c.kernel_w);
-    size_t k = 0;
-    while (k < masks.size() && masks[k] != mask) k++;
-    if (k == masks.size()) masks.push_back(mask);
-    kind[x] = int(k);
-  }
-  std::vector<int32_t> bases(masks.size() * LANES);
+  std::vector<int32_t> bases(c.kinds * LANES);
   uint64_t rows_before = 0;
   bool filled = false;
   const int64_t parts = (width + MAX_PIXELS - 1) / MAX_PIXELS; // of nearly equal width: 14 pixels are 7 + 7
@@ -145,24 +170,20 @@ static void conv(const Conv &c, const Epilogue &e, const Task &t) {
   for (int64_t y = t.row0; y < t.row1; y++) {
     const uint64_t rows = inside(y, c.stride_h, c.dilation_h, c.pad_h, c.in_h, c.kernel_h);
     if (!filled || rows != rows_before)
-      for (size_t k = 0; k < masks.size(); k++) border(c, ones, rows, masks[k], &bases[k * LANES]);
+      for (int k = 0; k < c.kinds; k++) border(c, ones, rows, c.column_masks[k], &bases[k * LANES]);
     filled = true, rows_before = rows;
     const uint32_t *row = c.activations +
                           ((t.image * c.padded_h + y * c.stride_h) * c.padded_w) * pixel_words + t.group * c.words;
     for (int64_t part = 0; part < parts; part++) {
       const int64_t x0 = part * width / parts, x1 = (part + 1) * width / parts;
       const int64_t step = c.stride_w * pixel_words;
-      tiles[x1 - x0](row + (t.column0 + x0) * step, step, offsets.data(), taps, c.words, lanes_of, count);
+      tiles[x1 - x0](row + (t.column0 + x0) * step, step, offsets.data(), runs, run_words, lanes_of, count);
       for (int64_t x = x0; x < x1; x++) {
-        int32_t *sums = count[x - x0];
-        const int32_t *base = &bases[kind[x] * LANES];
-        for (int l = 0; l < LANES; l++) sums[l] = base[l] - 2 * sums[l];
-        const int64_t pixel = (t.image * c.out_h + y) * c.out_w + t.column0 + x;
-        if (lanes == LANES)
-          finish<true>(e, parameters.data(), sums, pixel, channels, c.filters, first, LANES);
-        else
-          finish<false>(e, parameters.data(), sums, pixel, channels, c.filters, first, lanes);
+        const int32_t *base = &bases[c.column_kind ? c.column_kind[t.column0 + x] * LANES : 0];
+        for (int l = 0; l < LANES; l++) count[x - x0][l] = base[l] - 2 * count[x - x0][l];
       }
+      const int64_t pixel = (t.image * c.out_h + y) * c.out_w + t.column0 + x0;
+      finish_with(e, parameters.data(), at, count, pixel, x1 - x0);
     }
   }
 }

@@ -28,10 +28,24 @@ struct Conv {
   bool skip_ring;                         // a tap outside the image counts 0 and not -w
   const uint32_t *activations, *lanes;
   const int32_t *tap_ones;
+  // columns with the same taps inside the image are of one kind; null where all are of the first
+  const uint64_t *column_masks; // of every kind
+  const int *column_kind;
+  int kinds;
 
   int64_t taps() const { return kernel_h * kernel_w; }
   int64_t group_filters() const { return filters / groups; }
 };
+
+// Bitmask of the taps k for which place*stride + k*dilation - pad lies inside [0, size).
+inline uint64_t inside(int64_t place, int64_t stride, int64_t dilation, int64_t pad, int64_t size, int64_t kernel) {
+  uint64_t mask = 0;
+  for (int64_t k = 0; k < kernel; k++) {
+    const int64_t at = place * stride + k * dilation - pad;
+    mask |= uint64_t(at >= 0 && at < size) << k;
+  }
+  return mask;
+}
 
 // The steps behind the sum, in the order of esbnn_core.kernels; a null pointer leaves a step out. Channels are
 // copies * filters; y, residual and sums are (N, out_h, out_w, channels).

@@ -2,7 +2,7 @@
 // weights laid out by lanes, and the division of the work among threads. Arguments are checked on the Python side.
 #include <cstdlib>
 #include <cstring>
-#include <new>
+#include <vector>
 
 #include "conv.h"
 
@@ -145,6 +145,19 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
     x = to;
   }
   c.activations = x;
+  std::vector<uint64_t> masks;
+  std::vector<int> kind;
+  if (c.skip_ring && c.pad_w)
+    for (int64_t place = 0; place < c.out_w; place++) {
+      const uint64_t mask = inside(place, c.stride_w, c.dilation_w, c.pad_w, c.in_w, c.kernel_w);
+      size_t k = 0;
+      while (k < masks.size() && masks[k] != mask) k++;
+      if (k == masks.size()) masks.push_back(mask);
+      kind.push_back(int(k));
+    }
+  else
+    masks.push_back(~uint64_t(0));
+  c.column_masks = masks.data(), c.kinds = int(masks.size()), c.column_kind = kind.empty() ? nullptr : kind.data();
 
   Epilogue e;
   e.copies = s[COPIES], e.sign_groups = s[SIGN_GROUPS], e.sign_words = s[SIGN_WORDS];

@@ -70,7 +70,7 @@ def units() -> list[tuple[Path, list[str]]]:
 
 
 def build(cxx: str, folder: Path) -> Path:
-    """The library in `folder`, compiled if it is not there yet: all or nothing, so that two processes may build at once.
+    """The library in `folder`, compiled if it is not there: all or nothing, so that two processes may build at once.
 
     Raises:
         OSError, subprocess.CalledProcessError: the folder cannot be written, or the compiler fails.
@@ -119,8 +119,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         function.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
     handle.esbnn_lane_words.argtypes = [ctypes.c_int64] * 4
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    counts = [ctypes.c_int64] * 7
-    handle.esbnn_pack.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *counts, ctypes.c_void_p, ctypes.c_int]
+    pointer, counts = ctypes.c_void_p, [ctypes.c_int64] * 7
+    handle.esbnn_pack.argtypes = [ctypes.c_int, pointer, pointer, *counts, pointer, ctypes.c_int]
     return handle, f"compiled by {cxx}, {target}"
 
 

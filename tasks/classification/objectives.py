@@ -1,0 +1,159 @@
+"""What a training step minimises: labels, one teacher, BNext's consecutive teachers, or a network's own real branch.
+
+An objective is named by class_path in the YAML. It is no module: teachers that it builds when fit starts never enter
+the student's state. They run inside the trainer's precision context, so under its autocast if there is one (BNext's
+script runs its teachers alone under autocast, spec 1.8-Q9: values differ by rounding, and so does the speed).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core.distill import FrozenTeacher, consecutive_span, gap_weighted_loss, soft_cross_entropy
+from esbnn_core.errors import InputError
+from tasks.classification.teachers import NetworkTeacher
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: images (B, C, H, W), labels int64 (B,) or probabilities (B, K) of mixed images, epoch of epochs."""
+
+    images: Tensor
+    labels: Tensor
+    epoch: int
+    epochs: int
+
+
+class Objective(ABC):
+    """(network, batch) -> logits (B, K) of the network that will be deployed, and the loss."""
+
+    def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:  # noqa: B027
+        """Build what the objective needs, once, when fit starts.
+
+        Args:
+            network: the student. untrained_classes: build teachers with random weights and so many classes in place
+                of trained ones; None builds the trained ones.
+
+        Raises:
+            InputError: a teacher's weights are not there; a network that the objective is not made for.
+        """
+
+    @abstractmethod
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and loss, the loss as a scalar with a gradient."""
+
+
+class LabelObjective(Objective):
+    """Cross entropy with the labels, hard or mixed, smoothed by `label_smoothing`."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing={label_smoothing} was given, a share from 0 up to 1 was expected")
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = network(batch.images)
+        return logits, F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+
+
+class TeacherObjective(Objective):
+    """The distributional loss: soft labels of one teacher (spec 3.4).
+
+    Args:
+        teacher: whose labels. label_share: weight of the cross entropy with the labels beside it; 0 for ReActNet and
+            BinaryViT, 0.1 in BinaryViT's code where images are mixed (spec 6.5).
+    """
+
+    def __init__(self, teacher: NetworkTeacher, label_share: float = 0.0) -> None:
+        if not 0 <= label_share < 1:
+            raise InputError(f"label_share={label_share} was given, a share from 0 up to 1 was expected")
+        self.teacher, self.label_share = teacher, label_share
+        self._frozen: FrozenTeacher | None = None
+
+    def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:
+        if self._frozen is None:
+            self._frozen = _frozen(self.teacher, untrained_classes)
+
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self._frozen is not None, "prepare comes first"
+        logits = network(batch.images)
+        loss = soft_cross_entropy(logits, _labels_of(self._frozen, batch.images, logits))
+        if self.label_share:
+            hard = F.cross_entropy(logits, batch.labels)
+            loss = (1 - self.label_share) * loss + self.label_share * hard
+        return logits, loss
+
+
+class ConsecutiveObjective(Objective):
+    """BNext's consecutive distillation with gap weighting, no label term (spec 4.5).
+
+    The run is cut into equal spans, one an assistant; in each the assistant and the main teacher are active.
+
+    Args:
+        assistants: in their order. main: the strongest teacher. per_instance: False as the original's code runs, True
+            as it intends (esbnn_core.distill.gap_weighted_loss).
+    """
+
+    def __init__(self, assistants: list[NetworkTeacher], main: NetworkTeacher, per_instance: bool = False) -> None:
+        if not assistants:
+            raise InputError("ConsecutiveObjective was given no assistants: use TeacherObjective for one teacher")
+        self.assistants, self.main, self.per_instance = assistants, main, per_instance
+        self._frozen: Sequence[FrozenTeacher] = ()
+
+    def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:
+        # all of them at once: weights that are missing must not be found out in the last span
+        if not self._frozen:
+            self._frozen = [_frozen(teacher, untrained_classes) for teacher in [*self.assistants, self.main]]
+
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self._frozen, "prepare comes first"
+        logits = network(batch.images)
+        span = consecutive_span(batch.epoch, batch.epochs, len(self.assistants))
+        active = (self._frozen[span], self._frozen[-1])
+        soft = [_labels_of(teacher, batch.images, logits) for teacher in active]
+        return logits, gap_weighted_loss(logits, soft, self.per_instance)
+
+
+class LatentObjective(Objective):
+    """For latent_resnet*: labels for the binary and the real branch, and the real branch as the binary one's teacher.
+
+    Differs from the paper: its wiring and losses are not published; these are ours (spec 5.5).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.labels = LabelObjective(label_smoothing)
+
+    def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:
+        if not callable(getattr(network, "both", None)):
+            raise InputError(
+                f"LatentObjective trains networks with a real branch beside the binary one, {type(network).__name__} "
+                f"has none: choose a latent_resnet or another objective"
+            )
+
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        binary, real = network.both(batch.images)  # type: ignore[operator]
+        smoothing = self.labels.label_smoothing
+        labels = sum(F.cross_entropy(x, batch.labels, label_smoothing=smoothing) for x in (binary, real))
+        return binary, labels + soft_cross_entropy(binary, real)
+
+
+def _frozen(teacher: NetworkTeacher, untrained_classes: int | None) -> FrozenTeacher:
+    if untrained_classes is None:
+        return FrozenTeacher(teacher.build())
+    network = teacher.build_untrained(untrained_classes)
+    rank_zero_info(f"untrained_teachers: a {type(network).__name__} stands in for a teacher, the result says nothing")
+    return FrozenTeacher(network)
+
+
+def _labels_of(teacher: FrozenTeacher, images: Tensor, student: Tensor) -> Tensor:
+    logits = teacher(images)
+    if logits.shape != student.shape:
+        raise InputError(
+            f"the teacher gives logits {tuple(logits.shape)} and the network {tuple(student.shape)}, the same classes "
+            f"were expected: choose a teacher of this dataset"
+        )
+    return logits
