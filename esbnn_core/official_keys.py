@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.models import BiDetVGG16, BinaryResNet, BinaryViT, BNext, ReActNetA, model_spec
+from esbnn_core.models import BiDetResNet, BiDetVGG16, BinaryResNet, BinaryViT, BNext, ReActNetA, model_spec
 
 Rules = tuple[tuple[str, str], ...]
 """(pattern, replacement) of re.sub, applied in order."""
@@ -61,6 +61,17 @@ def _pair_units(name: str, key: str, keys: Collection[str]) -> str:
         return name
     stage, unit, part, rest = match.groups()
     return f"{stage}.{int(unit) // 2}.{'conv' if part == 'conv' else 'bn'}{int(unit) % 2 + 1}.{rest}"
+
+
+def _bidet_blocks(name: str, key: str, keys: Collection[str]) -> str:
+    """layer2.1.norm -> layer2.0.conv2.bn, layer2.0.shortcut.1 -> layer2.0.shortcut.0.1: two units are one block."""
+    match = re.match(r"^(layer\d)\.(\d+)\.(conv|norm|shortcut)\.(.*)$", name)
+    if not match:
+        return name
+    stage, unit, part, rest = match.groups()
+    block, number = divmod(int(unit), 2)
+    inner = {"conv": f"conv{number + 1}.conv", "norm": f"conv{number + 1}.bn", "shortcut": "shortcut.0"}[part]
+    return f"{stage}.{block}.{inner}.{rest}"
 
 
 def _doubles(key: str, keys: Collection[str], branch: str) -> bool:
@@ -229,6 +240,15 @@ KEY_MAPS: dict[str, KeyMap] = {
         looks=((".alpha", "a ReCU ResNet (recu_resnet20)"),),
         fix=_pair_units,
         shapes={r"\.alpha$": (-1, 1, 1)},
+    ),
+    # The original's list of names was not at hand. These reproduce the reference outputs, whose weights depend on a
+    # name through the sum of its letters alone: the shortcut's could be others of the same sum. A file with other
+    # names is refused by the first that differs.
+    "bidet_resnet18": KeyMap(
+        fits=lambda model: isinstance(model, BiDetResNet),
+        rules=((r"^stem\.conv\.", "conv1."), (r"^stem\.norm\.", "bn1."), (r"^stages\.", "")),
+        looks=((".conv1.bn.", "BiDet's ResNet-18 (bidet_resnet18)"),),
+        fix=_bidet_blocks,
     ),
     "bidet_vgg16": KeyMap(
         fits=lambda model: isinstance(model, BiDetVGG16),

@@ -6,7 +6,6 @@ code is not part of this repository.
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ def fill(model: nn.Module, temperature: float = 1e-8) -> nn.Module:
     """Float64, eval, filled through load_official like an original's file; temperature 1e-8 is BNext's sign mode."""
     model = model.double().eval()
     load_official(model, {name: _value(name, given, temperature) for name, given in to_official(model).items()})
-    return model
-
-
-def fill_named(model: nn.Module, name: Callable[[str], str]) -> nn.Module:
-    """As fill, for a network without a key map: `name` gives what our key is called in the fill."""
-    model = model.double().eval()
-    model.load_state_dict({key: _value(name(key), given, 0.0) for key, given in model.state_dict().items()})
     return model
 
 

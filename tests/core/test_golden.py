@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esbnn_core import create_model
-from tests.core.golden import RECORDS, close, closed_form, fill, fill_named
+from tests.core.golden import RECORDS, close, closed_form, fill
 
 
 def test_reactnet_resnet18_and_its_first_stage() -> None:
@@ -72,17 +72,7 @@ def test_binaryvit_its_first_layers_and_first_merge() -> None:
 
 
 def test_bidet_resnet18_and_its_layer4() -> None:
-    def name(key: str) -> str:
-        """The records fix a name up to the sum of its letters modulo 100; these have the sums of the original's."""
-        key = key.replace("stem.conv.", "conv1.").replace("stem.norm.", "bn1.").removeprefix("stages.")
-        if not key.startswith("layer"):
-            return key
-        layer, unit, part, rest = key.split(".", 3)
-        block, number = divmod(int(unit), 2)
-        inner = {"conv": f"conv{number + 1}.conv", "norm": f"conv{number + 1}.bn", "shortcut": "shortcut.0"}[part]
-        return f"{layer}.{block}.{inner}.{rest}"
-
-    model = fill_named(create_model("bidet_resnet18"), name)
+    model = fill(create_model("bidet_resnet18"))
     with torch.no_grad():
         close(model(closed_form("det", 3 * 72 * 88).view(1, 3, 72, 88)), RECORDS["bidet_r18/72x88/layer3"])
         close(model.layer4(closed_form("roi", 2 * 256 * 49).view(2, 256, 7, 7)), RECORDS["bidet_r18/layer4(7x7 roi)"])
