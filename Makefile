@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test lint sanitize bench lock clean
 
 install: $(STAMP)
 
@@ -23,6 +23,16 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# the C++ sources under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++
+sanitize: $(STAMP)
+	ESBNN_CACHE=$(VENV)/sanitized ESBNN_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py \
+	  -k "not process and not compiler and not import and not opcheck"
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
 
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:

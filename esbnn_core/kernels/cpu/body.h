@@ -240,7 +240,9 @@ static void pack_outer(const Pack &p, int64_t pixel0, int64_t pixel1) {
           if (p.shift) y = y + p.shift[c0 + b];
           column |= (y >= 0) & int32_t(uint32_t(1) << b);
         }
-        for (int64_t l = 0; l < here; l++) p.bits[((pixel + l) * p.groups + g) * words + w] = uint32_t(column[l]);
+        uint32_t words_of[LANES];
+        std::memcpy(words_of, &column, sizeof(words_of));
+        for (int64_t l = 0; l < here; l++) p.bits[((pixel + l) * p.groups + g) * words + w] = words_of[l];
       }
   }
 }

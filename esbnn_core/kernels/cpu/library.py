@@ -28,6 +28,9 @@ X86 = {
 VARIABLE = "ESBNN_BACKEND"
 """Forces a path: "naive", or one of the names that `paths` gives."""
 
+MORE_FLAGS = "ESBNN_CXXFLAGS"
+"""Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
+
 
 @dataclass(frozen=True)
 class Library:
@@ -66,7 +69,8 @@ def units() -> list[tuple[Path, list[str]]]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DESBNN_X86"] if x86 else []
     names = [*(X86 if x86 else {}), "portable", "driver"]
-    return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, [])]) for name in names]
+    more = os.environ.get(MORE_FLAGS, "").split()
+    return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, []), *more]) for name in names]
 
 
 def build(cxx: str, folder: Path) -> Path:
@@ -94,7 +98,7 @@ def build(cxx: str, folder: Path) -> Path:
             command = [cxx, *flags, "-c", str(source), "-o", objects[-1]]
             subprocess.run(command, capture_output=True, text=True, check=True)
         made = Path(work) / target.name
-        command = [cxx, "-shared", "-fopenmp", "-o", str(made), *objects]
+        command = [cxx, "-shared", "-fopenmp", *os.environ.get(MORE_FLAGS, "").split(), "-o", str(made), *objects]
         subprocess.run(command, capture_output=True, text=True, check=True)
         made.replace(target)
     return target

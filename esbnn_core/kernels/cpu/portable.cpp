@@ -19,8 +19,10 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 }
 
 static inline unsigned not_negative(const Floats &y) {
+  float values[LANES]; // g++ under UndefinedBehaviorSanitizer takes y[l] for y[0]
+  __builtin_memcpy(values, &y, sizeof(values));
   unsigned mask = 0;
-  for (int l = 0; l < LANES; l++) mask |= unsigned(y[l] >= 0) << l;
+  for (int l = 0; l < LANES; l++) mask |= unsigned(values[l] >= 0) << l;
   return mask;
 }
 
