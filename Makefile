@@ -33,6 +33,7 @@ sanitize: $(STAMP)
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.networks --compile
 
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:

@@ -99,8 +99,10 @@ class BNextUnit(nn.Module):
             scale: Tensor = self.scale
             if self.training or self.kernel == 1:  # the original clamps its 1x1 units in evaluation too (spec 1.8-Q5)
                 scale = scale.clamp(0, 1)
-            mixed = shortcut if self.mixes_residual else self.pool(x)
-            u = self.gate(scale * mixed + (1 - scale) * u) * u
+            mixed = shortcut if self.mixes_residual or self.act_in is None else self.pool(x)
+            # the gate starts with a global mean, and the mean of a mix is the mix of the means: no full map is mixed
+            mix = scale * mixed.mean((2, 3), keepdim=True) + (1 - scale) * u.mean((2, 3), keepdim=True)
+            u = self.gate(mix) * u
         if self.act_in is not None:
             u = u * shortcut
         out: Tensor = self.norm2(u) + shortcut

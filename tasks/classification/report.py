@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esbnn_core.checkpoint import write_atomically
+from esbnn_core.kernels import cpu
 
 _COLUMNS: list[tuple[str, Any]] = [
     ("network", lambda r: r.system),
@@ -43,7 +44,7 @@ def markdown(rows: Sequence[Any]) -> str:
     notes.append(
         "- Fashion-MNIST subset of the repository (11,000 to train, 1,000 to validate, 3,000 to test); one seed, so a "
         "difference under about one point says little. Milliseconds: median over batches of 100, both paths in turn; "
-        "packed is the plain-torch `naive` path, the reference and not the fast one."
+        f"packed runs on the path `{cpu.choose()[1].serving}` (esbnn doctor)."
     )
     table = [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, body)]
     return "\n".join([*table, "", *notes, ""])
