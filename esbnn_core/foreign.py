@@ -17,7 +17,7 @@ from esbnn_core.checkpoint import check_state
 from esbnn_core.errors import InputError
 from esbnn_core.official_keys import apply_rules, key_map, looks_like, official_names
 from esbnn_core.quantizers import Temperature
-from esbnn_core.unit import binary_layers
+from esbnn_core.unit import binary_layers, exact_zeros
 
 __all__ = ["CONTAINERS", "OfficialReport", "load_official", "official_names", "to_official"]
 
@@ -27,12 +27,14 @@ CONTAINERS = ("state_dict", "params", "weight", "model")
 
 @dataclass(frozen=True)
 class OfficialReport:
-    """What was read: tensors, exact zeros that a weight's sign is taken of (+1 here, 0 in the original), and the
-    smallest and largest weight temperature of a BNext (at 1e-7 or above its weights are real numbers, not signs)."""
+    """What was read: tensors, exact zeros that a weight's sign is taken of (+1 here, 0 in the original), the smallest
+    and largest weight temperature of a BNext (at 1e-7 or above its weights are real numbers, not signs), and the last
+    entry of `temp`, the temperatures that BNext's training script noted epoch by epoch (spec 1.8-Q1)."""
 
     tensors: int
     zeros: int
     temperatures: tuple[float, float] | None
+    noted: float | None = None
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +57,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
             looks like; a tensor that is not finite. The model is then as it was.
     """
     label = str(source) if isinstance(source, str | Path) else "the mapping"
-    found = _tensors(source, label)
+    found, noted = _tensors(source, label)
     names, family = official_names(model), key_map(model)
     tensors = {apply_rules(family.spelling, name): tensor for name, tensor in found.items()}
     given = {name for name, _ in names.values()}
@@ -80,12 +82,11 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
     model.load_state_dict(ours)
     layers = [layer for _, layer in binary_layers(model)]
     heat = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
-    zeros = sum(int((layer.quantizer.signed(layer.weight) == 0).sum()) for layer in layers)
-    return OfficialReport(len(tensors), zeros, (min(heat), max(heat)) if heat else None)
+    return OfficialReport(len(tensors), exact_zeros(model), (min(heat), max(heat)) if heat else None, noted)
 
 
-def _tensors(source: str | Path | Mapping[str, object], label: str) -> dict[str, Tensor]:
-    """The tensors of a file or mapping by official key."""
+def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dict[str, Tensor], float | None]:
+    """The tensors of a file or mapping by official key, and the last of its list `temp` where it has one."""
     found: object = source
     if isinstance(source, str | Path):
         if not Path(source).is_file():
@@ -97,6 +98,9 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> dict[str,
             raise InputError(
                 f"official file {label} cannot be read as plain tensors ({reason}): fetch it again"
             ) from error
+    history = found.get("temp") if isinstance(found, Mapping) else None
+    last = history[-1] if isinstance(history, list) and history else None
+    noted = float(last) if isinstance(last, int | float) else None
     for container in CONTAINERS:
         if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
             found = found[container]
@@ -104,4 +108,5 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> dict[str,
         raise InputError(
             f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model file"
         )
-    return {re.sub(r"\.weights$", ".weight", str(key).removeprefix("module.")): value for key, value in found.items()}
+    names = {key: re.sub(r"\.weights$", ".weight", str(key).removeprefix("module.")) for key in found}
+    return {names[key]: value for key, value in found.items()}, noted

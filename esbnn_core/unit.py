@@ -164,6 +164,12 @@ def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:
 
 
 @torch.no_grad()
+def exact_zeros(model: nn.Module) -> int:
+    """How many numbers are exactly 0 that a latent weight's sign is taken of: +1 here, 0 by torch.sign."""
+    return sum(int((layer.quantizer.signed(layer.weight) == 0).sum()) for _, layer in binary_layers(model))
+
+
+@torch.no_grad()
 def latent_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the latent weights by layer name, for comparing signs over time."""
     return {name: layer.weight.detach().clone() for name, layer in binary_layers(model)}

@@ -30,7 +30,7 @@ from esbnn_core.packed import PackedLayer
 from esbnn_core.quantizers import RealWeights, Temperature
 from esbnn_core.release import load_checkpoint
 from esbnn_core.surgery import pack_
-from esbnn_core.unit import binary_layers
+from esbnn_core.unit import binary_layers, exact_zeros
 from tasks.classification.augment import SMALL, Augmentation, evaluation_recipe
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.datasets import DATASETS, DatasetInfo, dataset_info
@@ -145,7 +145,8 @@ def _load(args: argparse.Namespace, info: DatasetInfo) -> tuple[nn.Module, dict[
             given["in_channels"] = info.channels
         network = create_model(args.model, **{"num_classes": info.classes, **given})
         network = load_checkpoint(args.path, network) if ours else network.eval()
-    tensors = len(read_checkpoint(args.path).tensors) if ours else load_official(network, args.path).tensors
+    report = None if ours else load_official(network, args.path)
+    tensors = report.tensors if report else len(read_checkpoint(args.path).tensors)
     spec = model_spec(network)
     assert spec is not None
     if spec.input_size[0] != info.channels:
@@ -160,9 +161,10 @@ def _load(args: argparse.Namespace, info: DatasetInfo) -> tuple[nn.Module, dict[
         "file": args.path,
         "sha256": file_sha256(args.path),
         "tensors": tensors,
-        "zeros": sum(int((layer.weight == 0).sum()) for layer in layers) if layers else None,
+        "zeros": exact_zeros(network) if layers else None,
         "temperature": [min(heat), max(heat)] if heat else None,
         "sign_below": heated[0].sign_below if heated else None,
+        "temperature_noted": report.noted if report else None,
     }
 
 
@@ -218,7 +220,10 @@ def _text(r: dict[str, Any]) -> str:
     if r["zeros"] is not None:
         latent.append(f"zeros        {r['zeros']:,} among the latent weights (their sign is +1)")
     if heat is not None:
-        latent.append(f"temperature  {heat[0]:.3g} to {heat[1]:.3g} (weights are signs below {r['sign_below']:g})")
+        noted = r["temperature_noted"]
+        told = f"; the file's own history ends at {noted:.3g}" if noted is not None else ""
+        signs = f"weights are signs below {r['sign_below']:g}"
+        latent.append(f"temperature  {heat[0]:.3g} to {heat[1]:.3g} ({signs}{told})")
     lines = [
         f"network      {r['network']} ({options})",
         f"file         {r['file']}",

@@ -102,7 +102,9 @@ def test_exact_zeros_and_temperatures_are_reported() -> None:
     official = to_official(create_model("es_bnext_tiny"))
     official["feature.3.FFN.binary_conv.temperature"].fill_(1e-9)
     report = load_official(create_model("es_bnext_tiny"), official)
-    assert report.temperatures == (pytest.approx(1e-9), 1.0)
+    assert report.temperatures == (pytest.approx(1e-9), 1.0) and report.noted is None
+    file = {"epoch": 3, "temp": [1.0, 0.9, 0.81], "state_dict": official}
+    assert load_official(create_model("es_bnext_tiny"), file).noted == 0.81
 
 
 def drop(t: dict[str, Tensor]) -> None:
