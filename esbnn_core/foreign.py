@@ -101,12 +101,21 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dic
     history = found.get("temp") if isinstance(found, Mapping) else None
     last = history[-1] if isinstance(history, list) and history else None
     noted = float(last) if isinstance(last, int | float) else None
-    for container in CONTAINERS:
-        if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
-            found = found[container]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    tensors = unwrap(found, CONTAINERS)
+    if tensors is None:
         raise InputError(
             f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model file"
         )
-    names = {key: re.sub(r"\.weights$", ".weight", str(key).removeprefix("module.")) for key in found}
-    return {names[key]: value for key, value in found.items()}, noted
+    return {
+        re.sub(r"\.weights$", ".weight", key.removeprefix("module.")): value for key, value in tensors.items()
+    }, noted
+
+
+def unwrap(found: object, containers: tuple[str, ...]) -> dict[str, Tensor] | None:
+    """The tensors by name in what a file holds, bare or inside mappings under `containers`; None if that is not all."""
+    for container in containers:
+        if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
+            found = found[container]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        return None
+    return {str(key): value for key, value in found.items()}

@@ -19,8 +19,8 @@ The contract
 *Output.* y (N, copies*O, H', W') in channels_last memory; bits (N, H', W', words), or an empty (0,) int32 tensor when
   sign_groups = 0.
 
-`naive` (plain torch) is the readable truth and serves every device; a native implementation registers itself for its
-device type behind the same operator and is tested against `naive`.
+`naive` (plain torch) is the readable truth and serves every device; where `cpu` has a native library for the tensors at
+hand the operator calls that, which is tested against `naive` in every bit.
 """
 
 from collections.abc import Sequence

@@ -53,6 +53,38 @@ class Style:
     rep_tiles_before_norm: bool = False
     """Where the rep_ stem tiles: after its BN (ReActNet-A's code, spec 2.2) or before it (ReCU, spec 2.4)."""
 
+    def unit(
+        self,
+        before: int,
+        width: int,
+        expansion: Expansion,
+        name: str,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        shortcut: nn.Module | None,
+    ) -> BinaryUnit:
+        """A binary 3x3 of this style, nominal before -> width, that keeps the size but for its stride."""
+        return BinaryUnit(
+            before,
+            width,
+            stride=stride,
+            padding=dilation,
+            dilation=dilation,
+            pad_value=self.pad_value,
+            tau=expansion.tau,
+            groups=expansion.groups,
+            copy_spread=expansion.copy_spread,
+            shift=self.shift,
+            ste=self.ste,
+            weight_quantizer=self.weight_quantizer,
+            learned_scale=self.learned_scale,
+            latent_init=self.latent_init,
+            act=self.act,
+            shortcut=shortcut,
+            name=name,
+        )
+
 
 def _shortcut(kind: str, c_in: int, c_out: int, e: Expansion, name: str) -> nn.Module:
     return PadShortcut(e.wide) if kind == "pad" else real_shortcut(c_in, c_out, e, name, kind == "avgpool_conv")
@@ -75,25 +107,7 @@ def binary_stages(layout: Layout, style: Style, expansion: Expansion) -> nn.Sequ
             shortcut: nn.Module = nn.Identity()
             if stride > 1:
                 shortcut = _shortcut(style.downsample, before, width, expansion, f"{name}.shortcut")
-            stage.append(
-                BinaryUnit(
-                    before,
-                    width,
-                    stride=stride,
-                    pad_value=style.pad_value,
-                    tau=expansion.tau,
-                    groups=expansion.groups,
-                    copy_spread=expansion.copy_spread,
-                    shift=style.shift,
-                    ste=style.ste,
-                    weight_quantizer=style.weight_quantizer,
-                    learned_scale=style.learned_scale,
-                    latent_init=style.latent_init,
-                    act=style.act,
-                    shortcut=shortcut,
-                    name=name,
-                )
-            )
+            stage.append(style.unit(before, width, expansion, name, stride=stride, shortcut=shortcut))
             before = width
         stages[f"layer{number}"] = nn.Sequential(*stage)
     return nn.Sequential(stages)

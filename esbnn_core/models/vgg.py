@@ -1,6 +1,7 @@
 """The VGG-16 trunk of BiDet's SSD300 (SC), plain and expanded (spec 7.2, 7.3, 7.9)."""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -9,7 +10,6 @@ from esbnn_core.layers import Tile
 from esbnn_core.models.bidet_resnet import BIDET
 from esbnn_core.models.registry import register_model
 from esbnn_core.models.trunk import Expansion, real_shortcut, real_stem
-from esbnn_core.unit import BinaryUnit
 
 WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
 """Nominal output widths of the stem, entries 0 and 1 of the original, and of its binary blocks, entries 2 to 17."""
@@ -17,35 +17,7 @@ STRIDED = (3, 6, 10, 14)
 """Entries that stand where VGG pools: a binary block of stride 2."""
 SOURCE = 13
 """Last entry in front of the first source."""
-
-
-def _unit(
-    before: int,
-    width: int,
-    e: Expansion,
-    name: str,
-    stride: int = 1,
-    dilation: int = 1,
-    shortcut: nn.Module | None = None,
-) -> BinaryUnit:
-    """A binary 3x3 of BiDet that keeps the size but for its stride."""
-    return BinaryUnit(
-        before,
-        width,
-        stride=stride,
-        padding=dilation,
-        dilation=dilation,
-        pad_value=BIDET.pad_value,
-        tau=e.tau,
-        groups=e.groups,
-        copy_spread=e.copy_spread,
-        shift=BIDET.shift,
-        weight_quantizer=BIDET.weight_quantizer,
-        latent_init="xavier",
-        act=BIDET.act,
-        shortcut=shortcut,
-        name=name,
-    )
+STYLE = replace(BIDET, latent_init="xavier")
 
 
 def _blocks(entries: range, e: Expansion, name: str) -> nn.Sequential:
@@ -56,9 +28,9 @@ def _blocks(entries: range, e: Expansion, name: str) -> nn.Sequential:
         place = f"{name}.{entry}"
         if entry in STRIDED:
             shortcut = real_shortcut(before, width, e, f"{place}.shortcut")
-            blocks[str(entry)] = _unit(before, width, e, place, stride=2, shortcut=shortcut)
+            blocks[str(entry)] = STYLE.unit(before, width, e, place, stride=2, shortcut=shortcut)
         else:
-            blocks[str(entry)] = _unit(before, width, e, place, shortcut=nn.Identity())
+            blocks[str(entry)] = STYLE.unit(before, width, e, place, shortcut=nn.Identity())
     return nn.Sequential(blocks)
 
 
@@ -85,7 +57,7 @@ class BiDetVGG16(nn.Module):
         self.front = _blocks(range(2, SOURCE + 1), e, "front")
         self.back = _blocks(range(SOURCE + 1, len(WIDTHS) + 1), e, "back")
         self.pool = nn.MaxPool2d(3, 1, 1)
-        self.conv6 = _unit(512, 1024, e, "conv6", dilation=6)
+        self.conv6 = STYLE.unit(512, 1024, e, "conv6", dilation=6, shortcut=None)
         self.relu6 = nn.ReLU()
         w = es_widths(1024, 1024, e.tau, e.groups, layer="conv7")
         conv7 = OrderedDict[str, nn.Module](conv=nn.Conv2d(w.carried_in, w.filters, 1, groups=e.groups))

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.foreign import unwrap
 from esbnn_core.release import load_checkpoint
 
 CONTAINERS = ("model", "state_dict")
@@ -159,15 +160,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     # safetensors raises its own kind of Exception, unrelated to any built-in one
     except (Exception, pickle.UnpicklingError) as error:
         raise InputError(f"teacher weights {path} cannot be read as plain tensors ({_reason(error)})") from error
-    for key in CONTAINERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+    tensors = unwrap(found, CONTAINERS)
+    if tensors is None:
         raise InputError(
             f"teacher weights {path} hold no mapping of tensors, bare or under {' or '.join(CONTAINERS)}: give the "
             f"file of a network"
         )
-    return found
+    return tensors
 
 
 def _timm() -> Any:
