@@ -71,18 +71,18 @@ def layer(name: str, side: int, channels: int, kernel: int, batch: int, rounds: 
     lanes = kernels.lanes_of(weight, 1)
     pad, one = [kernel // 2] * 2, [1, 1]
 
-    def convolve(bits: Tensor, steps: tuple[Tensor | None, ...]) -> Tensor:
-        return kernels.binary_conv2d(
-            bits, weight, channels, one, pad, 0, one, 1, 1, scale, bias, *steps, None, None, 0, lanes
-        )[0]
+    def convolve(x: Tensor, *steps: Tensor | None) -> Tensor:
+        return kernels.binary_conv2d(*(x, weight, channels, one, pad, 0, one, 1, 1, scale, bias, *steps), lanes=lanes)[
+            0
+        ]
 
     real = Block(torch.where(latent >= 0, 1.0, -1.0), scale, bias, slope).eval().to(memory_format=torch.channels_last)
     narrow = Block(real.weight, scale, bias, slope).bfloat16().eval().to(memory_format=torch.channels_last)
     bits = kernels.pack_sign(x, None, 1, 1)
     small = (x.bfloat16(), residual.bfloat16())
     contenders: dict[str, Callable[[], object]] = {
-        "packed block": lambda: convolve(kernels.pack_sign(x, None, 1, 1), (slope, residual)),
-        "packed conv alone": lambda: convolve(bits, (None, None)),
+        "packed block": lambda: convolve(x, slope, residual),
+        "packed conv alone": lambda: convolve(bits),
         "torch fp32": lambda: real(x, residual),
         "torch bf16": lambda: narrow(*small),
         "onednn int8 conv alone": quantized(real.weight.detach(), x),

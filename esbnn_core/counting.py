@@ -157,8 +157,10 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...]:
 
 def _hook(
     name: str, module: nn.Module, rows: list[LayerCount]
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | tuple[Tensor, Tensor]], None]:
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        if isinstance(output, tuple):  # a packed unit that hands its signs on
+            output = output[0]
         shape = tuple(output.shape[1:])
         if isinstance(module, BinaryMatmul):
             macs = math.prod(shape) * inputs[0].shape[-1]

@@ -5,6 +5,8 @@ latent layer for its shapes and allocates zeros, `fill_` computes the bits and t
 (`buffers()`) is what a packed checkpoint stores and what esbnn_core.counting counts.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Sign
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.token_unit import TokenUnit
 from esbnn_core.unit import BinaryUnit, fold_norm
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class PackedLayer(nn.Module):
@@ -65,6 +69,20 @@ class PackedLayer(nn.Module):
             self.shift.copy_(layer.sign.shift)
         _lay_out(self)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
+        """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
+
+        `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units; the sums stay
+        exact, and their affine and the signs are still computed in float32.
+        """
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
+                self._buffers[name] = buffer.to(now.device)
+        return self
+
     def extra_repr(self) -> str:
         return f"weight={self.weight_shape}, groups={self.groups}, copies={self.copies}"
 
@@ -76,7 +94,9 @@ def _lay_out(layer: nn.Module, _: object = None) -> None:
 
 
 class PackedConv2d(PackedLayer):
-    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W') in the dtype of `scale`."""
+    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W'), in x's dtype where that is
+    a half-precision one, else in the dtype of `scale`.
+    """
 
     def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
         super().__init__(conv, conv.groups, conv.copies if copies is None else copies)
@@ -84,13 +104,25 @@ class PackedConv2d(PackedLayer):
         self.pad_value = conv.pad_value
 
     def convolve(
-        self, x: Tensor, prelu: Tensor | None = None, residual: Tensor | None = None, rprelu: Tensor | None = None
-    ) -> Tensor:
-        """Sign, pack, convolve and finish in one operator; the output has x's memory format."""
-        bits = kernels.pack_sign(x, self.shift, self.groups, 1)
-        y: Tensor
-        y, _ = kernels.binary_conv2d(
-            bits,
+        self,
+        x: Tensor,
+        bits: Tensor | None = None,
+        prelu: Tensor | None = None,
+        residual: Tensor | None = None,
+        rprelu: Tensor | None = None,
+        following: PackedLayer | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sign, pack, convolve and finish in one operator.
+
+        Args:
+            x: (N, C, H, W). bits: its signs, packed for this layer, where the layer before has handed them on.
+            prelu, residual, rprelu: steps of the epilogue. following: the layer that takes the output's signs.
+
+        Returns:
+            y in x's memory format, and its signs packed for `following`, empty without one.
+        """
+        y, handed = kernels.binary_conv2d(
+            x if bits is None else bits,
             self.weight_bits,
             self.channels,
             self.stride,
@@ -104,20 +136,25 @@ class PackedConv2d(PackedLayer):
             prelu,
             residual,
             rprelu,
-            None,
-            0,
+            None if following is None else following.shift,
+            0 if following is None else following.groups,
             self.lanes,
+            self.shift if bits is None else None,
+            x.dtype if x.dtype in HALF else None,
         )
         # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
         # channels_last has its channels next to each other
-        return y if x.stride(1) == 1 else y.contiguous()
+        return y if x.stride(1) == 1 else y.contiguous(), handed
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x)
+        return self.convolve(x)[0]
 
 
 class PackedUnit(PackedConv2d):
-    """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays."""
+    """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays.
+
+    In a chain (esbnn_core.packed_chain) it takes the packed signs of its input and hands those of its output on.
+    """
 
     prelu: Tensor | None
     rprelu: Tensor | None
@@ -143,14 +180,22 @@ class PackedUnit(PackedConv2d):
             self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hands_to(self, following: nn.Module | None) -> bool:
+        """Whether the signs of the output can be packed for `following` before it has seen the output."""
+        fits = isinstance(following, PackedUnit) and following.channels == len(self.scale)
+        return fits and isinstance(self.act, nn.Identity)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, bits: Tensor | None = None, following: PackedLayer | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve`."""
         residual = None if self.shortcut is None else self.shortcut(x)
-        y: Tensor = self.act(self.convolve(x, self.prelu, residual, self.rprelu))
-        return y
+        y, handed = self.convolve(x, bits, self.prelu, residual, self.rprelu, following)
+        return self.act(y) if following is None else (y, handed)
 
 
 class PackedLinear(PackedLayer):
-    """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O) in the dtype of `scale`."""
+    """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O), dtypes as PackedConv2d."""
 
     def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
         super().__init__(linear, linear.groups, linear.copies if copies is None else copies)
@@ -160,7 +205,7 @@ class PackedLinear(PackedLayer):
         y: Tensor = kernels.binary_linear(
             bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias, self.lanes
         )
-        return y
+        return y.to(x.dtype) if x.dtype in HALF else y
 
 
 class PackedTokenUnit(PackedLinear):

@@ -14,6 +14,7 @@ from torch import nn
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RSign, Sign
 from esbnn_core.packed import drop_training_parts_, packed_like
+from esbnn_core.packed_chain import chained
 from esbnn_core.quantizers import STE, RealWeights
 from esbnn_core.unit import BinaryUnit, binary_layers
 
@@ -205,7 +206,9 @@ def real_weights_(model: nn.Module, fresh: bool = False) -> nn.Module:
 def pack_(model: nn.Module) -> nn.Module:
     """Swap every binary unit, convolution and linear layer for its packed module, in place; sets eval mode.
 
-    Outside training the packed network computes the same numbers as the latent one, bit for bit on the `naive` path.
+    Outside training the packed network computes the same numbers as the latent one, bit for bit on a CPU. Units that
+    follow each other in an nn.Sequential hand packed signs on (esbnn_core.packed_chain). `.bfloat16()` of the packed
+    network makes its real-valued layers, and what flows between the units, narrow; the sums stay exact.
     Modules with parts for training alone (a method drop_training_parts_, as latent_resnet18 has) lose them.
 
     Returns:
@@ -231,7 +234,14 @@ def pack_(model: nn.Module) -> nn.Module:
     drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: filled.get(module)):
         pass
-    return filled.get(model, model).eval()
+    return _chain(filled.get(model, model)).eval()
+
+
+def _chain(model: nn.Module) -> nn.Module:
+    """Let consecutive packed units hand their signs on; names and tensors stay as they are."""
+    for _ in replace_modules(model, lambda _, module: chained(module)):
+        pass
+    return chained(model) or model
 
 
 def pack_layout_(model: nn.Module) -> nn.Module:
@@ -242,4 +252,4 @@ def pack_layout_(model: nn.Module) -> nn.Module:
     drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: packed_like(module)):
         pass
-    return model.eval()
+    return _chain(model).eval()

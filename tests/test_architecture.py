@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW_UNIT = "layers channels quantizers errors"
-BELOW_SURGERY = f"packed unit {BELOW_UNIT}"
+BELOW_SURGERY = f"packed packed_chain unit {BELOW_UNIT}"
 TASKS = ("classification", "detection", "super_resolution")
 
 # room of esbnn_core -> (rooms it may import beside itself, "*" for all but lit and the console; packages beside torch)
@@ -27,6 +27,7 @@ CORE: dict[str, tuple[str, str]] = {
     "latent": (f"unit {BELOW_UNIT}", ""),
     "models": (f"unit token_unit {BELOW_UNIT}", ""),
     "packed": (f"kernels unit token_unit {BELOW_UNIT}", ""),
+    "packed_chain": ("packed", ""),
     "surgery": (BELOW_SURGERY, ""),
     "width_flow": (f"unit {BELOW_UNIT}", ""),
     "expansion": (f"width_flow models {BELOW_SURGERY}", ""),

@@ -57,7 +57,7 @@ def conv2d_sum(
     """Exact sums (N, H', W', O) int32 of a binary convolution over packed bits."""
     _, height, width, _ = x.shape
     filters, kernel_h, kernel_w, words = weight.shape
-    out_h, out_w = conv_output_size(x, weight, stride, padding, dilation)
+    out_h, out_w = conv_output_size((height, width), weight, stride, padding, dilation)
     per_tap = channels // groups
     # 0-words around the image: bits of -1, which is right for pad_value -1; for 0 such taps are left out below
     ring = (0, 0, padding[1], padding[1], padding[0], padding[0])
@@ -114,15 +114,18 @@ def epilogue(
     prelu: Tensor | None,
     residual: Tensor | None,
     rprelu: Tensor | None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """From sums (N, H', W', O) to y (N, copies*O, H', W') in channels_last memory, in the contract's order."""
     y = affine(total.repeat(1, 1, 1, copies).permute(0, 3, 1, 2), scale, bias, 1)
     if prelu is not None:
         y = F.prelu(y, prelu)
     if residual is not None:
-        y = y + residual
+        y = y + residual.to(y.dtype)
     if rprelu is not None:
         shift_in, slope, shift_out = rprelu.unbind(0)
         y = F.prelu(y + shift_in.view(1, -1, 1, 1), slope) + shift_out.view(1, -1, 1, 1)
+    if out_dtype is not None:
+        y = y.to(out_dtype)
     # a residual in another layout may have led y out of channels_last
     return y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

@@ -239,7 +239,7 @@ def test_export_keeps_the_operators_in_the_graph(build: Callable[[], nn.Module])
     program = torch.export.export(model, (x,))
     targets = [str(node.target) for node in program.graph.nodes]
     expected = sum(hasattr(m, "weight_bits") for m in model.modules())
-    assert targets.count("esbnn.binary_conv2d.default") == targets.count("esbnn.pack_sign.default") == expected > 1
+    assert targets.count("esbnn.binary_conv2d.default") == expected > 1
     other = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(program.module()(other), model(other))
 

@@ -19,6 +19,14 @@ from tests.core import paths
 from tests.core.test_packing import stir
 
 NATIVE = paths.ALL[1:]
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The numbers of (N, C, H, W) in five layouts: torch's two, a part of wider pixels, every other row, columns first."""
+    wide = torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, : x.shape[1]]
+    rows = torch.stack([x, x], 3).flatten(2, 3)[:, :, ::2]
+    return [x, x.to(memory_format=torch.channels_last), wide, rows, x.transpose(2, 3).contiguous().transpose(2, 3)]
 
 
 def drawn(number: int) -> dict[str, Any]:
@@ -45,10 +53,17 @@ def drawn(number: int) -> dict[str, Any]:
     affine = r.random() < 0.9
     signs = r.choice([0, *(k for k in (1, 2, 4) if out % k == 0)]) if affine else 0
     residual = maybe(batch, out, *sides) if affine else None
+    if residual is not None:
+        residual = residual.to(r.choice(KINDS))
     if residual is not None and r.random() < 0.5:
         residual = residual.to(memory_format=torch.channels_last)
+    x, shift = values(batch, groups * inner, *size), None
+    if r.random() < 0.5:
+        x, shift = layouts(x.to(r.choice(KINDS)))[r.randint(0, 4)], maybe(groups * inner)
+    else:
+        x = kernels.naive.pack_sign(x, None, groups, 1)
     return {
-        "x": kernels.naive.pack_sign(values(batch, groups * inner, *size), None, groups, 1),
+        "x": x,
         "weight": kernels.naive.pack_sign(values(groups * outer, inner, *kernel), None, 1, 1),
         "channels": groups * inner,
         "stride": stride,
@@ -64,6 +79,8 @@ def drawn(number: int) -> dict[str, Any]:
         "rprelu": maybe(3, out) if affine else None,
         "sign_shift": maybe(out) if affine else None,
         "sign_groups": signs,
+        "shift": shift,
+        "out_dtype": r.choice((None, *KINDS)) if affine else None,
     }
 
 
@@ -73,10 +90,10 @@ def test_every_bit_of_the_epilogue_is_naives(path: str, part: int, monkeypatch: 
     for number in range(60 * part, 60 * part + 60):
         arguments = drawn(number)
         paths.force("naive", monkeypatch)
-        want = kernels.binary_conv2d(*arguments.values())
+        want = kernels.binary_conv2d(**arguments)
         paths.force(path, monkeypatch)
         for lanes in (None, kernels.lanes_of(arguments["weight"], arguments["groups"])):
-            got = kernels.binary_conv2d(*arguments.values(), lanes)
+            got = kernels.binary_conv2d(**arguments, lanes=lanes)
             for a, b in zip(got, want, strict=True):
                 assert a.dtype == b.dtype and torch.equal(a, b), number
             assert got[0].movedim(1, -1).is_contiguous() and got[1].is_contiguous()
@@ -106,7 +123,7 @@ def test_any_number_of_threads_gives_the_same(path: str, monkeypatch: pytest.Mon
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([kernels.binary_conv2d(*drawn(number).values()) for number in range(20)])
+            results.append([kernels.binary_conv2d(**drawn(number)) for number in range(20)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -130,11 +147,37 @@ def test_lanes_follow_the_bits_through_loading() -> None:
 
 
 def test_other_dtypes_stay_with_naive() -> None:
-    arguments = drawn(3)
+    arguments = {**drawn(3), "out_dtype": None}
     doubled = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-    y, _ = kernels.binary_conv2d(*doubled.values())
+    y, _ = kernels.binary_conv2d(**doubled)
     assert y.dtype == torch.float64
-    torch.testing.assert_close(y.float(), kernels.binary_conv2d(*arguments.values())[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y.float(), kernels.binary_conv2d(**arguments)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", NATIVE)
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_half_numbers_widen_and_round_as_torch_does(
+    kind: torch.dtype, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.force(path, monkeypatch)
+    g = torch.Generator().manual_seed(0)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).short().view(kind)  # all bit patterns
+    every = every[every.isfinite()]
+    every = every[: len(every) // 32 * 32]
+    # numbers of all sizes, and those that lie in the middle between two of the narrow type
+    wide = torch.randint(-(2**31), 2**31 - 1, (2**16,), generator=g, dtype=torch.int64).int().view(torch.float32)
+    middle = (every.float()[1:] + every.float()[:-1]) / 2
+    wide = torch.cat([wide[wide.isfinite()], middle, torch.tensor([65519.0, 65520.0, 1e38, -1e38, 6e-8, 2.9e-8])])
+    wide = wide[: len(wide) // 32 * 32]
+    for residual, out_dtype in ((every, torch.float32), (wide, kind)):
+        pixels = residual.view(1, -1, 1, 32).permute(0, 3, 1, 2)  # (1, 32, P, 1)
+        x, weight = torch.zeros(1, pixels.shape[2], 1, 1, dtype=torch.int32), torch.zeros(32, 1, 1, 1).int()
+        nothing = torch.zeros(32)
+        one, none = (1, 1), (0, 0)
+        y, _ = kernels.binary_conv2d(
+            *(x, weight, 1, one, none, 0, one, 1, 1, nothing, nothing), residual=pixels, out_dtype=out_dtype
+        )
+        assert y.dtype == out_dtype and torch.equal(y, pixels.to(out_dtype))
 
 
 def test_a_machine_without_compiler_says_so_once(

@@ -1,6 +1,7 @@
-"""Native CPU operators: the contract of esbnn_core.kernels in float32, through a C library (cpu/library.py).
+"""Native CPU operators: the contract of esbnn_core.kernels with float32 arithmetic, through a C library (library.py).
 
-Each function returns None where the library does not serve (another dtype, or none there) and `naive` has to.
+Activations, residuals and outputs may be float32, bfloat16 or float16; scales, shifts and slopes are float32. Each
+function returns None where the library does not serve (another dtype, or none there) and `naive` has to.
 """
 
 import struct
@@ -14,34 +15,50 @@ from esbnn_core.kernels.cpu.library import Library, Status, choose
 
 __all__ = ["Status", "binary_conv2d", "binary_linear", "choose", "lanes_of", "pack_sign"]
 
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""How the library numbers the dtypes of activations, residuals and outputs (conv.h)."""
 
-def _serving(*tensors: Tensor | None) -> Library | None:
-    """The library, if all tensors lie on the CPU and the floating ones are float32."""
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-            return None
-    return choose()[0]
-
-
-SHAPE, POINTERS = struct.Struct("22q"), struct.Struct("11Q")
+SHAPE, POINTERS = struct.Struct("29q"), struct.Struct("12Q")
 """The two arguments of esbnn_conv: whole numbers and addresses, in the order of the enums in driver.cpp."""
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether all are on the CPU and float32 or int32, which parameters have to be."""
+    return all(t is None or (t.dtype in (torch.float32, torch.int32) and t.device.type == "cpu") for t in tensors)
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _channels_last(tensor: Tensor) -> bool:
-    """Whether (N, C, H, W) has its channels innermost and its pixels one behind the other."""
-    _, channels, _, width = tensor.shape
-    return tensor.stride(1) == 1 and tensor.stride(3) == channels and tensor.stride(2) == channels * width
+def _steps(x: Tensor) -> tuple[int, int, int] | None:
+    """Steps in values from image to image, pixel to pixel, channel to channel of (N, C, H, W) whose pixels are evenly
+    spaced and which has channels or pixels next to each other; None for any other layout.
+    """
+    _, channels, height, width = x.shape
+    image, channel, row, column = x.stride()
+    pixel = column if width > 1 else row
+    if height > 1 and width > 1 and row != width * column:
+        return None
+    if channel == 1 or channels == 1:
+        return image, pixel, 1
+    return (image, 1, channel) if pixel == 1 or height * width == 1 else None
+
+
+def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """x (N, C, H, W), copied only if need be, and its steps."""
+    steps = _steps(x)
+    if steps is None:
+        x = x.contiguous()
+        steps = (x.stride(0), 1, x.shape[2] * x.shape[3])
+    return x, steps
 
 
 def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor | None:
     """As esbnn_core.kernels.pack_sign, or None."""
-    library = _serving(x, shift)
+    if x.dtype not in KINDS or x.device.type != "cpu" or not _plain(shift):
+        return None
+    library = choose()[0]
     if library is None:
         return None
     if channel_dim == -1 or x.dim() != 4:
@@ -50,17 +67,16 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
         pixels = x.numel() // channels if channels else 0
         steps = (0, channels, 1)
     else:
+        x, steps = _laid_out(x)
         images, channels, height, width = x.shape
-        if not _channels_last(x):
-            x = x.contiguous()
         pixels, outer = height * width, [images, height, width]
-        steps = (x.stride(0), channels, 1) if _channels_last(x) else (x.stride(0), 1, pixels)
     bits = torch.empty([*outer, words_of(channels, groups)], dtype=torch.int32)
     if bits.numel():
         shift = None if shift is None else shift.contiguous()
         library.handle.esbnn_pack(
             library.path,
             x.data_ptr(),
+            KINDS[x.dtype],
             _address(shift),
             images,
             pixels,
@@ -73,9 +89,13 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
     return bits
 
 
+def _library_for(tensors: Sequence[Tensor | None]) -> Library | None:
+    return choose()[0] if _plain(*tensors) else None
+
+
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     """The weight (O, KH, KW, words) or (O, words) as the library walks it, int32 (n,), or None where none serves."""
-    library = _serving(weight)
+    library = _library_for([weight])
     if library is None:
         return None
     weight = weight.contiguous()
@@ -103,43 +123,65 @@ def binary_conv2d(
     rprelu: Tensor | None,
     sign_shift: Tensor | None,
     sign_groups: int,
+    shift: Tensor | None,
+    out_dtype: torch.dtype | None,
     out_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor] | None:
     """As esbnn_core.kernels.binary_conv2d with checked arguments, or None; `lanes` spares laying the weight out."""
-    library = _serving(x, scale, residual)
-    # the masks of taps inside the image are 64 bits wide
-    if library is None or max(weight.shape[1], weight.shape[2]) > 64:
-        return None
-    images, height, width, _ = x.shape
+    vectors = (scale, bias, prelu, rprelu, sign_shift, shift)
     filters, kernel_h, kernel_w, words = weight.shape
-    out = copies * filters
+    real = x.dtype != torch.int32
+    y_dtype = torch.int32 if scale is None else out_dtype or torch.float32
+    if (
+        x.device.type != "cpu"
+        or (real and x.dtype not in KINDS)
+        or (scale is not None and y_dtype not in KINDS)
+        or (residual is not None and residual.dtype not in KINDS)
+        or max(kernel_h, kernel_w) > 64  # the masks of taps inside the image are 64 bits wide
+    ):
+        return None
+    library = _library_for(vectors)
+    if library is None:
+        return None
     if lanes is None:
         lanes = lanes_of(weight, groups)
-    if residual is not None and not _channels_last(residual):
+    if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
         residual = residual.contiguous(memory_format=torch.channels_last)
-    sums = scale is None
-    y = torch.empty((images, *out_size, out), dtype=torch.int32 if sums else torch.float32)
-    sign_words = words_of(out, sign_groups) // sign_groups if sign_groups else 0
-    # zeros: tail bits are 0, and channels that share a word are set one by one
-    bits = torch.zeros((images, *out_size, sign_groups * sign_words) if sign_groups else 0, dtype=torch.int32)
+    if real:
+        x, steps = _laid_out(x)
+        images, _, height, width = x.shape
+    else:
+        x, steps = x.contiguous(), (0, 0, 0)
+        images, height, width, _ = x.shape
+    out, (out_h, out_w) = copies * filters, out_size
+    y = torch.empty_strided((images, out, out_h, out_w), (out_h * out_w * out, 1, out_w * out, out), dtype=y_dtype)
+    bits = torch.empty(0, dtype=torch.int32)
+    sign_words = 0
+    if sign_groups:
+        sign_words = words_of(out, sign_groups) // sign_groups
+        # zeros where tail bits have to be 0, or channels are set one by one because blocks of 16 do not fit
+        whole = out // sign_groups % 32 == 0 and filters // groups % 16 == 0
+        make = torch.empty if whole else torch.zeros
+        bits = make((images, out_h, out_w, sign_groups * sign_words), dtype=torch.int32)
     if y.numel() == 0:
-        return y.permute(0, 3, 1, 2), bits
+        return y, bits
     # the contiguous ones must outlive the call: parameters may be narrow views with gaps
-    kept = [t if t is None else t.contiguous() for t in (x, lanes, scale, bias, prelu, rprelu, sign_shift)]
+    kept = [t if t is None else t.contiguous() for t in (lanes, *vectors)]
+    lanes_at, scale_at, bias_at, prelu_at, rprelu_at, sign_shift_at, shift_at = map(_address, kept)
     shape = SHAPE.pack(
-        *(images, height, width, *out_size, kernel_h, kernel_w, *stride, *padding, *dilation),
+        *(images, height, width, out_h, out_w, kernel_h, kernel_w, *stride, *padding, *dilation),
         *(groups, words, filters, channels // groups, pad_value == 0, copies, sign_groups, sign_words),
-        torch.get_num_threads(),
+        *(real, KINDS.get(x.dtype, 0), *steps),
+        *(0 if residual is None else KINDS[residual.dtype], KINDS.get(y_dtype, 0), torch.get_num_threads()),
     )
-    packed, lanes_at, scale_at, bias_at, prelu_at, rprelu_at, shift_at = map(_address, kept)
-    ends = (0, y.data_ptr()) if sums else (y.data_ptr(), 0)
+    ends = (0, y.data_ptr()) if scale is None else (y.data_ptr(), 0)
     pointers = POINTERS.pack(
-        *(packed, lanes_at, scale_at, bias_at, prelu_at, _address(residual), rprelu_at, shift_at),
+        *(x.data_ptr(), shift_at, lanes_at, scale_at, bias_at, prelu_at, _address(residual), rprelu_at, sign_shift_at),
         *(*ends, bits.data_ptr() if sign_groups else 0),
     )
     if library.handle.esbnn_conv(library.path, shape, pointers):
         raise MemoryError(f"no memory for the packed activations of {images} images of {height}x{width}")
-    return y.permute(0, 3, 1, 2), bits
+    return y, bits
 
 
 def binary_linear(
@@ -155,7 +197,7 @@ def binary_linear(
     """As esbnn_core.kernels.binary_linear with checked arguments, or None: a convolution with one long row."""
     rows = x.reshape(1, 1, -1, x.shape[-1])
     one, zero = (1, 1), (0, 0)
-    none = (None, None, None, None, 0)
+    none = (None, None, None, None, 0, None, None)
     size = (1, rows.shape[2])
     done = binary_conv2d(
         rows, weight[:, None, None], lanes, features, one, zero, -1, one, groups, copies, scale, bias, *none, size

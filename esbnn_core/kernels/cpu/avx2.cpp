@@ -54,8 +54,8 @@ struct Counter {
 };
 
 template <int P>
-static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int32_t (*out)[LANES]) {
+static void one_block(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
+                      const uint32_t *lanes, int32_t (*out)[LANES], int64_t out_step) {
   for (int p = 0; p < P; p++)
     for (int half = 0; half < LANES; half += 8) {
       const uint32_t *w = lanes + half;
@@ -66,8 +66,15 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
           counter.take(_mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)),
                                         _mm256_set1_epi32(int(at[i]))));
       }
-      _mm256_store_si256(reinterpret_cast<__m256i *>(out[p] + half), counter.total());
+      _mm256_store_si256(reinterpret_cast<__m256i *>(out[p * out_step] + half), counter.total());
     }
+}
+
+template <int P, int R>
+static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
+                      const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
+  for (int r = 0; r < R; r++)
+    one_block<P>(a, pixel_step, taps, tap_count, words, lanes + r * block_step, out + r, R);
 }
 
 static inline unsigned not_negative(const Floats &y) {
@@ -84,4 +91,4 @@ static inline unsigned not_negative(const Floats &y) {
 
 #include "body.h"
 
-const esbnn::Kernels esbnn::avx2_kernels = {"avx2-harley-seal", esbnn::avx2::conv, esbnn::avx2::pack};
+const esbnn::Kernels esbnn::avx2_kernels = {"avx2-harley-seal", esbnn::ISA::conv, esbnn::ISA::pack};

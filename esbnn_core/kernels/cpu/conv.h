@@ -13,10 +13,16 @@ namespace esbnn {
 
 constexpr int LANES = 16;     // filters of a block: one 512-bit vector of 32-bit words
 constexpr int MAX_PIXELS = 8; // output pixels of a register tile
+constexpr int MAX_BLOCKS = 2; // blocks of filters of a register tile
 
 // LANES values side by side; the compiler lowers them to what the instruction set has
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+// How a tensor of real values is stored; arithmetic is in float32 always.
+enum Kind { FLOAT32, BFLOAT16, FLOAT16 };
 
 struct Conv {
   int64_t images, out_h, out_w;
@@ -51,36 +57,41 @@ inline uint64_t inside(int64_t place, int64_t stride, int64_t dilation, int64_t 
 // copies * filters; y, residual and sums are (N, out_h, out_w, channels).
 struct Epilogue {
   int64_t copies;
-  const float *scale, *bias, *prelu, *residual, *rprelu, *sign_shift;
-  float *y;
+  const float *scale, *bias, *prelu, *rprelu, *sign_shift;
+  const void *residual;
+  void *y;
+  Kind residual_kind, y_kind;
   int32_t *sums;  // the bare tiled sums, in place of all other steps
   uint32_t *bits; // (N, out_h, out_w, sign_groups * sign_words)
   int64_t sign_groups, sign_words;
 };
 
-// One share of the work: a block of filters over rows [row0, row1) and columns [column0, column1) of one image.
+// One share of the work: blocks [block0, block1) of all groups, counted on, over rows [row0, row1) and columns
+// [column0, column1) of one image.
 struct Task {
-  int64_t image, group, block, row0, row1, column0, column1;
+  int64_t image, block0, block1, row0, row1, column0, column1;
 };
 
-// Bits of sign(x + shift) for `pixels` pixels of `channels` values. Value c of pixel p lies at x[p*pixel_step +
-// c*channel_step]; one of the steps is 1. Output: words(channels of a group) * groups words a pixel.
+// Bits of sign(x + shift) for a run of pixels of `channels` values. Value c of pixel p lies at x[p*pixel_step +
+// c*channel_step]; one of the steps is 1. Output: groups * words words a pixel, from `bits` on; `words`, those of one
+// group, may be more than its channels need.
 struct Pack {
-  const float *x, *shift;
-  int64_t channels, groups, pixel_step, channel_step;
-  uint32_t *bits;
+  const void *x;
+  Kind kind;
+  const float *shift;
+  int64_t channels, groups, words, pixel_step, channel_step;
 };
 
 struct Kernels {
   const char *name;
   void (*conv)(const Conv &, const Epilogue &, const Task &);
-  void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1);
+  void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1, uint32_t *bits);
 };
 
 extern const Kernels portable_kernels;
 #ifdef ESBNN_X86
 extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
+extern const Kernels avx512_popcnt_kernels, avx512_carry_kernels;
 #endif
 
 } // namespace esbnn

@@ -1,5 +1,6 @@
 // The C interface that esbnn_core.kernels.native calls: dispatch by processor, the padded copy of the activations, the
 // weights laid out by lanes, and the division of the work among threads. Arguments are checked on the Python side.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -12,17 +13,30 @@ namespace {
 
 using namespace esbnn;
 
-const Kernels *const known[] = {
+// Every path, the best first. Which of the two AVX-512 paths is better depends on the maker's popcount.
+struct Known {
+  const Kernels *of[8];
+  int count = 0;
+  Known() {
 #ifdef ESBNN_X86
-    &avx512_kernels, &avx2_kernels,
+    __builtin_cpu_init();
+    const bool amd = __builtin_cpu_is("amd");
+    of[count++] = amd ? &avx512_popcnt_kernels : &avx512_carry_kernels;
+    of[count++] = amd ? &avx512_carry_kernels : &avx512_popcnt_kernels;
+    of[count++] = &avx2_kernels;
 #endif
-    &portable_kernels};
-constexpr int KNOWN = sizeof(known) / sizeof(known[0]);
+    of[count++] = &portable_kernels;
+  }
+};
+
+const Known &known() {
+  static const Known all;
+  return all;
+}
 
 bool serves(const Kernels *k) {
 #ifdef ESBNN_X86
-  __builtin_cpu_init();
-  if (k == &avx512_kernels)
+  if (k == &avx512_popcnt_kernels || k == &avx512_carry_kernels)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vpopcntdq");
@@ -50,46 +64,54 @@ thread_local Scratch scratch;
 
 int64_t even(int64_t words) { return words + words % 2; }
 
-// (N, H, W, groups, words) -> (N, Hp, Wp, groups, even words), zeros around and behind
-void pad_copy(const uint32_t *from, uint32_t *to, const Conv &c, int64_t words, int threads) {
+// Calls line(n, y, to) for every row of images inside the ring, `to` being where its first pixel goes, on zeros.
+template <typename Line> void ringed(uint32_t *to, const Conv &c, int threads, const Line &line) {
   const int64_t pixel = c.groups * c.words, row = c.padded_w * pixel;
 #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
   for (int64_t n = 0; n < c.images; n++)
     for (int64_t y = 0; y < c.padded_h; y++) {
-      uint32_t *line = to + (n * c.padded_h + y) * row;
+      uint32_t *start = to + (n * c.padded_h + y) * row;
       const int64_t inner = y - c.pad_h;
       if (inner < 0 || inner >= c.in_h) {
-        std::memset(line, 0, row * sizeof(uint32_t));
+        std::memset(start, 0, row * sizeof(uint32_t));
         continue;
       }
-      const uint32_t *source = from + (n * c.in_h + inner) * c.in_w * c.groups * words;
-      std::memset(line, 0, c.pad_w * pixel * sizeof(uint32_t));
-      std::memset(line + (c.pad_w + c.in_w) * pixel, 0, c.pad_w * pixel * sizeof(uint32_t));
-      if (words == c.words)
-        std::memcpy(line + c.pad_w * pixel, source, c.in_w * pixel * sizeof(uint32_t));
-      else
-        for (int64_t i = 0; i < c.in_w * c.groups; i++) {
-          uint32_t *at = line + c.pad_w * pixel + i * c.words;
-          std::memcpy(at, source + i * words, words * sizeof(uint32_t));
-          at[words] = 0;
-        }
+      std::memset(start, 0, c.pad_w * pixel * sizeof(uint32_t));
+      std::memset(start + (c.pad_w + c.in_w) * pixel, 0, c.pad_w * pixel * sizeof(uint32_t));
+      line(n, inner, start + c.pad_w * pixel);
     }
+}
+
+// One row of packed pixels, words of a group widened from `words` to c.words
+void copy_row(const uint32_t *from, uint32_t *to, const Conv &c, int64_t words) {
+  if (words == c.words) {
+    std::memcpy(to, from, c.in_w * c.groups * words * sizeof(uint32_t));
+    return;
+  }
+  for (int64_t i = 0; i < c.in_w * c.groups; i++, to += c.words, from += words) {
+    std::memcpy(to, from, words * sizeof(uint32_t));
+    to[words] = 0;
+  }
 }
 
 // The operator as given: what a kernel's Conv is made from.
 enum Shape {
   IMAGES, IN_H, IN_W, OUT_H, OUT_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
-  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, THREADS, SHAPE_LENGTH
+  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, // the operator's own
+  X_REAL, X_KIND, X_IMAGE_STEP, X_PIXEL_STEP, X_CHANNEL_STEP, RESIDUAL_KIND, Y_KIND, THREADS, // of this call's tensors
+  SHAPE_LENGTH
 };
-enum Pointer { X, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
+enum Pointer { X, SHIFT, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
+
+const float *floats(void *p) { return static_cast<const float *>(p); }
 
 } // namespace
 
 // Name of path i in the order of preference, or null past the last; *usable says whether this processor has it.
 API const char *esbnn_path(int i, int *usable) {
-  if (i < 0 || i >= KNOWN) return nullptr;
-  *usable = serves(known[i]);
-  return known[i]->name;
+  if (i < 0 || i >= known().count) return nullptr;
+  *usable = serves(known().of[i]);
+  return known().of[i]->name;
 }
 
 API int esbnn_lengths(int which) { return which ? int(POINTER_LENGTH) : int(SHAPE_LENGTH); }
@@ -128,21 +150,38 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   c.groups = s[GROUPS], c.words = even(s[WORDS]), c.filters = s[FILTERS];
   c.blocks = (c.group_filters() + LANES - 1) / LANES;
   c.per_tap = s[PER_TAP], c.skip_ring = s[SKIP_RING] != 0;
+  const Kernels *kernels = known().of[path];
+  const bool real = s[X_REAL] != 0;
   const bool pointwise = c.taps() == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-  if (pointwise) { // positions of one long row
-    c.out_w *= c.images * c.out_h, c.in_w = c.out_w;
-    c.images = c.in_h = c.out_h = 1;
+  if (pointwise) { // positions of one long row; of an image each while it is real
+    c.out_w *= c.out_h * (real ? 1 : c.images), c.in_w = c.out_w;
+    c.images = real ? c.images : 1;
+    c.in_h = c.out_h = 1;
   }
   c.padded_h = c.in_h + 2 * c.pad_h, c.padded_w = c.in_w + 2 * c.pad_w;
   c.lanes = static_cast<const uint32_t *>(p[LANES_OF]);
   c.tap_ones = reinterpret_cast<const int32_t *>(c.lanes + c.groups * c.blocks * c.taps() * c.words * LANES);
   const int threads = int(s[THREADS]);
   const uint32_t *x = static_cast<const uint32_t *>(p[X]);
-  if (c.pad_h || c.pad_w || c.words != s[WORDS]) {
+  if (real || c.pad_h || c.pad_w || c.words != s[WORDS]) {
     uint32_t *to = scratch.need(size_t(c.images * c.padded_h * c.padded_w * c.groups * c.words));
     if (!to) return 1;
-    pad_copy(x, to, c, s[WORDS], threads);
+    if (real) {
+      const Pack pack{p[X], Kind(s[X_KIND]), floats(p[SHIFT]), c.per_tap * c.groups, c.groups, c.words,
+                      s[X_PIXEL_STEP], s[X_CHANNEL_STEP]};
+      const size_t bytes = pack.kind == FLOAT32 ? 4 : 2;
+      ringed(to, c, threads, [&](int64_t n, int64_t y, uint32_t *line) {
+        Pack image = pack;
+        image.x = static_cast<const char *>(p[X]) + n * s[X_IMAGE_STEP] * bytes;
+        kernels->pack(image, y * c.in_w, (y + 1) * c.in_w, line);
+      });
+    } else {
+      ringed(to, c, threads, [&](int64_t n, int64_t y, uint32_t *line) {
+        copy_row(x + (n * c.in_h + y) * c.in_w * c.groups * s[WORDS], line, c, s[WORDS]);
+      });
+    }
     x = to;
+    if (pointwise) c.out_w *= c.images, c.in_w = c.padded_w = c.out_w, c.images = 1;
   }
   c.activations = x;
   std::vector<uint64_t> masks;
@@ -161,27 +200,30 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
 
   Epilogue e;
   e.copies = s[COPIES], e.sign_groups = s[SIGN_GROUPS], e.sign_words = s[SIGN_WORDS];
-  e.scale = static_cast<const float *>(p[SCALE]), e.bias = static_cast<const float *>(p[BIAS]);
-  e.prelu = static_cast<const float *>(p[PRELU]), e.residual = static_cast<const float *>(p[RESIDUAL]);
-  e.rprelu = static_cast<const float *>(p[RPRELU]), e.sign_shift = static_cast<const float *>(p[SIGN_SHIFT]);
-  e.y = static_cast<float *>(p[Y]), e.sums = static_cast<int32_t *>(p[SUMS]);
-  e.bits = static_cast<uint32_t *>(p[BITS]);
+  e.scale = floats(p[SCALE]), e.bias = floats(p[BIAS]), e.prelu = floats(p[PRELU]);
+  e.rprelu = floats(p[RPRELU]), e.sign_shift = floats(p[SIGN_SHIFT]);
+  e.residual = p[RESIDUAL], e.residual_kind = Kind(s[RESIDUAL_KIND]), e.y_kind = Kind(s[Y_KIND]);
+  e.y = p[Y], e.sums = static_cast<int32_t *>(p[SUMS]), e.bits = static_cast<uint32_t *>(p[BITS]);
 
-  // shares of about 64 positions, so that threads even out and a block's weights stay in the first cache
+  // Blocks of one share have weights that stay in the second cache. Rows (or pieces of one long row) are split until
+  // there are a few shares for every thread, then blocks are.
+  const int64_t blocks = c.groups * c.blocks, block_bytes = c.taps() * c.words * LANES * 4, cache = 512 << 10;
   const bool by_column = c.out_h == 1;
-  const int64_t extent = by_column ? c.out_w : c.out_h, across = by_column ? 1 : c.out_w;
-  int64_t share = (256 + across - 1) / across;
-  if (by_column) share = (share + MAX_PIXELS - 1) / MAX_PIXELS * MAX_PIXELS;
-  const int64_t shares = (extent + share - 1) / share;
-  const Kernels *kernels = known[path];
+  const int64_t extent = by_column ? (c.out_w + MAX_PIXELS - 1) / MAX_PIXELS : c.out_h;
+  int64_t ranges = (blocks * block_bytes + cache - 1) / cache, shares = 1;
+  if (threads > 1) {
+    shares = std::min(extent, (4 * threads + c.images * ranges - 1) / (c.images * ranges));
+    if (c.images * ranges * shares < threads) ranges = (threads + c.images * shares - 1) / (c.images * shares);
+  }
+  ranges = std::max<int64_t>(1, std::min(ranges, (blocks + 1) / 2));
 #pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t n = 0; n < c.images; n++)
-    for (int64_t part = 0; part < shares; part++)
-      for (int64_t b = 0; b < c.groups * c.blocks; b++) {
-        const int64_t from = part * share, to = from + share < extent ? from + share : extent;
-        Task t{n, b / c.blocks, b % c.blocks, 0, c.out_h, 0, c.out_w};
+  for (int64_t range = 0; range < ranges; range++)
+    for (int64_t n = 0; n < c.images; n++)
+      for (int64_t share = 0; share < shares; share++) {
+        const int64_t from = share * extent / shares, to = (share + 1) * extent / shares;
+        Task t{n, range * blocks / ranges, (range + 1) * blocks / ranges, 0, c.out_h, 0, c.out_w};
         if (by_column)
-          t.column0 = from, t.column1 = to;
+          t.column0 = from * MAX_PIXELS, t.column1 = std::min(to * MAX_PIXELS, c.out_w);
         else
           t.row0 = from, t.row1 = to;
         kernels->conv(c, e, t);
@@ -190,16 +232,18 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
 }
 
 // Images of `pixels` pixels each; steps in values.
-API void esbnn_pack(int path, const float *x, const float *shift, int64_t images, int64_t pixels, int64_t channels,
-                    int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step, uint32_t *bits,
-                    int threads) {
-  const int64_t words = groups * ((channels / groups + 31) / 32), share = 256, shares = (pixels + share - 1) / share;
-  const Kernels *kernels = known[path];
+API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
+                    int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,
+                    uint32_t *bits, int threads) {
+  const int64_t words = (channels / groups + 31) / 32, share = 256, shares = (pixels + share - 1) / share;
+  const size_t bytes = kind == FLOAT32 ? 4 : 2;
+  const Kernels *kernels = known().of[path];
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t n = 0; n < images; n++)
     for (int64_t part = 0; part < shares; part++) {
-      const Pack p{x + n * image_step, shift, channels, groups, pixel_step, channel_step, bits + n * pixels * words};
-      const int64_t from = part * share, to = from + share < pixels ? from + share : pixels;
-      kernels->pack(p, from, to);
+      const Pack p{static_cast<const char *>(x) + n * image_step * bytes, Kind(kind), shift, channels, groups, words,
+                   pixel_step, channel_step};
+      const int64_t from = part * share, to = std::min(from + share, pixels);
+      kernels->pack(p, from, to, bits + (n * pixels + from) * groups * words);
     }
 }

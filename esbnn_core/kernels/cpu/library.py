@@ -21,10 +21,8 @@ from esbnn_core.errors import InputError
 
 SOURCES = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
-X86 = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"],
-    "avx2": ["-mavx2"],
-}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
+X86 = {"avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
 VARIABLE = "ESBNN_BACKEND"
 """Forces a path: "naive", or one of the names that `paths` gives."""
 
@@ -123,8 +121,9 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         function.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
     handle.esbnn_lane_words.argtypes = [ctypes.c_int64] * 4
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    pointer, counts = ctypes.c_void_p, [ctypes.c_int64] * 7
-    handle.esbnn_pack.argtypes = [ctypes.c_int, pointer, pointer, *counts, pointer, ctypes.c_int]
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    counts = [ctypes.c_int64] * 7
+    handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
     return handle, f"compiled by {cxx}, {target}"
 
 
