@@ -1,0 +1,119 @@
+"""torch.export of packed networks: operators kept whole, any batch and image size, saved and loaded elsewhere."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from esbnn_core import create_model, pack_
+from esbnn_core.packed import PackedConv2d, PackedLinear
+from esbnn_core.quantizers import Temperature
+from tests.core.test_packing import stir
+
+ROOT = Path(__file__).parents[2]
+BATCH, SIZE = {0: Dim.DYNAMIC}, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+
+
+def packed(name: str, **options: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = create_model(name, **options)
+    for module in model.modules():
+        if isinstance(module, Temperature):
+            module.temperature.zero_()
+    return pack_(stir(model, 0))
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def outputs(model: Callable[[Tensor], Tensor | list[Tensor]], x: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        out = model(x)
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def runs_of(model: nn.Module, kind: type[nn.Module], x: Tensor) -> int:
+    """How often a forward runs modules of that kind (a detector's trunk leaves its last stage alone)."""
+    ran: list[nn.Module] = []
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in model.modules() if isinstance(m, kind)]
+    outputs(model, x)
+    for hook in hooks:
+        hook.remove()
+    return len(ran)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("es_reactnet_resnet8", 32),
+        ("reactnet_resnet18", 64),
+        ("reactnet_a", 64),
+        ("es_bnext_tiny", 64),
+        ("bidet_resnet18", 64),
+        ("binaryvit", 224),
+    ],
+)
+def test_an_exported_network_runs_equal_on_any_batch_and_size(name: str, size: int) -> None:
+    model = packed(name)
+    # a transformer has one position embedding a patch, so its image size is fixed
+    places = BATCH if name == "binaryvit" else BATCH | SIZE
+    with torch.no_grad():
+        program = torch.export.export(model, (images(2, 3, size, size),), dynamic_shapes=(places,))
+    targets = [str(node.target) for node in program.graph.nodes]
+    convolutions, linears = (runs_of(model, kind, images(1, 3, size, size)) for kind in (PackedConv2d, PackedLinear))
+    assert targets.count("esbnn.binary_conv2d.default") == convolutions
+    assert targets.count("esbnn.binary_linear.default") == linears
+    assert convolutions + linears > 5
+    shapes = [(2, size, size), (1, size, size)]
+    if places != BATCH:
+        shapes += [(5, size + 32, size), (3, size, 2 * size + 32)]
+    runs = program.module()
+    for shape in shapes:
+        x = images(shape[0], 3, *shape[1:])
+        for got, want in zip(outputs(runs, x), outputs(model, x), strict=True):
+            assert torch.equal(got, want), shape
+
+
+def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
+    model = packed("es_reactnet_resnet8", groups=2)
+    x = images(3, 3, 32, 32)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=(BATCH | SIZE,))
+    torch.export.save(program, tmp_path / "network.pt2")
+    other = images(7, 3, 40, 24)
+    torch.save([other, model(other)], tmp_path / "pair.pt")
+    # importing esbnn_core brings the operators, nothing else is needed; a machine without a compiler runs them too
+    code = (
+        "import torch, esbnn_core; runs = torch.export.load('network.pt2').module(); x, want = torch.load('pair.pt'); "
+        "print(torch.equal(runs(x), want))"
+    )
+    for backend in ("", "naive", "portable"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={
+                **{"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())},
+                # the real stem sums in another order on another number of threads
+                **{"ESBNN_BACKEND": backend, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            },
+        )
+        if backend == "portable" and "was asked for, but" in done.stderr:
+            continue  # no compiler here
+        assert done.stdout.split() == ["True"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_network_runs_equal_on_two_sizes(dtype: torch.dtype) -> None:
+    model = packed("es_reactnet_resnet8").to(dtype)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((2, 3, 32, 32), (5, 3, 24, 40)):
+        x = images(*shape).to(dtype)
+        assert torch.equal(outputs(compiled, x)[0], outputs(model, x)[0])
