@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint sanitize bench lock clean
+.PHONY: install demo test lint sanitize bench gpu-check lock clean
 
 install: $(STAMP)
 
@@ -17,8 +17,9 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 demo: $(STAMP)
 	$(PY) -m tasks.classification.demo --out results/demo
 
+# two processes, whole files each: what a file compiles or trains once is made once
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -34,6 +35,16 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.networks --compile
+	$(PY) -m benchmarks.report
+
+# what waits for a GPU (docs/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the
+# PATH, and timed; about ten minutes. With a Python that has torch and pytest: make gpu-check PY=python3 STAMP=
+gpu-check: $(STAMP)
+	@$(PY) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu-check needs a GPU, torch sees none here: run it on a machine that has one")'
+	$(PY) -m pytest tests/core/test_cuda.py tests/core/test_cuda_compile.py
+	if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  $(PY) -m pytest --timeout 0 'tests/core/test_cuda.py::test_every_bit_is_the_cpus[0]' || exit 1; done; fi
+	$(PY) -m benchmarks.gpu
 
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:

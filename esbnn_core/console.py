@@ -10,7 +10,7 @@ import torch
 from esbnn_core.channels import check_counts
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError
-from esbnn_core.kernels import cpu
+from esbnn_core.kernels import cpu, cuda
 from esbnn_core.models import create_model, list_models, model_spec
 from esbnn_core.release import pack_checkpoint
 from esbnn_core.version import __version__
@@ -109,13 +109,15 @@ def _count(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    status = cpu.choose()[1]
-    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"CPU    {status.serving}: {status.reason}")
-    for name, here in status.paths:
-        print(f"       {name:18} {'usable' if here else 'not on this processor'}")
     found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
-    print(f"CUDA   naive, plain torch operators: native kernels are not written yet ({found})")
+    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {found}")
+    for device, status in (("CPU", cpu.choose()[1]), ("CUDA", cuda.choose()[1])):
+        print(f"{device:6} {status.serving}: {status.reason}")
+        for name, here in status.paths:
+            print(f"       {name:18} {'usable' if here else 'not on this ' + PLACES[device]}")
+
+
+PLACES = {"CPU": "processor", "CUDA": "device"}
 
 
 def _pack(args: argparse.Namespace) -> None:

@@ -73,14 +73,17 @@ class PackedLayer(nn.Module):
         """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
 
         `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units; the sums stay
-        exact, and their affine and the signs are still computed in float32.
+        exact, and their affine and the signs are still computed in float32. Another device has other lanes.
         """
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        device = self.weight_bits.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
             now = self._buffers[name]
             if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
                 self._buffers[name] = buffer.to(now.device)
+        if self.weight_bits.device != device:
+            _lay_out(self)
         return self
 
     def extra_repr(self) -> str:
@@ -209,23 +212,47 @@ class PackedLinear(PackedLayer):
 
 
 class PackedTokenUnit(PackedLinear):
-    """Packed TokenUnit: (B, N, I) floating and a skip (B, N, copies*O) -> the skip's shape; its RPReLU stays."""
+    """Packed TokenUnit: (B, N, I) floating and skip (B, N, copies*O) -> skip's shape; buffer rprelu (3, copies*O).
+
+    Tokens are the pixels of a map of one row, so that the convolution's epilogue serves them.
+    """
+
+    rprelu: Tensor
 
     def __init__(self, unit: TokenUnit) -> None:
         super().__init__(unit.linear, unit.copies)
-        self.act = unit.act
+        self.register_buffer("rprelu", self.scale.new_zeros(3, len(self.scale)))
 
     @torch.no_grad()
     def fill_(self, unit: TokenUnit, name: str = "") -> "PackedTokenUnit":  # type: ignore[override]
-        """Compute bits and folded affine from the latent unit; returns itself. Raises InputError."""
+        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
         check_statistics(unit.norm, name)
         scale, bias = unit.affine()
         self._fill(unit.linear, scale, bias, name)
+        self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
         return self
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        y: Tensor = self.act(super().forward(x) + skip)
-        return y
+        one, none = [1, 1], [0, 0]
+        y, _ = kernels.binary_conv2d(
+            x.transpose(1, 2).unsqueeze(2),
+            self.weight_bits[:, None, None],
+            self.channels,
+            one,
+            none,
+            0,
+            one,
+            self.groups,
+            self.copies,
+            self.scale,
+            self.bias,
+            residual=skip.transpose(1, 2).unsqueeze(2),
+            rprelu=self.rprelu,
+            lanes=self.lanes,
+            shift=self.shift,
+            out_dtype=x.dtype if x.dtype in HALF else None,
+        )
+        return y.squeeze(2).transpose(1, 2)
 
 
 def check_statistics(norm: nn.Module, name: str) -> None:

@@ -18,7 +18,7 @@ CORE: dict[str, tuple[str, str]] = {
     "__init__": ("*", ""),
     "errors": ("", ""),
     "version": ("", ""),
-    "kernels": ("errors", ""),
+    "kernels": ("errors", "cuda"),  # cuda-bindings, which torch brings: esbnn_core/kernels/cuda/library.py
     "channels": ("errors", ""),
     "quantizers": ("channels errors", ""),
     "layers": ("channels quantizers errors", ""),
@@ -28,6 +28,7 @@ CORE: dict[str, tuple[str, str]] = {
     "models": (f"unit token_unit {BELOW_UNIT}", ""),
     "packed": (f"kernels unit token_unit {BELOW_UNIT}", ""),
     "packed_chain": ("packed", ""),
+    "bit_training": (f"kernels unit token_unit {BELOW_UNIT}", ""),
     "surgery": (BELOW_SURGERY, ""),
     "width_flow": (f"unit {BELOW_UNIT}", ""),
     "expansion": (f"width_flow models {BELOW_SURGERY}", ""),

@@ -21,8 +21,8 @@ The contract
 *Output.* y (N, copies*O, H', W') in channels_last memory; bits (N, H', W', words), or an empty (0,) int32 tensor when
   sign_groups = 0.
 
-`naive` (plain torch) is the readable truth and serves every device; where `cpu` has a native library for the tensors at
-hand the operator calls that, which is tested against `naive` in every bit. The operators have no derivative.
+`naive` (plain torch) is the readable truth and serves every device; where `cpu` or `cuda` has native code for the
+tensors at hand the operator calls that, which is tested against `naive` in every bit. The operators have no derivative.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from esbnn_core.kernels import cpu, naive
+from esbnn_core.kernels import cpu, cuda, naive
 from esbnn_core.kernels.checks import check_conv, check_linear, check_pack, words_of
 
-__all__ = ["binary_conv2d", "binary_linear", "cpu", "lanes_of", "naive", "pack_sign", "words_of"]
+__all__ = ["binary_conv2d", "binary_linear", "cpu", "cuda", "lanes_of", "naive", "pack_sign", "words_of"]
 
 
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     """The packed weight in the order in which its device's implementation walks it, int32; None where there is none."""
-    return cpu.lanes_of(weight, groups)
+    return cuda.lanes_of(weight, groups) if weight.is_cuda else cpu.lanes_of(weight, groups)
 
 
 def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor:
@@ -57,7 +57,8 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
 
 def _pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor:
     check_pack(x, shift, groups, channel_dim)
-    bits = cpu.pack_sign(x, shift, groups, channel_dim)
+    pack = cuda.pack_sign if x.is_cuda else cpu.pack_sign
+    bits = pack(x, shift, groups, channel_dim)
     return naive.pack_sign(x, shift, groups, channel_dim) if bits is None else bits
 
 
@@ -147,7 +148,8 @@ def _binary_conv2d(
         if len(_known) >= 4096:
             _known.clear()
         _known[key] = size
-    done = cpu.binary_conv2d(x, weight, lanes, *geometry, *steps, sign_groups, shift, out_dtype, size)
+    convolve = cuda.binary_conv2d if x.is_cuda else cpu.binary_conv2d
+    done = convolve(x, weight, lanes, *geometry, *steps, sign_groups, shift, out_dtype, size)
     if done is not None:
         return done
     if x.is_floating_point():
@@ -220,7 +222,8 @@ def _binary_linear(
     lanes: Tensor | None = None,
 ) -> Tensor:
     check_linear(x, weight, features, groups, copies, scale, bias)
-    done = cpu.binary_linear(x, weight, lanes, features, groups, copies, scale, bias)
+    multiply = cuda.binary_linear if x.is_cuda else cpu.binary_linear
+    done = multiply(x, weight, lanes, features, groups, copies, scale, bias)
     if done is not None:
         return done
     total = naive.linear_sum(x, weight, features, groups)

@@ -1,5 +1,6 @@
 """The native CPU library: equal to naive in every bit of the epilogue, found, built and refused in one sentence."""
 
+import copy
 import itertools
 import random
 import subprocess
@@ -23,7 +24,7 @@ KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def layouts(x: Tensor) -> list[Tensor]:
-    """The numbers of (N, C, H, W) in five layouts: torch's two, a part of wider pixels, every other row, columns first."""
+    """(N, C, H, W) in five layouts: torch's two, part of wider pixels, gaps between rows, columns first."""
     wide = torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, : x.shape[1]]
     rows = torch.stack([x, x], 3).flatten(2, 3)[:, :, ::2]
     return [x, x.to(memory_format=torch.channels_last), wide, rows, x.transpose(2, 3).contiguous().transpose(2, 3)]
@@ -103,7 +104,9 @@ def test_every_bit_of_the_epilogue_is_naives(path: str, part: int, monkeypatch: 
 def test_packing_is_naives_for_every_layout(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45])
-    for channels, size, groups in itertools.product((2, 16, 34, 64, 150), ((1, 1), (3, 5), (7, 16), (9, 33)), (1, 2)):
+    for channels, size, groups in itertools.product(
+        (2, 16, 34, 64, 150), ((1, 1), (3, 5), (6, 1), (7, 16), (9, 33)), (1, 2)
+    ):
         x = torch.randn(2, channels, *size, generator=g)
         x.view(-1)[: len(special)] = special[: x.numel()]
         layouts = [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:, :, ::2], x.expand(2, -1, -1, -1)]
@@ -140,10 +143,25 @@ def test_lanes_follow_the_bits_through_loading() -> None:
     assert not any("lanes" in key for key in one.state_dict())
     other.load_state_dict(one.state_dict())
     assert torch.equal(other(x), want)
+    # another device walks other lanes: those of this one do not go along
+    assert not any("lanes" in key for key, _ in copy.deepcopy(other).to("meta").named_buffers())
     for layer in other.modules():
         if isinstance(layer, PackedLayer):
             layer.lanes = None
     assert torch.equal(other(x), want)
+
+
+@pytest.mark.parametrize("path", NATIVE)
+def test_lanes_of_another_device_are_not_walked(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.force(path, monkeypatch)
+    for number in range(12):
+        arguments = drawn(number)
+        lanes = kernels.lanes_of(arguments["weight"], arguments["groups"])
+        assert lanes is not None and lanes.numel() == cpu._lane_words(arguments["weight"], arguments["groups"])
+        want = kernels.binary_conv2d(**arguments, lanes=lanes)
+        for foreign in (lanes.flip(0)[:-1], lanes.flip(0)[None], lanes.new_zeros(0)):
+            got = kernels.binary_conv2d(**arguments, lanes=foreign)
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def test_other_dtypes_stay_with_naive() -> None:

@@ -1,0 +1,213 @@
+"""Compiles, caches, loads and launches the CUDA kernels; says which path serves which device and why.
+
+The sources beside this file are compiled by NVRTC, which torch's CUDA wheels bring together with its Python bindings
+(package cuda-bindings), at the first operator call on a CUDA tensor: one small kernel for each tile and each set of
+epilogue steps that a network asks for, a fraction of a second each. The machine code is kept in the cache folder of the
+CPU library. Where anything of this is missing the plain torch operators (esbnn_core.kernels.naive) serve, and one line
+says so. Importing this file imports neither the bindings nor touches a device.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esbnn_core.errors import InputError
+from esbnn_core.kernels.cpu.library import VARIABLE, Status, cache_folder
+
+SOURCES = Path(__file__).parent
+OPTIONS = ("--std=c++17", "--fmad=false")
+PATHS = {"Bits": "mma-b1", "Bytes": "mma-s8"}
+"""Names of the two products (product.cuh): on the 1-bit matrix instruction, and on bytes."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to compile: its source, its function, its macros. The emulator of the tests knows them by `name`."""
+
+    function: str
+    tile: str = ""
+    path: str = ""
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return " ".join(part for part in (self.function, self.tile, self.path) if part)
+
+    def macros(self) -> list[str]:
+        return [f"-DTILE={self.tile}", f"-DPATH={self.path}", f"-DSTEPS={self.steps}"] if self.tile else []
+
+
+def path_of(capability: tuple[int, int]) -> tuple[str | None, str]:
+    """The product to use on a compute capability ("Bits", "Bytes" or None where there is none), and why."""
+    name = f"sm_{capability[0]}{capability[1]}"
+    if capability < (8, 0):
+        return None, f"{name} has no 1-bit matrix instruction with AND, and none on bytes that the kernels use"
+    if capability < (10, 0):
+        return "Bits", f"{name} has a 1-bit matrix instruction"
+    return "Bytes", f"{name} only emulates the 1-bit matrix instruction: its matrix instruction on bytes is faster"
+
+
+def _checked(results: tuple[Any, ...]) -> Any:
+    """The value of a call of the bindings; RuntimeError where it failed."""
+    error, *values = results
+    if int(error) != 0:
+        raise RuntimeError(getattr(error, "name", str(error)))
+    return values[0] if len(values) == 1 else values
+
+
+def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
+    """Machine code of a kernel for e.g. "sm_90", and the compiler's log; needs NVRTC and no device.
+
+    Raises:
+        ImportError: without the package cuda-bindings. RuntimeError: NVRTC is missing or fails, with its log.
+    """
+    from cuda.bindings import nvrtc
+
+    headers = sorted(SOURCES.glob("*.cuh"))
+    texts, names = [header.read_bytes() for header in headers], [header.name.encode() for header in headers]
+    source = f"{kernel.function}.cu"
+    program = _checked(
+        nvrtc.nvrtcCreateProgram((SOURCES / source).read_bytes(), source.encode(), len(headers), texts, names)
+    )
+    try:
+        words = [f"--gpu-architecture={architecture}", *OPTIONS, *kernel.macros(), *options]
+        error = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
+        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        text = log.decode(errors="replace").strip("\0 \n")
+        if int(error) != 0:
+            raise RuntimeError(f"NVRTC cannot compile {source} for {architecture}: {text or error.name}")
+        code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+        _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return code, text
+
+
+@functools.cache
+def _digest() -> str:
+    """Of sources, options and compiler: what the machine code depends on beside the kernel's own macros."""
+    from cuda.bindings import nvrtc
+
+    digest = hashlib.sha256(f"{_checked(nvrtc.nvrtcVersion())} {OPTIONS}".encode())
+    for source in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")]):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _say_once(folder: Path) -> None:
+    print(f"esbnn: compiling CUDA kernels with NVRTC as they are needed, once, into {folder}", file=sys.stderr)
+
+
+def cached(kernel: Kernel, architecture: str) -> bytes:
+    """As compiled, through the cache folder: whole files or none, so that two processes may compile at once."""
+    own = f"{_digest()} {architecture} {kernel}"
+    folder = cache_folder()
+    target = folder / f"cuda-{hashlib.sha256(own.encode()).hexdigest()[:20]}.cubin"
+    if target.exists():
+        return target.read_bytes()
+    _say_once(folder)
+    code, _ = compiled(kernel, architecture)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = Path(work) / target.name
+            made.write_bytes(code)
+            made.replace(target)
+    except OSError as error:
+        # a folder that cannot be written costs time at every start, not the kernel
+        print(f"esbnn: a compiled CUDA kernel cannot be kept ({error})", file=sys.stderr)
+    return code
+
+
+class Gpu:
+    """A device that the kernels serve: what they need to know of it, and launching."""
+
+    def __init__(self, index: int, path: str) -> None:
+        properties = torch.cuda.get_device_properties(index)
+        self.device = torch.device("cuda", index)
+        self.path = path
+        self.multiprocessors: int = properties.multi_processor_count
+        self.architecture = f"sm_{properties.major}{properties.minor}"
+        self._functions: dict[Kernel, Any] = {}
+
+    def function(self, kernel: Kernel) -> Any:
+        """The loaded function; compiled and loaded at its first use.
+
+        Raises:
+            InputError: that would happen inside the capture of a CUDA graph, where nothing may be loaded.
+        """
+        found = self._functions.get(kernel)
+        if found is None:
+            if torch.cuda.is_current_stream_capturing():
+                raise InputError(
+                    f"the CUDA kernel {kernel.name} was first asked for inside the capture of a CUDA graph, where "
+                    f"nothing can be loaded: run the network once on inputs of the same shapes before the capture"
+                )
+            from cuda.bindings import driver
+
+            module = _checked(driver.cuModuleLoadData(cached(kernel, self.architecture)))
+            found = _checked(driver.cuModuleGetFunction(module, kernel.function.encode()))
+            self._functions[kernel] = found
+        return found
+
+    def launch(self, kernel: Kernel, blocks: tuple[int, int], threads: int, arguments: bytes) -> None:
+        """Put a kernel that takes one struct on the current stream of the device; its tensors must lie there."""
+        from cuda.bindings import driver
+
+        values = ctypes.create_string_buffer(arguments, len(arguments))
+        places = (ctypes.c_void_p * 1)(ctypes.addressof(values))
+        with torch.cuda.device(self.device):
+            function = self.function(kernel)
+            stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+            at = ctypes.addressof(places)
+            _checked(driver.cuLaunchKernel(function, *blocks, 1, threads, 1, 1, 0, stream, at, 0))
+
+
+def _naive(reason: str, found: tuple[tuple[str, bool], ...] = ()) -> tuple[None, Status]:
+    print(f"esbnn: binary operators on CUDA tensors run as plain torch: {reason}", file=sys.stderr)
+    return None, Status("naive", reason, found)
+
+
+@functools.cache
+def _choose(index: int) -> tuple[Gpu | None, Status]:
+    path, why = path_of(torch.cuda.get_device_capability(index))
+    found = tuple((name, key == path) for key, name in PATHS.items())
+    if path is None:
+        return _naive(why, found)
+    try:
+        with torch.cuda.device(index):
+            torch.empty(1, device="cuda")  # the context that modules are loaded into
+            gpu = Gpu(index, path)
+            gpu.function(Kernel("pack"))
+    except InputError:
+        raise
+    except ImportError as error:
+        return _naive(f"the package cuda-bindings is missing ({error})", found)
+    except Exception as error:  # the bindings raise their own kinds for a library that cannot be opened
+        return _naive(f"the kernels cannot be compiled or loaded ({type(error).__name__}: {error})", found)
+    return gpu, Status(PATHS[path], f"{why}; compiled by NVRTC for {gpu.architecture}", found)
+
+
+def choose(index: int | None = None) -> tuple[Gpu | None, Status]:
+    """What serves a CUDA device (the current one without an index); decided once a process and device.
+
+    Raises:
+        InputError: first asked for inside the capture of a CUDA graph.
+    """
+    if os.environ.get(VARIABLE) == "naive":
+        return None, Status("naive", f"{VARIABLE}=naive", ())
+    if index is None:  # a tensor on a device shows that there is one, and asking takes longer than a launch
+        if not torch.cuda.is_available():
+            return None, Status("naive", "torch sees no CUDA device", tuple((name, False) for name in PATHS.values()))
+        index = torch.cuda.current_device()
+    return _choose(index)
