@@ -5,7 +5,7 @@ import pytest
 from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu.library import Library, Status, choose, paths
 
-ALL = ("naive", "avx512-vpopcntdq", "avx512-carry-save", "avx2-harley-seal", "portable")
+ALL = ("naive", "amx-s8", "avx512-vpopcntdq", "avx512-carry-save", "avx2-harley-seal", "portable")
 
 
 def force(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

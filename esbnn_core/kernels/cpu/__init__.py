@@ -93,6 +93,12 @@ def _library_for(tensors: Sequence[Tensor | None]) -> Library | None:
     return choose()[0] if _plain(*tensors) else None
 
 
+def _lane_words(weight: Tensor, groups: int) -> int:
+    """Length of the lanes: words of 16 filters side by side, of an even number a tap, and the taps' own popcounts."""
+    filters, kernel_h, kernel_w, words = weight.shape
+    return groups * -(-filters // groups // 16) * kernel_h * kernel_w * 16 * (words + words % 2 + 1)
+
+
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     """The weight (O, KH, KW, words) or (O, words) as the library walks it, int32 (n,), or None where none serves."""
     library = _library_for([weight])
@@ -143,7 +149,7 @@ def binary_conv2d(
     library = _library_for(vectors)
     if library is None:
         return None
-    if lanes is None:
+    if lanes is None or lanes.dim() != 1 or lanes.numel() != _lane_words(weight, groups):  # another device's layout
         lanes = lanes_of(weight, groups)
     if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
         residual = residual.contiguous(memory_format=torch.channels_last)

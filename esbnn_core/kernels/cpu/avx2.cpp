@@ -91,4 +91,5 @@ static inline unsigned not_negative(const Floats &y) {
 
 #include "body.h"
 
-const esbnn::Kernels esbnn::avx2_kernels = {"avx2-harley-seal", esbnn::ISA::conv, esbnn::ISA::pack};
+const esbnn::Kernels esbnn::avx2_kernels = {
+    "avx2-harley-seal", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin};

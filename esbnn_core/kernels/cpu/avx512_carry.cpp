@@ -51,4 +51,5 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 
 #include "body.h"
 
-const esbnn::Kernels esbnn::avx512_carry_kernels = {"avx512-carry-save", esbnn::ISA::conv, esbnn::ISA::pack};
+const esbnn::Kernels esbnn::avx512_carry_kernels = {
+    "avx512-carry-save", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin};

@@ -43,4 +43,5 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 
 #include "body.h"
 
-const esbnn::Kernels esbnn::avx512_popcnt_kernels = {"avx512-vpopcntdq", esbnn::ISA::conv, esbnn::ISA::pack};
+const esbnn::Kernels esbnn::avx512_popcnt_kernels = {
+    "avx512-vpopcntdq", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin};

@@ -13,6 +13,10 @@
 
 namespace esbnn {
 namespace ISA {
+// differing bits are taken twice from what a border class would sum to without any
+static inline Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i) {
+  return load_ints(bases + (kind ? kind[i] * LANES : 0)) - 2 * load_ints(count);
+}
 #include "epilogue.h"
 
 using Tile = void (*)(const uint32_t *, int64_t, const int64_t *, int64_t, int64_t, const uint32_t *, int64_t,
@@ -47,6 +51,13 @@ struct Runs {
         offsets.push_back((i * c.dilation_h * c.padded_w + j * c.dilation_w) * pixel_words);
   }
 };
+
+static void spin(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times) {
+  const int64_t start = 0;
+  const Tile volatile tile = tiles[MAX_BLOCKS - 1][MAX_PIXELS]; // volatile: a call that nobody reads is made all the same
+  alignas(64) int32_t count[MAX_PIXELS * MAX_BLOCKS][LANES];
+  while (times-- > 0) tile(activations, words, &start, 1, words, lanes, words * LANES, count);
+}
 
 // Pixels outside, blocks inside: the activations of a tile stay in the first cache while the weights stream, and the
 // outputs of a pixel are written side by side.

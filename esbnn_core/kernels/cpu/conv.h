@@ -86,10 +86,14 @@ struct Kernels {
   const char *name;
   void (*conv)(const Conv &, const Epilogue &, const Task &);
   void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1, uint32_t *bits);
+  bool few_blocks; // a share makes its weights' own form first: rather few blocks in it than few pixels
+  // the largest register tile, `times` over `words` words that stay in the first cache: what the loop inside can reach
+  void (*spin)(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times);
 };
 
 extern const Kernels portable_kernels;
 #ifdef ESBNN_X86
+extern const Kernels amx_kernels; // conv is null where the compiler does not know AMX
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_popcnt_kernels, avx512_carry_kernels;
 #endif

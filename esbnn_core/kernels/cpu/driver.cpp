@@ -1,11 +1,12 @@
 // The C interface that esbnn_core.kernels.native calls: dispatch by processor, the padded copy of the activations, the
 // weights laid out by lanes, and the division of the work among threads. Arguments are checked on the Python side.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "amx.h"
 #include "conv.h"
+#include "scratch.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -21,6 +22,7 @@ struct Known {
 #ifdef ESBNN_X86
     __builtin_cpu_init();
     const bool amd = __builtin_cpu_is("amd");
+    of[count++] = &amx_kernels;
     of[count++] = amd ? &avx512_popcnt_kernels : &avx512_carry_kernels;
     of[count++] = amd ? &avx512_carry_kernels : &avx512_popcnt_kernels;
     of[count++] = &avx2_kernels;
@@ -36,7 +38,9 @@ const Known &known() {
 
 bool serves(const Kernels *k) {
 #ifdef ESBNN_X86
-  if (k == &avx512_popcnt_kernels || k == &avx512_carry_kernels)
+  static const bool amx = amx_kernels.conv && amx_allowed();
+  if (k == &amx_kernels && !amx) return false;
+  if (k == &amx_kernels || k == &avx512_popcnt_kernels || k == &avx512_carry_kernels)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vpopcntdq");
@@ -45,22 +49,7 @@ bool serves(const Kernels *k) {
   return k == &portable_kernels;
 }
 
-// One buffer a calling thread, kept between calls: the padded activations of a layer are small and come every call.
-struct Scratch {
-  void *data = nullptr;
-  size_t bytes = 0;
-  ~Scratch() { std::free(data); }
-  uint32_t *need(size_t words) {
-    if (words * 4 > bytes) {
-      std::free(data);
-      bytes = (words * 4 + 4095) & ~size_t(4095);
-      data = std::aligned_alloc(64, bytes);
-      if (!data) bytes = 0;
-    }
-    return static_cast<uint32_t *>(data);
-  }
-};
-thread_local Scratch scratch;
+thread_local Scratch scratch; // the padded activations
 
 int64_t even(int64_t words) { return words + words % 2; }
 
@@ -164,7 +153,7 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   const int threads = int(s[THREADS]);
   const uint32_t *x = static_cast<const uint32_t *>(p[X]);
   if (real || c.pad_h || c.pad_w || c.words != s[WORDS]) {
-    uint32_t *to = scratch.need(size_t(c.images * c.padded_h * c.padded_w * c.groups * c.words));
+    uint32_t *to = scratch.need<uint32_t>(c.images * c.padded_h * c.padded_w * c.groups * c.words);
     if (!to) return 1;
     if (real) {
       const Pack pack{p[X], Kind(s[X_KIND]), floats(p[SHIFT]), c.per_tap * c.groups, c.groups, c.words,
@@ -212,6 +201,8 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   const int64_t extent = by_column ? (c.out_w + MAX_PIXELS - 1) / MAX_PIXELS : c.out_h;
   int64_t ranges = (blocks * block_bytes + cache - 1) / cache, shares = 1;
   if (threads > 1) {
+    if (kernels->few_blocks)
+      ranges = std::min((blocks + 1) / 2, std::max(ranges, (4 * threads + c.images - 1) / c.images));
     shares = std::min(extent, (4 * threads + c.images * ranges - 1) / (c.images * ranges));
     if (c.images * ranges * shares < threads) ranges = (threads + c.images * shares - 1) / (c.images * shares);
   }
@@ -246,4 +237,14 @@ API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64
       const int64_t from = part * share, to = std::min(from + share, pixels);
       kernels->pack(p, from, to, bits + (n * pixels + from) * groups * words);
     }
+}
+
+// Runs the innermost loop of a path alone, on data that stays in the first cache; returns the +-1 products that it made,
+// 0 for a path without such a loop.
+API int64_t esbnn_spin(int path, int64_t words, int64_t times) {
+  const Kernels *kernels = known().of[path];
+  if (!kernels->spin) return 0;
+  const std::vector<uint32_t> activations(MAX_PIXELS * words, 0x5A5A5A5A), lanes(MAX_BLOCKS * words * LANES, 0x3C3C3C3C);
+  kernels->spin(activations.data(), lanes.data(), words, times);
+  return times * MAX_PIXELS * MAX_BLOCKS * LANES * words * 32;
 }

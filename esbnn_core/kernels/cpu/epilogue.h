@@ -1,4 +1,6 @@
-// The steps behind the exact sum (included by body.h inside namespace esbnn::ISA).
+// The steps behind the exact sum (included inside namespace esbnn::ISA). The source that includes it says what a count
+// of its kernel stands for:
+//   Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i);   sums of pixel i of a block
 
 // Sets bits [first, first + lanes) of a pixel's packed channels from `mask`; slow places share words between threads.
 static void put_signs(uint32_t *pixel, const Epilogue &e, int64_t channels, int64_t first, int lanes, unsigned mask) {
@@ -25,10 +27,6 @@ struct Place {
   const int32_t *bases;             // (kinds, LANES): what twice the differing bits are taken from
   const int *kind;                  // of each pixel; null where all are of the first
 };
-
-static inline Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i) {
-  return load_ints(bases + (kind ? kind[i] * LANES : 0)) - 2 * load_ints(count);
-}
 
 // All copies of one block of `pixels` neighbours; the counts of pixel i are sums[i * step].
 template <int FLAGS>

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from esbnn_core.errors import InputError
 SOURCES = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
-X86 = {"avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
+AMX = ["-mamx-tile", "-mamx-int8"]
+X86 = {"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
 VARIABLE = "ESBNN_BACKEND"
 """Forces a path: "naive", or one of the names that `paths` gives."""
 
@@ -66,9 +68,18 @@ def units() -> list[tuple[Path, list[str]]]:
     """Source files of this machine's library with the flags of each."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DESBNN_X86"] if x86 else []
-    names = [*(X86 if x86 else {}), "portable", "driver"]
+    # plain ones first: of an inline function that several have the linker takes the first, which must run everywhere
+    names = ["portable", "driver", *(X86 if x86 else {})]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, []), *more]) for name in names]
+
+
+def knows_amx(cxx: str, work: Path) -> bool:
+    """Whether compiler and assembler know the tile instructions (g++ 11 and clang 12 do); tried in folder `work`."""
+    source = work / "probe.cpp"
+    source.write_text("#include <immintrin.h>\nvoid probe() { _tile_zero(0); _tile_dpbssd(0, 1, 2); }\n")
+    command = [cxx, *AMX, "-c", str(source), "-o", str(work / "probe.o")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def build(cxx: str, folder: Path) -> Path:
@@ -90,11 +101,19 @@ def build(cxx: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {folder}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        objects = []
-        for source, flags in units():
-            objects.append(str(Path(work) / f"{source.stem}.o"))
-            command = [cxx, *flags, "-c", str(source), "-o", objects[-1]]
+
+        def object_of(unit: tuple[Path, list[str]]) -> str:
+            source, flags = unit
+            if source.stem == "amx" and not knows_amx(cxx, Path(work)):
+                # the path stays in the list, as one that this library cannot use
+                flags = [flag for flag in flags if flag not in AMX] + ["-DESBNN_WITHOUT_AMX"]
+            made = str(Path(work) / f"{source.stem}.o")
+            command = [cxx, *flags, "-c", str(source), "-o", made]
             subprocess.run(command, capture_output=True, text=True, check=True)
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(object_of, units()))
         made = Path(work) / target.name
         command = [cxx, "-shared", "-fopenmp", *os.environ.get(MORE_FLAGS, "").split(), "-o", str(made), *objects]
         subprocess.run(command, capture_output=True, text=True, check=True)
@@ -120,6 +139,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     for function in (handle.esbnn_lane_words, handle.esbnn_lanes):
         function.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
     handle.esbnn_lane_words.argtypes = [ctypes.c_int64] * 4
+    handle.esbnn_spin.restype = ctypes.c_int64
+    handle.esbnn_spin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7

@@ -38,4 +38,5 @@ static inline unsigned not_negative(const Floats &y) {
 
 #include "body.h"
 
-const esbnn::Kernels esbnn::portable_kernels = {"portable", esbnn::ISA::conv, esbnn::ISA::pack};
+const esbnn::Kernels esbnn::portable_kernels = {
+    "portable", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin};

@@ -1,0 +1,27 @@
+// A buffer that a thread keeps between calls: what a layer needs is small and comes at every call.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+
+namespace esbnn {
+
+struct Scratch {
+  void *data = nullptr;
+  size_t bytes = 0;
+  ~Scratch() { std::free(data); }
+
+  // Room for `count` values, in lines of the cache; what was there is lost. Null where memory is short.
+  template <typename T> T *need(int64_t count) {
+    const size_t wanted = size_t(count) * sizeof(T);
+    if (wanted > bytes) {
+      std::free(data);
+      bytes = (wanted + 4095) & ~size_t(4095);
+      data = std::aligned_alloc(64, bytes);
+      if (!data) bytes = 0;
+    }
+    return static_cast<T *>(data);
+  }
+};
+
+} // namespace esbnn
