@@ -3,6 +3,7 @@
 Importing this package needs torch alone, touches no GPU and compiles nothing.
 """
 
+from esbnn_core.bit_training import TrainOnBits, bit_training_report, train_on_bits_, train_plain_
 from esbnn_core.checkpoint import read_checkpoint, save_checkpoint
 from esbnn_core.counting import Count, count
 from esbnn_core.errors import InputError, TrainingError
@@ -19,9 +20,11 @@ __all__ = [
     "ESConfig",
     "ExpansionPlan",
     "InputError",
+    "TrainOnBits",
     "TrainingError",
     "__version__",
     "binarize_",
+    "bit_training_report",
     "count",
     "create_model",
     "expand_",
@@ -33,4 +36,6 @@ __all__ = [
     "plan_expansion",
     "read_checkpoint",
     "save_checkpoint",
+    "train_on_bits_",
+    "train_plain_",
 ]

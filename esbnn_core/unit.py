@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from esbnn_core.channels import es_widths
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryConv2d, RPReLU, RSign, Sign, Tile
-from esbnn_core.layers.base import BinaryLayer, LatentInit
+from esbnn_core.layers.base import BinaryLayer, LatentInit, TrainingPath
 from esbnn_core.quantizers import STE, WeightQuantizer
 
 Act = Literal["none", "rprelu", "prelu", "hardtanh"]
@@ -65,6 +65,9 @@ class BinaryUnit(nn.Module):
     Raises:
         InputError: tau*groups does not divide out_channels; a spread without shift; an unknown act.
     """
+
+    training_path: TrainingPath | None = None
+    """Another way through the unit in training (esbnn_core.bit_training sets it)."""
 
     def __init__(
         self,
@@ -133,6 +136,10 @@ class BinaryUnit(nn.Module):
         return fold_norm(self.conv.output_scale(), self.conv.bias, self.norm, self.copies)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.training_path is not None:
+            done = self.training_path(self, x)
+            if done is not None:
+                return done
         if folds(self.norm):
             y = self.tile(self.conv(x, scaled=False))
             scale, bias = self.affine()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from esbnn_core.layers.activations import Sign
 from esbnn_core.quantizers import STE, WeightQuantizer, make_weight_quantizer
 
 LatentInit = Literal["uniform", "normal", "kaiming", "xavier", "fan_in"]
+
+TrainingPath = Callable[[Any, Tensor], Tensor | None]
+"""(module, input) -> output of the module's training forward, or None where the plain one has to serve."""
 
 
 class BinaryLayer(nn.Module):
@@ -28,6 +31,9 @@ class BinaryLayer(nn.Module):
             convolutions.
             Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1.
     """
+
+    training_path: TrainingPath | None = None
+    """Another way to the sums in training (esbnn_core.bit_training sets it)."""
 
     def __init__(
         self,
@@ -72,6 +78,14 @@ class BinaryLayer(nn.Module):
             init.uniform_(self.bias, -bound, bound)
         if self.learned_scale is not None:
             init.uniform_(self.learned_scale, 0.0, 1.0)
+
+    def total(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The bare sums: product(sign(x), binary weight), in training by `training_path` where that serves."""
+        if self.training and self.training_path is not None:
+            total = self.training_path(self, x)
+            if total is not None:
+                return total
+        return self.exact(self.sign(x), product)
 
     def output_scale(self) -> Tensor | None:
         """Scale (O,) of the raw sum, or None: the quantizer's alpha, the learned scale, or their product."""

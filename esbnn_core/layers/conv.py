@@ -64,7 +64,7 @@ class BinaryConv2d(BinaryLayer):
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
         """Scaled output, or with scaled=False the bare sum of +-1 products."""
-        total = self.exact(self.sign(x), self._convolve)
+        total = self.total(x, self._convolve)
         return self.scaled(total, (1, -1, 1, 1)) if scaled else total
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:

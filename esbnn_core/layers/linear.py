@@ -41,7 +41,7 @@ class BinaryLinear(BinaryLayer):
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
         """Scaled output, or with scaled=False the bare sum of +-1 products."""
-        total = self.exact(self.sign(x), self._multiply)
+        total = self.total(x, self._multiply)
         return self.scaled(total, (-1,)) if scaled else total
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:

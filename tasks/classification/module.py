@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from esbnn_core import create_model, list_models, model_spec
+from esbnn_core import create_model, list_models, model_spec, train_on_bits_
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.latent import attach_latent_clip
 from esbnn_core.lit.data import IGNORE
@@ -34,6 +34,9 @@ class ClassificationModule(L.LightningModule):
         real_weights: binary activations but real weights, step 1 of the two-step recipes (spec 3.5); without a file the
             weights start as torch's own convolutions do. Step 2 is the same network without it, `weights` the file
             that step 1 exported.
+        train_on_bits: take the sums of the binary units from the packed operators in training too and keep bits for
+            backward (esbnn_core.train_on_bits_): the same gradients from less memory. BNext begins with it once its
+            temperature is annealed.
         optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
         lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length.
         lr_interval: whether the scheduler advances every step or every epoch.
@@ -53,6 +56,7 @@ class ClassificationModule(L.LightningModule):
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
         real_weights: bool = False,
+        train_on_bits: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -65,12 +69,18 @@ class ClassificationModule(L.LightningModule):
         if network in list_models(kind="trunk"):
             raise InputError(f"network {network} is the trunk of a detector and gives no logits: choose a classifier")
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
+        if real_weights and train_on_bits:
+            raise InputError(
+                "real_weights and train_on_bits were both asked for: train step 1 with real weights and step 2 on bits"
+            )
         if real_weights:
             real_weights_(self.network, fresh=weights is None)
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
             if real_weights and _packed(self.network):
                 raise InputError(f"real_weights was asked for and {weights} is packed: give a latent file as weights")
+        if train_on_bits and not _packed(self.network):  # a packed file is evaluated, and refused where fit begins
+            train_on_bits_(self.network)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay = decay
         self.objective: Objective = objective or LabelObjective()
