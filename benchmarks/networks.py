@@ -1,10 +1,14 @@
 """How fast is a whole packed network on the CPU? Packed against the same network in torch (target C3).
 
 python -m benchmarks.networks [--threads 1] [--batch 1] [--rounds 7] [--names reactnet_resnet18 ...] [--compile]
+
+The packed network is timed as pack_ leaves it, with its real layers in bfloat16 (.bfloat16()), and, as the latent one,
+compiled with frozen constants. Writes networks.json, or networks_batch8.json for another batch.
 """
 
 import argparse
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,15 +46,13 @@ def network(name: str, batch: int, rounds: int, compiled: bool) -> dict[str, Any
     latent = latent.to(memory_format=torch.channels_last)
     packed = pack_(copy.deepcopy(latent)).to(memory_format=torch.channels_last)
     equal = torch.equal(packed(x), latent(x))
-    narrow = Narrow(copy.deepcopy(latent))
-    contenders: dict[str, Callable[[], object]] = {
-        "packed": lambda: packed(x),
-        "torch fp32": lambda: latent(x),
-        "torch bf16": lambda: narrow(x),
-    }
-    if compiled:
-        contenders["torch fp32 frozen"] = frozen(latent, x)
-        contenders["torch bf16 frozen"] = frozen(narrow, x)
+    contenders: dict[str, Callable[[], object]] = {}
+    for kind, whole in (("packed", packed), ("torch", latent)):
+        narrow = Narrow(copy.deepcopy(whole))
+        for dtype, model in (("fp32", whole), ("bf16", narrow)):
+            contenders[f"{kind} {dtype}"] = functools.partial(model, x)
+            if compiled:
+                contenders[f"{kind} {dtype} frozen"] = frozen(model, x)
     return {"network": name, "logits equal": equal, "us": interleave(contenders, rounds)}
 
 
@@ -70,7 +72,8 @@ def main() -> None:
         medians = "  ".join(f"{key} {t['median'] / 1000:.1f}" for key, t in rows[-1]["us"].items())
         print(f"{name:22} ms: {medians}  logits equal: {rows[-1]['logits equal']}", flush=True)
     settings = {"threads": args.threads, "batch": args.batch, "rounds": args.rounds, "compile": args.compile}
-    print(write("networks", {"settings": settings, "rows": rows}))
+    name = "networks" if args.batch == 1 else f"networks_batch{args.batch}"
+    print(write(name, {"settings": settings, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Every network of the catalogue: forward, backward, counts, ES at tau = groups = 1; packed ones exported, compiled."""
 
-
 import pytest
 import torch
 from torch import Tensor, nn

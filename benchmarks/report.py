@@ -1,0 +1,100 @@
+"""Rewrites the tables of docs/performance.md from the json files of benchmarks/results.
+
+python -m benchmarks.report
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import RESULTS
+
+DOCUMENT = RESULTS.parents[1] / "docs" / "performance.md"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def taken_on(record: dict[str, Any]) -> str:
+    """One line: machine, versions, settings."""
+    m, s = record["machine"], record["settings"]
+    settings = ", ".join(f"{key} {value}" for key, value in s.items() if key != "compile")
+    return f"{m['cpu']}, path {m['path']}, torch {m['torch']}, Python {m['python']}; {settings}."
+
+
+def layers(record: dict[str, Any]) -> str:
+    """The nine layers, median microseconds, and the geometric means."""
+    rows = record["rows"]
+    names = list(rows[0]["us"])
+    body = [
+        [row["layer"], *(f"{row['us'][n]['median']:.0f}" for n in names), f"{100 * row['of the loop alone']:.0f} %"]
+        for row in rows
+    ]
+    means = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in record["times_faster"].items())
+    loop = f"The innermost loop alone reaches {record['loop_alone']} products of +-1 a nanosecond."
+    head = ["layer, us", *names, "conv alone over that loop"]
+    return f"{table(head, body)}\n\n{loop} Best of each kind over the packed block, geometric means: {means}."
+
+
+def networks(record: dict[str, Any]) -> str:
+    """Whole networks, median milliseconds, and how many times faster the best packed form is than each frozen one."""
+    rows = record["rows"]
+    names = list(rows[0]["us"])
+    body = []
+    for row in rows:
+        us = {n: row["us"][n]["median"] for n in names}
+        packed = min(value for n, value in us.items() if n.startswith("packed"))
+        ratios = [f"{us[n] / packed:.2f}" for n in ("torch fp32 frozen", "torch bf16 frozen") if n in us]
+        body.append([row["network"], *(f"{us[n] / 1000:.1f}" for n in names), *ratios])
+    over = [f"best packed over {n}" for n in ("fp32 frozen", "bf16 frozen") if f"torch {n}" in names]
+    return table(["network, ms", *names, *over], body)
+
+
+def agreement(record: dict[str, Any]) -> str:
+    """Predictions of packed and latent networks."""
+    names = [name for name in record["rows"][0] if not name.startswith("seconds")]
+    return table(names, [[row[name] for name in names] for row in record["rows"]])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "layers": layers,
+    "networks": networks,
+    "networks_batch8": networks,
+    "agreement": agreement,
+}
+
+
+def rewrite(text: str, results: Path = RESULTS) -> str:
+    """The document with every marked table made anew; a table whose json is missing stays as it is.
+
+    Raises:
+        KeyError: a marked name that no function here knows.
+    """
+
+    def one(match: re.Match[str]) -> str:
+        name = match["name"]
+        render, path = TABLES[name], results / f"{name}.json"
+        if not path.exists():
+            return match[0]
+        record = json.loads(path.read_text())
+        taken = f"{taken_on(record)}\n\n" if "settings" in record else ""
+        return f"<!-- table: {name} -->\n{taken}{render(record)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->", one, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite docs/performance.md in place."""
+    DOCUMENT.write_text(rewrite(DOCUMENT.read_text()))
+    print(DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()
