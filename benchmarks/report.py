@@ -63,11 +63,20 @@ def agreement(record: dict[str, Any]) -> str:
     return table(names, [[row[name] for name in names] for row in record["rows"]])
 
 
+def sizes(record: dict[str, Any]) -> str:
+    """Bytes of packed files, and the seconds of an import."""
+    names = list(record["rows"][0])
+    seconds = record["import seconds"]
+    text = f"`import esbnn_core` takes {seconds[0]} to {seconds[-1]} s beyond torch, in five processes."
+    return f"{table(names, [[row[name] for name in names] for row in record['rows']])}\n\n{text}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "networks": networks,
     "networks_batch8": networks,
     "agreement": agreement,
+    "sizes": sizes,
 }
 
 
