@@ -32,9 +32,12 @@ sanitize: $(STAMP)
 	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py \
 	  -k "not process and not compiler and not import and not opcheck"
 
+# about ten minutes on one core; the tables of docs/performance.md are made anew
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.networks --compile
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_NUM_THREADS=1 $(PY) -m benchmarks.training
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.sizes
 	$(PY) -m benchmarks.report
 
 # what waits for a GPU (docs/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the

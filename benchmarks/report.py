@@ -25,7 +25,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def taken_on(record: dict[str, Any]) -> str:
     """One line: machine, versions, settings."""
     m, s = record["machine"], record["settings"]
-    settings = ", ".join(f"{key} {value}" for key, value in s.items() if key != "compile")
+    settings = ", ".join(f"{key} {value}" for key, value in s.items() if key not in ("compile", "names", "size"))
     return f"{m['cpu']}, path {m['path']}, torch {m['torch']}, Python {m['python']}; {settings}."
 
 
@@ -71,13 +71,39 @@ def sizes(record: dict[str, Any]) -> str:
     return f"{table(names, [[row[name] for name in names] for row in record['rows']])}\n\n{text}"
 
 
+def kept(record: dict[str, Any]) -> str:
+    """GiB that a forward keeps for backward at batch 256."""
+    rows = record["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["GiB at batch 256"]))
+    body = [[row["network"], *(f"{row['GiB at batch 256'].get(n, '')}" for n in names)] for row in rows]
+    return table(["network, GiB", *names], body)
+
+
+def steps(record: dict[str, Any]) -> str:
+    """Time of a training step on both sides, and how many times faster the one on bits is."""
+    rows = record["rows"]
+    names = list(rows[0]["us"])
+    kinds = list(rows[0]["throughput"])
+    body = [
+        [f"{row['network']}, {row['size']}x{row['size']}"]
+        + [f"{row['us'][n]['median'] / 1000:.0f}" for n in names]
+        + [f"{row['throughput'][kind]:.2f}" for kind in kinds]
+        for row in rows
+    ]
+    return table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "networks": networks,
     "networks_batch8": networks,
     "agreement": agreement,
     "sizes": sizes,
+    "kept": kept,
+    "steps": steps,
 }
+FILES = {"kept": "training", "steps": "training"}
+"""Tables whose json has another name."""
 
 
 def rewrite(text: str, results: Path = RESULTS) -> str:
@@ -89,7 +115,7 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
 
     def one(match: re.Match[str]) -> str:
         name = match["name"]
-        render, path = TABLES[name], results / f"{name}.json"
+        render, path = TABLES[name], results / f"{FILES.get(name, name)}.json"
         if not path.exists():
             return match[0]
         record = json.loads(path.read_text())
