@@ -70,7 +70,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
             f"({len(missing)} missing, {len(extra)} extra): build the network that the file was saved from"
         )
     state = model.state_dict()
-    ours = {}
+    ours = {key: tensor for key, tensor in state.items() if key not in names}
     for key, (name, shape) in names.items():
         tensor, want = tensors[name], state[key]
         # (C,) against (1, C, 1, 1), flat weights (N, 1), 0-d scalars: the same numbers in the same order

@@ -29,6 +29,7 @@ class KeyMap:
         shapes: pattern of an official key -> its shape there, -1 standing for all elements; others are as ours.
         spelling: from a key in a file to the official one, where files differ among themselves.
         negated: pattern of the official keys whose values have the opposite sign of ours.
+        own: pattern of our keys that the originals do not have; they keep their values.
     """
 
     fits: Callable[[nn.Module], bool]
@@ -38,6 +39,7 @@ class KeyMap:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     spelling: Rules = ()
     negated: str | None = None
+    own: str | None = None
 
     def sign(self, name: str) -> int:
         """+1, or -1 for an official key whose values are the negative of ours."""
@@ -279,6 +281,13 @@ KEY_MAPS: dict[str, KeyMap] = {
 """By family; a file is taken for the first whose part it holds, so the particular comes before the general."""
 
 
+def declare(name: str, family: KeyMap) -> None:
+    """Enter a family whose networks are built outside esbnn_core, in front of the others; again replaces it."""
+    others = {known: other for known, other in KEY_MAPS.items() if known != name}
+    KEY_MAPS.clear()
+    KEY_MAPS.update({name: family, **others})
+
+
 def key_map(model: nn.Module) -> KeyMap:
     """The key map of the network. Raises InputError for one without an original."""
     for family in KEY_MAPS.values():
@@ -294,6 +303,8 @@ def official_names(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     family, state = key_map(model), model.state_dict()
     names = {}
     for key, tensor in state.items():
+        if family.own is not None and re.search(family.own, key):
+            continue
         name = apply_rules(family.rules, key)
         if family.fix is not None:
             name = family.fix(name, key, state.keys())

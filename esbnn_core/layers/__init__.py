@@ -1,6 +1,6 @@
 """Binary and expand-shrink layers: what a network of the papers is made of."""
 
-from esbnn_core.layers.activations import RPReLU, RSign, Sign
+from esbnn_core.layers.activations import PositiveSign, RPReLU, RSign, Sign
 from esbnn_core.layers.attention import BinaryMatmul, BinarySoftmax, LayerScale
 from esbnn_core.layers.conv import BinaryConv2d, ESBinaryConv2d
 from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
@@ -17,6 +17,7 @@ __all__ = [
     "ESBinaryLinear",
     "LayerScale",
     "PadShortcut",
+    "PositiveSign",
     "RPReLU",
     "RSign",
     "Sign",

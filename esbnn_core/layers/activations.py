@@ -23,7 +23,7 @@ class Sign(nn.Module):
     leaves the sign alone and rescales the gradient (spec 5.3).
     """
 
-    shift: nn.Parameter | None
+    shift: Tensor | None
 
     def __init__(self, ste: STE = "poly2", clip: float = 1.0, channel_dim: int = 1) -> None:
         super().__init__()
@@ -65,6 +65,27 @@ class RSign(Sign):
         super().__init__(ste, clip, channel_dim)
         start = thermometer_shift(channels, copies, copy_spread) if copy_spread else torch.zeros(channels)
         self.shift = nn.Parameter(start)
+
+
+class PositiveSign(Sign):
+    """+1 where x > 0, else -1: for what comes out of a ReLU, whose zeros are half of its news.
+
+    Twice the gradient of Sign: BinaryUnit(rectified=True) halves the sums. `shift`, not saved, is what gives the same
+    signs as sign(x + shift): packed layers know no other rule.
+
+    Args:
+        channels: C. ste, clip: as Sign.
+    """
+
+    def __init__(self, channels: int, ste: STE = "poly2", clip: float = 1.0) -> None:
+        super().__init__(ste, clip)
+        del self.shift
+        # the smallest number of full precision: bfloat16 has it too
+        self.register_buffer("shift", torch.full((channels,), -torch.finfo(torch.float32).tiny), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = 2 * sign_ste(x, self.ste, self.clip)
+        return twice + (2 * (x > 0).to(x.dtype) - 1 - twice).detach()
 
 
 def spread_sign(

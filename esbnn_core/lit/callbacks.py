@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from esbnn_core.checkpoint import load_state, save_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seed_everything_at
+from esbnn_core.models.registry import model_spec
 from esbnn_core.quantizers import ReCU, Temperature
 from esbnn_core.release import pack_checkpoint
+from esbnn_core.surgery import pack_
 from esbnn_core.unit import binary_layers
 
 
@@ -185,5 +187,14 @@ class ExportWeights(Callback):
             (folder / "packed.safetensors").unlink(missing_ok=True)
             rank_zero_info(f"packed.safetensors is not written: {open_layers[0]} is not in sign mode")
             return
-        before, after = pack_checkpoint(folder / "weights.safetensors", folder / "packed.safetensors")
+        latent, packed = folder / "weights.safetensors", folder / "packed.safetensors"
+        if model_spec(network) is not None:
+            pack_checkpoint(latent, packed)
+        elif binary_layers(network):
+            # a network of a task's own, a detector: no name in the file can build it again
+            save_checkpoint(pack_(copy.deepcopy(network).cpu().eval()), packed, metric=metric)
+        else:
+            rank_zero_info("packed.safetensors is not written: the network has no binary layer")
+            return
+        before, after = latent.stat().st_size, packed.stat().st_size
         rank_zero_info(f"{folder}: weights.safetensors {before:,} bytes, packed.safetensors {after:,} bytes")

@@ -28,6 +28,12 @@ class TaskCLI(LightningCLI):
         if check is not None:
             check(self.datamodule)
 
+    def before_fit(self) -> None:
+        """Let a module that can (`check_fit`) refuse to train before a file is written; LightningCLI's hook."""
+        check = getattr(self.model, "check_fit", None)
+        if check is not None:
+            check(resumes=bool(self._get(self.config_init, "ckpt_path")))
+
 
 def _seed(value: bool | int | None) -> int:
     """A number for our generators from what seed_everything may be; null and false stand for 0."""

@@ -35,12 +35,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches of an epoch; of the epoch that load_state_dict speaks of, those left."""
-        sampler = self.sampler
-        if not isinstance(sampler, ResumableSampler):
-            raise InputError(
-                f"ResumableLoader was given a {type(sampler).__name__}, a ResumableSampler was expected: it has to "
-                f"skip what was seen"
-            )
+        sampler = self._order()
         left, self._left = self._left, None
         # a checkpoint of an epoch's end speaks of the epoch before this one: nothing to skip
         self._seen = left["batches"] if left is not None and left["epoch"] == sampler.epoch else 0
@@ -53,6 +48,16 @@ class ResumableLoader(DataLoader[Any]):
         for batch in super().__iter__():
             self._seen += 1
             yield batch
+
+    def _order(self) -> ResumableSampler:
+        # Lightning builds a loader of predictions anew, around a batch sampler of its own over ours
+        for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
+            if isinstance(sampler, ResumableSampler):
+                return sampler
+        raise InputError(
+            f"ResumableLoader was given a {type(self.sampler).__name__}, a ResumableSampler was expected: it has to "
+            f"skip what was seen"
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Where the epoch under way stands; Lightning's hook."""

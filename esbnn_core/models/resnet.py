@@ -60,16 +60,21 @@ class Style:
         expansion: Expansion,
         name: str,
         *,
+        kernel_size: int = 3,
         stride: int = 1,
+        padding: int | None = None,
         dilation: int = 1,
+        bias: bool = False,
         shortcut: nn.Module | None,
+        rectified: bool = False,
     ) -> BinaryUnit:
-        """A binary 3x3 of this style, nominal before -> width, that keeps the size but for its stride."""
+        """A binary unit of this style, nominal before -> width; its default padding keeps the size but for stride."""
         return BinaryUnit(
             before,
             width,
-            stride=stride,
-            padding=dilation,
+            kernel_size,
+            stride,
+            dilation * (kernel_size // 2) if padding is None else padding,
             dilation=dilation,
             pad_value=self.pad_value,
             tau=expansion.tau,
@@ -80,8 +85,10 @@ class Style:
             weight_quantizer=self.weight_quantizer,
             learned_scale=self.learned_scale,
             latent_init=self.latent_init,
+            bias=bias,
             act=self.act,
             shortcut=shortcut,
+            rectified=rectified,
             name=name,
         )
 

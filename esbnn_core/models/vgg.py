@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from esbnn_core.channels import check_counts, es_widths
 from esbnn_core.layers import Tile
-from esbnn_core.models.bidet_resnet import BIDET
+from esbnn_core.models.bidet_resnet import BIDET, Variant, variant_style
 from esbnn_core.models.registry import register_model
+from esbnn_core.models.resnet import Style
 from esbnn_core.models.trunk import Expansion, real_shortcut, real_stem
 
 WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
@@ -20,17 +21,17 @@ SOURCE = 13
 STYLE = replace(BIDET, latent_init="xavier")
 
 
-def _blocks(entries: range, e: Expansion, name: str) -> nn.Sequential:
-    """Blocks of these entries, by number."""
+def _blocks(entries: range, e: Expansion, name: str, style: Style, shortcuts: bool) -> nn.Sequential:
+    """Blocks of these entries, by number, with a shortcut each or with none."""
     blocks = OrderedDict[str, nn.Module]()
     for entry in entries:
         before, width = WIDTHS[entry - 2], WIDTHS[entry - 1]
         place = f"{name}.{entry}"
-        if entry in STRIDED:
-            shortcut = real_shortcut(before, width, e, f"{place}.shortcut")
-            blocks[str(entry)] = STYLE.unit(before, width, e, place, stride=2, shortcut=shortcut)
-        else:
-            blocks[str(entry)] = STYLE.unit(before, width, e, place, shortcut=nn.Identity())
+        stride = 2 if entry in STRIDED else 1
+        shortcut: nn.Module | None = None
+        if shortcuts:
+            shortcut = real_shortcut(before, width, e, f"{place}.shortcut") if stride == 2 else nn.Identity()
+        blocks[str(entry)] = style.unit(before, width, e, place, stride=stride, shortcut=shortcut)
     return nn.Sequential(blocks)
 
 
@@ -43,21 +44,25 @@ class BiDetVGG16(nn.Module):
 
     Args:
         expansion: plain or ES, conv7 included (its cost stays, spec 1.9). in_channels: of the stem.
+        variant: how it binarises. shortcuts: False for BiDet without the extra shortcuts, whose trunk is not published:
+            here the strided blocks have none either.
 
     Raises:
-        InputError: a width that tau*groups does not divide, naming the layer.
+        InputError: a width that tau*groups does not divide, naming the layer; an unknown variant.
     """
 
-    def __init__(self, expansion: Expansion, in_channels: int) -> None:
+    def __init__(
+        self, expansion: Expansion, in_channels: int, variant: Variant = "bidet", shortcuts: bool = True
+    ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels)
-        e = expansion
+        e, style = expansion, variant_style(variant, STYLE)
         conv = nn.Conv2d(in_channels, WIDTHS[0], 3, 1, 1, bias=False)
         self.stem = nn.Sequential(real_stem(conv, e, tile_first=True))
-        self.front = _blocks(range(2, SOURCE + 1), e, "front")
-        self.back = _blocks(range(SOURCE + 1, len(WIDTHS) + 1), e, "back")
+        self.front = _blocks(range(2, SOURCE + 1), e, "front", style, shortcuts)
+        self.back = _blocks(range(SOURCE + 1, len(WIDTHS) + 1), e, "back", style, shortcuts)
         self.pool = nn.MaxPool2d(3, 1, 1)
-        self.conv6 = STYLE.unit(512, 1024, e, "conv6", dilation=6, shortcut=None)
+        self.conv6 = style.unit(512, 1024, e, "conv6", dilation=6, shortcut=None)
         self.relu6 = nn.ReLU()
         w = es_widths(1024, 1024, e.tau, e.groups, layer="conv7")
         conv7 = OrderedDict[str, nn.Module](conv=nn.Conv2d(w.carried_in, w.filters, 1, groups=e.groups))
@@ -76,12 +81,19 @@ class BiDetVGG16(nn.Module):
         return source, self.conv7(self.relu6(self.conv6(x)))
 
 
-def _base(in_channels: int = 3) -> nn.Module:
-    return BiDetVGG16(Expansion(), in_channels)
+def _base(in_channels: int = 3, variant: Variant = "bidet", shortcuts: bool = True) -> nn.Module:
+    return BiDetVGG16(Expansion(), in_channels, variant, shortcuts)
 
 
-def _es(in_channels: int = 3, tau: int = 2, groups: int = 1, copy_spread: float = 0.0) -> nn.Module:
-    return BiDetVGG16(Expansion(tau, groups, copy_spread), in_channels)
+def _es(
+    in_channels: int = 3,
+    tau: int = 2,
+    groups: int = 1,
+    copy_spread: float = 0.0,
+    variant: Variant = "bidet",
+    shortcuts: bool = True,
+) -> nn.Module:
+    return BiDetVGG16(Expansion(tau, groups, copy_spread), in_channels, variant, shortcuts)
 
 
 register_model("bidet_vgg16", _base, 300, kind="trunk")

@@ -15,6 +15,7 @@ from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.latent import attach_latent_clip
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.decay import DecayRule
+from esbnn_core.lit.finite import first_not_finite
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.packed import PackedLayer
 from esbnn_core.release import load_checkpoint
@@ -209,27 +210,3 @@ def _metrics(num_classes: int) -> nn.ModuleDict:
         return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", ignore_index=IGNORE)
 
     return nn.ModuleDict({"top1": accuracy(1), "top5": accuracy(5), "loss": MeanMetric()})
-
-
-@torch.no_grad()
-def first_not_finite(network: nn.Module, images: Tensor) -> str:
-    """Name of the first parameter or module output that is not finite for this batch, in the order of the forward."""
-    if not torch.isfinite(images).all():
-        return "the images"
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"parameter {name}"
-    found: list[str] = []
-
-    def hook(name: str) -> Any:
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(f"the output of {name or 'the network'}")
-
-        return look
-
-    hooks = [module.register_forward_hook(hook(name)) for name, module in network.named_modules()]
-    network(images)
-    for handle in hooks:
-        handle.remove()
-    return found[0] if found else "the loss itself"

@@ -112,6 +112,7 @@ def test_torchvisions_resnet_binarized_and_packed() -> None:
         {"act": "hardtanh", "shift": False, "ste": "tent", "weight_quantizer": "recu", "learned_scale": True},
         {"norm": False, "pad_value": -1, "dilation": 2, "padding": 2, "act": "none"},
         {"kernel_size": 1, "groups": 4},
+        {"tau": 2, "bias": True, "shift": False, "pad_value": -1, "act": "none"},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, model.layer4(y)]
 
 
-def made(name: str, **options: int) -> nn.Module:
+def made(name: str, **options: Any) -> nn.Module:
     torch.manual_seed(0)
     return create_model(name, **options)
 
@@ -116,6 +117,22 @@ def test_packed_trunks_compute_the_same_maps(name: str, height: int, width: int)
     with torch.no_grad():
         for want, got in zip(maps(model, x), maps(packed, x), strict=True):
             assert torch.equal(want, got) and want.isfinite().all() and want.std() > 0
+
+
+@pytest.mark.parametrize("variant", ["bidet", "bireal", "xnor"])
+def test_a_resnet_trunk_without_extra_shortcuts_trains_and_packs(variant: str) -> None:
+    options = {"tau": 2, "groups": 2, "variant": variant, "shortcuts": False}
+    model = made("es_bidet_resnet18", **options)
+    sum(y.square().mean() for y in maps(model, image(64, 48))).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    units = [m for m in model.modules() if isinstance(m, BinaryUnit)]
+    assert len(units) == 16 and all(unit.shortcut is None for unit in units)
+    packed = pack_(copy.deepcopy(stir(model)))
+    x = image(33, 47)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(maps(model, x), maps(packed, x), strict=True))
+    with pytest.raises(InputError, match="variant='real' was given, one of bidet, bireal, xnor was expected"):
+        made("bidet_resnet18", variant="real")
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(1, 1), (2, 2)])

@@ -23,6 +23,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"tau": 2, "learned_scale": True, "pad_value": -1, "act": "none"},
     {"tau": 2, "norm": False, "weight_quantizer": "sign", "learned_scale": True, "act": "none"},
     {"weight_quantizer": "temperature", "ste": "clip", "clip": 1.5, "dilation": 2, "padding": 2},
+    # in front of a norm the bias of a layer has no gradient to compare
+    {"tau": 2, "bias": True, "norm": False, "pad_value": -1, "act": "none"},
 ]
 
 
@@ -67,7 +69,8 @@ def by_hand(unit: BinaryUnit, x: Tensor, parameters: dict[str, Tensor], batch: b
         scale = scale * parameters["conv.learned_scale"]
     vertical, horizontal = conv.padding
     padded = F.pad(signs, (horizontal, horizontal, vertical, vertical), value=float(conv.pad_value))
-    y = F.conv2d(padded, weight * scale.view(-1, 1, 1, 1), None, conv.stride, 0, conv.dilation, conv.groups)
+    bias = parameters.get("conv.bias")
+    y = F.conv2d(padded, weight * scale.view(-1, 1, 1, 1), bias, conv.stride, 0, conv.dilation, conv.groups)
     y = torch.cat([y] * (unit.tau**2 * unit.groups), 1)
     if "norm.weight" in parameters:
         mean = y.mean((0, 2, 3)) if batch else unit.norm.running_mean

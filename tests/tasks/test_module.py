@@ -41,6 +41,14 @@ def test_metrics_are_those_of_a_plain_loop(
     assert got["test_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_predict_goes_over_the_test_split_in_order(make_data: MakeData, make_trainer: MakeTrainer) -> None:
+    module, data = make_module(), make_data(test_size=37, batch_size=10)
+    classes = torch.cat(make_trainer().predict(module, data))
+    images = torch.cat([images for images, _ in data.test_dataloader()])
+    with torch.no_grad():
+        assert torch.equal(classes, module.eval()(images).argmax(1)) and len(classes) == 37
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_lowers_the_loss(make_data: MakeData, make_trainer: MakeTrainer, precision: Any) -> None:
     module, data = make_module(channels_last=True), make_data(train_size=256)

@@ -1,0 +1,194 @@
+"""PASCAL VOC annotations read strictly: whatever is wrong with one is said in one sentence that names the file.
+
+A record is the dict that mmdet's VOCDataset makes of an annotation, so that mmdet's transforms take it: boxes count
+from 0, the far corner is the last pixel inside, difficult objects are flagged to be ignored.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from esbnn_core.errors import InputError
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""The 20 classes in the order of their labels."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+_END = 1 << 16
+"""Bytes at the end of a JPEG in which its end mark is looked for; some programs write something behind it."""
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Split:
+    """Records of an image list, and why images were left out: one sentence each, by image id."""
+
+    records: list[Record] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES, skip_bad: bool = False) -> Split:
+    """All images of a list below a VOCdevkit root, in its order.
+
+    Args:
+        root: the VOCdevkit folder. name: YEAR/LIST, e.g. VOC2007/trainval for VOC2007/ImageSets/Main/trainval.txt.
+        classes: names in the order of their labels. skip_bad: leave out images with a fault and say why in `skipped`.
+
+    Raises:
+        InputError: a missing or empty list, or no image left; the first fault of an image unless `skip_bad`.
+    """
+    folder, part = _folder(Path(root), name)
+    path = folder / "ImageSets" / "Main" / f"{part}.txt"
+    if not path.is_file():
+        raise InputError(
+            f"image list {path} does not exist: set data.root to the VOCdevkit folder, or name another list"
+        )
+    ids = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if not ids:
+        raise InputError(f"image list {path} is empty: one image id a line was expected")
+    for words in ids:
+        if len(words) > 1:
+            raise InputError(f"image list {path} has the line {' '.join(words)!r}, one image id a line was expected")
+    split = Split()
+    for (identity,) in ids:
+        try:
+            split.records.append(read_record(folder, identity, classes))
+        except InputError as error:
+            if not skip_bad:
+                raise
+            split.skipped[identity] = str(error)
+    if not split.records:
+        raise InputError(
+            f"image list {path} has no image left, all {len(ids)} were skipped, the first because "
+            f"{split.skipped[ids[0][0]]}"
+        )
+    return split
+
+
+def read_record(folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSES) -> Record:
+    """One image of a VOC year folder: img_path, img_id, xml_path, height, width, and instances, none of them for an
+    image without objects, of bbox (x1, y1, x2, y2), bbox_label and ignore_flag.
+
+    Raises:
+        InputError: a missing or unreadable image or annotation, sizes that differ, an unknown class, a box that is no
+            box or lies outside the image.
+    """
+    xml = folder / "Annotations" / f"{identity}.xml"
+    image = find_image(folder / "JPEGImages", identity)
+    root = _parse(xml)
+    width, height = image_size(image)
+    size = root.find("size")
+    if size is not None:
+        said = tuple(int(_number(size, key, xml, "size")) for key in ("width", "height"))
+        if said != (width, height):
+            raise InputError(
+                f"annotation {xml} says {said[0]}x{said[1]} pixels and image {image} has {width}x{height}: correct one"
+            )
+    instances = [_instance(node, xml, (width, height), classes) for node in root.findall("object")]
+    return {
+        "img_id": identity,
+        "img_path": str(image),
+        "xml_path": str(xml),
+        "height": height,
+        "width": width,
+        "instances": instances,
+    }
+
+
+def find_image(folder: Path, identity: str) -> Path:
+    """The image file of an id. Raises InputError."""
+    for suffix in IMAGE_SUFFIXES:
+        if (folder / f"{identity}{suffix}").is_file():
+            return folder / f"{identity}{suffix}"
+    raise InputError(f"image {folder / identity}.jpg does not exist: place it there or take {identity} out of the list")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header; of the rest only the end is looked at. Raises InputError."""
+    try:
+        with Image.open(path) as image:
+            size, jpeg = image.size, image.format == "JPEG"
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"image {path} cannot be read as an image: replace it or take it out of the list") from error
+    # OpenCV, which mmdet reads with, fills what is missing with grey and says nothing
+    if jpeg:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _END))
+            if b"\xff\xd9" not in file.read():
+                raise InputError(f"image {path} is cut off, its end is missing: replace it or take it out of the list")
+    return size
+
+
+def _folder(root: Path, name: str) -> tuple[Path, str]:
+    year, _, part = name.partition("/")
+    if not year or not part:
+        raise InputError(f"image list {name!r} was named, YEAR/LIST was expected, e.g. VOC2007/trainval")
+    if not (root / year).is_dir():
+        raise InputError(f"{root} holds no folder {year}: set data.root to the VOCdevkit folder that has it")
+    return root / year, part
+
+
+def _parse(path: Path) -> ET.Element:
+    if not path.is_file():
+        raise InputError(f"annotation {path} does not exist: place it there or take the image out of the list")
+    if not path.stat().st_size:
+        raise InputError(f"annotation {path} is an empty file: write it or take the image out of the list")
+    try:
+        root = ET.parse(path).getroot()
+    except (ET.ParseError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"annotation {path} is no whole XML file ({error}): mend it or take it out of the list"
+        ) from error
+    if root.tag != "annotation":
+        raise InputError(f"annotation {path} begins with <{root.tag}>, <annotation> of PASCAL VOC was expected")
+    return root
+
+
+def _number(node: ET.Element, key: str, path: Path, where: str) -> float:
+    text = node.findtext(key)
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1e9:  # neither nan nor inf nor a slip of the pen
+        raise InputError(f"annotation {path} has {key}={text!r} in <{where}>, a number was expected: correct the file")
+    return value
+
+
+def _instance(node: ET.Element, path: Path, size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
+    name = (node.findtext("name") or "").strip()
+    if name not in classes:
+        raise InputError(
+            f"annotation {path} has an object of the class {name!r}, which is none of the {len(classes)} known: "
+            f"correct it or set data.classes"
+        )
+    bounds = node.find("bndbox")
+    if bounds is None:
+        raise InputError(f"annotation {path} has a {name} without <bndbox>: correct the file")
+    # VOC counts pixels from 1; decimals, which a few files of 2011 have, are cut off as mmdet does
+    x1, y1, x2, y2 = (int(_number(bounds, key, path, "bndbox")) - 1 for key in ("xmin", "ymin", "xmax", "ymax"))
+    if x2 <= x1 or y2 <= y1:
+        raise InputError(f"annotation {path} has a {name} whose box {_box(x1, y1, x2, y2)} is empty: correct the file")
+    width, height = size
+    # one pixel of grace on every side: some tools count from 0, others write the edge behind the last pixel
+    if x1 < -1 or y1 < -1 or x2 > width or y2 > height:
+        raise InputError(
+            f"annotation {path} has a {name} whose box {_box(x1, y1, x2, y2)} lies outside the image of "
+            f"{width}x{height} pixels: correct the file"
+        )
+    difficult = node.find("difficult")
+    ignore = int(difficult is not None and _number(node, "difficult", path, "object") != 0)
+    return {"bbox": [x1, y1, x2, y2], "bbox_label": list(classes).index(name), "ignore_flag": ignore}
+
+
+def _box(*corners: int) -> str:
+    """As the file has it, counted from 1."""
+    return f"({', '.join(str(c + 1) for c in corners)})"

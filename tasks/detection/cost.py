@@ -1,0 +1,97 @@
+"""OPs and parameters of a detector: what an image costs, and each region of a two-stage one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from esbnn_core import Count, count
+from esbnn_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of one image, by the rule of esbnn_core.counting; NMS, decoding and pooling of regions do not count.
+
+    Attributes:
+        size: of the image, (3, H, W). image: convolutions over it. region: what one region costs, None in one stage.
+        regions: proposals of an image at test time.
+    """
+
+    size: tuple[int, int, int]
+    image: Count
+    region: Count | None
+    regions: int
+
+    @property
+    def ops(self) -> float:
+        """BOPs / 64 + FLOPs of an image with all its regions."""
+        return self.image.ops + (self.regions * self.region.ops if self.region else 0)
+
+    @property
+    def params(self) -> int:
+        """Of the whole detector."""
+        return self.image.params  # the part that runs over the image holds the detector as a whole
+
+    @property
+    def binary_params(self) -> int:
+        """Those of 1 bit each."""
+        return self.image.binary_params
+
+    def sentence(self) -> str:
+        """One line for people."""
+        _, height, width = self.size
+        parts = f"OPs {self.ops / 1e9:.3f} G at {height}x{width}"
+        if self.region is not None:
+            parts += f" ({self.image.ops / 1e9:.3f} G and {self.regions} regions of {self.region.ops / 1e9:.4f} G)"
+        return f"{parts}; parameters {self.params / 1e6:.2f} M, {self.binary_params / 1e6:.2f} M of them 1 bit"
+
+
+class _Image(nn.Module):
+    """Everything that runs over the whole image."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.detector.extract_feat(x)
+        head = self.detector.rpn_head if _two_stages(self.detector) else self.detector.bbox_head
+        return head(features)
+
+
+class _Region(nn.Module):
+    """What runs on the features of every region."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Any:
+        if self.head.with_shared_head:
+            x = self.head.shared_head(x)
+        return self.head.bbox_head(x)
+
+
+def detector_cost(detector: Any, size: tuple[int, int, int]) -> Cost:
+    """Count a single-stage or two-stage detector of mmdet, latent or packed, for one image of that size.
+
+    Raises:
+        InputError: a detector of another build, which this cannot take apart.
+    """
+    try:
+        image = count(_Image(detector), size)
+        region, regions = None, 0
+        if _two_stages(detector):
+            extractor = detector.roi_head.bbox_roi_extractor
+            side = extractor.roi_layers[0].output_size
+            region = count(_Region(detector.roi_head), (extractor.out_channels, *side))
+            regions = int(detector.test_cfg.rpn.max_per_img)
+    except (AttributeError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the detector {type(detector).__name__} cannot be counted ({reason})") from error
+    return Cost(size, image, region, regions)
+
+
+def _two_stages(detector: Any) -> bool:
+    return getattr(detector, "roi_head", None) is not None

@@ -1,0 +1,219 @@
+"""VOCDataModule: image lists of a VOCdevkit root through mmdet's transforms, in loaders that repeat exactly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from esbnn_core.errors import InputError
+from esbnn_core.lit.data import mix_seed, seeded
+from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
+from tasks.detection import pipelines
+from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, image_size, read_split
+
+Batch = dict[str, list[Any]]
+"""inputs: images uint8 or float (3, H, W) in BGR; data_samples: a DetDataSample each."""
+
+
+class VOCDataModule(L.LightningDataModule):
+    """PASCAL VOC, or any annotation in its form, below one VOCdevkit folder.
+
+    Args:
+        root: the VOCdevkit folder. train, val, test: image lists as YEAR/LIST, joined in their order.
+        predict: a folder of images to predict on, default the images of `test`.
+        pipeline: an mmdet config file, whose train_pipeline and test_pipeline are taken; usually that of the model.
+        augment: false trains on the images as they are evaluated.
+        classes: names in the order of their labels, default VOC's 20.
+        skip_bad: leave out images whose file or annotation has a fault, and say how many and why.
+        drop_empty: leave training images without an object out; they train as well, as nothing but background.
+        batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
+        train_size, test_size: use the first so many images only (test_size of val too), 0 for all.
+        seed: of every epoch's order and every image's augmentation (linked to seed_everything on the command line).
+
+    Raises:
+        InputError: at construction an option out of its range; at setup whatever tasks.detection.annotations refuses.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/VOCdevkit",
+        train: Sequence[str] = ("VOC2007/trainval", "VOC2012/trainval"),
+        val: Sequence[str] = ("VOC2007/test",),
+        test: Sequence[str] = ("VOC2007/test",),
+        predict: str | None = None,
+        pipeline: str = "configs/detection/mmdet/voc_ssd300.py",
+        augment: bool = True,
+        classes: Sequence[str] = VOC_CLASSES,
+        skip_bad: bool = False,
+        drop_empty: bool = False,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        train_size: int = 0,
+        test_size: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root, self.predict, self.classes = root, predict, tuple(classes)
+        self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
+        self.skip_bad, self.drop_empty, self.augment = skip_bad, drop_empty, augment
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.train_size, self.test_size = train_size, test_size
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise InputError(f"data.classes={list(classes)} was given, names that differ were expected")
+        for part, names in self.lists.items():
+            if not names:
+                raise InputError(f"data.{part} names no image list, at least one was expected, e.g. VOC2007/trainval")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("train_size", train_size, 0),
+            ("test_size", test_size, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{name}={value} was given, a whole number from {least} was expected")
+        self.train_pipeline, self.eval_pipeline = pipelines.from_config(pipeline)
+        if not augment:
+            self.train_pipeline = pipelines.without_augmentation(self.train_pipeline, self.eval_pipeline)
+        self.splits: dict[str, DetectionItems] = {}
+        self.skipped: dict[str, dict[str, str]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without the background."""
+        return len(self.classes)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check every annotation that the stage needs."""
+        parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        for part in parts[stage] if stage else ("train", "val", "test"):
+            if part not in self.splits:
+                self.splits[part] = self._split(part)
+
+    def _split(self, part: str) -> "DetectionItems":
+        train = part == "train"
+        limit = self.train_size if train else self.test_size
+        if part == "predict" and self.predict is not None:
+            records, limit = _folder_records(Path(self.predict)), 0
+        else:
+            records = self._records("test" if part == "predict" else part)
+        if train and self.drop_empty:
+            kept = [record for record in records if any(not i["ignore_flag"] for i in record["instances"])]
+            rank_zero_info(f"train: {len(records) - len(kept):,} of {len(records):,} images without an object left out")
+            records = kept
+        records = records[: limit or len(records)]
+        if not records:
+            raise InputError(f"the images of {', '.join(self.lists[part])} hold no object: set data.drop_empty false")
+        composed = pipelines.compose(self.train_pipeline if train else self.eval_pipeline)
+        return DetectionItems(records, composed, random=train and self.augment)
+
+    def _records(self, part: str) -> list[Record]:
+        records: list[Record] = []
+        for name in self.lists[part]:
+            split = read_split(self.root, name, self.classes, self.skip_bad)
+            records += split.records
+            self.skipped[name] = split.skipped
+            if split.skipped:
+                whole = len(split.records) + len(split.skipped)
+                first = next(iter(split.skipped.values()))
+                rank_zero_info(f"{name}: {len(split.skipped):,} of {whole:,} images skipped, the first because {first}")
+        return records
+
+    def _loader(self, part: str) -> DataLoader[Any]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        train = part == "train"
+        sampler = ResumableSampler(len(self.splits[part]), shuffle=train, seed=self.seed, rank=rank, world=world)
+        return ResumableLoader(
+            self.splits[part],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_single_thread,
+            persistent_workers=self.num_workers > 0,
+            # a last batch of one image has no batch statistics
+            drop_last=train and len(sampler) > self.batch_size,
+            # private: drawing worker seeds from the global generator would shift the network's own draws
+            generator=torch.Generator().manual_seed(mix_seed(self.seed, 2)),
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by (seed, epoch), augmented by (seed, epoch, index)."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order, every image once."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In order, every image once."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The folder's images by name, or the test list."""
+        return self._loader("predict")
+
+
+class DetectionItems(Dataset[dict[str, Any]]):
+    """Records through a pipeline under the item's own seed; items are asked for by EpochSampler's (index, seed).
+
+    An item is {"inputs", "data_samples"}. A padded one (index -1, see EpochSampler) is the first image again with
+    `padded` in its metainfo, which scoring leaves out.
+    """
+
+    def __init__(self, records: list[Record], pipeline: Any, random: bool) -> None:
+        self.records, self.pipeline, self.random = records, pipeline, random
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        # a copy: mmdet's transforms write into what they are given
+        record = {**self.records[max(index, 0)], "sample_idx": max(index, 0)}
+        record["instances"] = [dict(instance) for instance in record["instances"]]
+        try:
+            if self.random:
+                with seeded(seed):
+                    item: dict[str, Any] = self.pipeline(record)
+            else:
+                item = self.pipeline(record)
+        except (OSError, AssertionError, AttributeError, cv2.error) as error:
+            if not cv2.haveImageReader(record["img_path"]):
+                raise InputError(f"image {record['img_path']} cannot be read: replace it or take it out") from error
+            raise
+        item["data_samples"].set_metainfo({"padded": index < 0})
+        return item
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Lists, not stacks: images differ in size, and the detector pads them itself."""
+    return {key: [item[key] for item in items] for key in ("inputs", "data_samples")}
+
+
+def _single_thread(worker: int) -> None:
+    """OpenCV would start a thread for each core in every worker."""
+    cv2.setNumThreads(0)
+
+
+def _folder_records(folder: Path) -> list[Record]:
+    """A record without objects for every image in a folder, by name. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"folder {folder} does not exist: set data.predict to a folder of images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES[:3])}): set data.predict")
+    records: list[Record] = []
+    stems = [path.stem for path in paths]
+    for path in paths:
+        if stems.count(path.stem) > 1:
+            raise InputError(
+                f"folder {folder} holds two images named {path.stem}: rename one, predictions take the name"
+            )
+    for path in paths:
+        width, height = image_size(path)
+        records.append({"img_id": path.stem, "img_path": str(path), "height": height, "width": width, "instances": []})
+    return records

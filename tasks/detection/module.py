@@ -1,0 +1,319 @@
+"""DetectionModule: a detector of an mmdet config, its own losses, VOC's and COCO's average precision."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from esbnn_core import load_checkpoint
+from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.foreign import load_official
+from esbnn_core.latent import attach_latent_clip
+from esbnn_core.lit.decay import DecayRule
+from esbnn_core.lit.finite import first_not_finite
+from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.packed import PackedLayer
+from tasks.detection import mm, networks
+from tasks.detection.annotations import VOC_CLASSES
+from tasks.detection.bottleneck import Bottleneck
+from tasks.detection.cost import detector_cost
+from tasks.detection.data import Batch
+from tasks.detection.drawing import write_picture, write_results
+from tasks.detection.scoring import Found, Scores, from_all_processes, gather, score
+from tasks.detection.weights import load_backbone_
+
+NETWORKS = networks.__name__
+"""Imported for what it registers: an mmdet config may name our networks."""
+
+
+class DetectionModule(L.LightningModule):
+    """Trains and evaluates one detector of mmdet.
+
+    Args:
+        model: an mmdet config file, whose `model` is taken, or such a model as a dict. Weights that a config would
+            fetch are not: they come from `backbone` or `weights`.
+        overrides: values of the model by dotted name, as mmdet's --cfg-options, e.g. {backbone.tau: 4}.
+        num_classes: of the box head (linked to the data module on the command line).
+        backbone: file of a trained backbone to start from (tasks.detection.weights). weights: file of a whole detector,
+            a .safetensors latent or packed (a packed one cannot be trained) or an official one. Training needs one of
+            the two, unless `from_scratch` says that it starts from random weights.
+        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length. lr_interval: whether it advances every
+            step or every epoch.
+        predictions: folder that predict writes, default predictions in the run's own. draw_above: lowest score drawn.
+
+    Logs train_loss and its parts, and for val_ and test_ map_11point, map_area, coco, coco50, coco75, in percent, over
+    every image once. When the learning rate is first lowered every Bottleneck is switched on (spec 7.3, 7.4).
+
+    Raises:
+        InputError: at construction a config, option or file that does not fit; when fit starts nothing to start from.
+    """
+
+    peak_lr: Tensor
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        overrides: dict[str, Any] | None = None,
+        num_classes: int = 20,
+        backbone: str | None = None,
+        weights: str | None = None,
+        from_scratch: bool = False,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        decay: DecayRule | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "step",
+        predictions: str | None = None,
+        draw_above: float = 0.3,
+    ) -> None:
+        super().__init__()
+        config = model_config(model, overrides or {}, num_classes)
+        self.fetched = mm.pretrained(config)
+        if from_scratch and (backbone or weights):
+            raise InputError(
+                f"from_scratch and the file {backbone or weights} were both given: random weights or those of the file"
+            )
+        if backbone and weights:
+            raise InputError("backbone and weights were both given: weights has a backbone of its own, give one")
+        if not 0 <= draw_above <= 1:
+            raise InputError(f"draw_above={draw_above} was given, a score from 0 to 1 was expected")
+        self.network: Any = mm.build(config)
+        if backbone is not None:
+            load_backbone_(self.network, backbone)
+        if weights is not None:
+            _load_weights(self.network, weights)
+        self.begun = from_scratch or backbone is not None or weights is not None
+        self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.decay, self.num_classes = decay, num_classes
+        self.predictions, self.draw_above = predictions, draw_above
+        self.found: list[Found] = []
+        self.files: dict[str, str] = {}
+        self.scores: Scores | None = None
+        self.input_size: tuple[int, int, int] | None = None
+        # in the checkpoint: a run that resumes right behind the first decay has to see that it was one
+        self.register_buffer("peak_lr", torch.zeros((), dtype=torch.float64))
+
+    def check_fit(self, resumes: bool) -> None:
+        """Raise InputError unless the detector may be trained as it is; the command line asks before it writes a file.
+
+        Args:
+            resumes: the weights come from the checkpoint of a run.
+        """
+        if _packed(self.network):
+            raise InputError(
+                "the detector is packed and holds no latent weights to train: give the latent file as weights"
+            )
+        if not self.begun and not resumes:
+            named = f" (the config names {self.fetched[0]}, which is not fetched)" if self.fetched else ""
+            raise InputError(
+                f"the detector has no trained backbone to start from{named}: give its file as model.backbone, or set "
+                f"model.from_scratch true"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: the weights of a run are there."""
+        self.begun = True
+
+    def on_fit_start(self) -> None:
+        """Lightning's hook, behind the checkpoint's loading."""
+        self.check_fit(resumes=False)
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook."""
+        self._check_evaluation("validate")
+
+    def on_test_start(self) -> None:
+        """Lightning's hook."""
+        self._check_evaluation("test")
+
+    def on_predict_start(self) -> None:
+        """Lightning's hook."""
+        self._check_evaluation("predict")
+
+    def _check_evaluation(self, run: str) -> None:
+        if not self.begun:
+            raise InputError(
+                f"there are no trained weights to {run}: give a detector's file as model.weights or a run's "
+                f"checkpoint as ckpt_path"
+            )
+
+    def forward(self, images: Tensor) -> Any:
+        """Images (N, 3, H, W), normalised -> the raw outputs of the heads, as mmdet's mode "tensor"."""
+        return self.network(images)
+
+    def prepared(self, batch: Batch, training: bool) -> dict[str, Any]:
+        """inputs (N, 3, H, W), normalised and padded to the largest, and data_samples, on the module's device."""
+        preprocessor = self.network.data_preprocessor
+        # mmdet's preprocessor moves tensors to the device that it was told, which Lightning does not tell it
+        if preprocessor.device != self.device:
+            preprocessor.to(self.device)
+        data: dict[str, Any] = preprocessor(batch, training)
+        return data
+
+    def on_train_start(self) -> None:
+        """Bind a schedule that advances by steps to their number (see ClassificationModule: not before)."""
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
+            scheduler.bind(int(self.trainer.estimated_stepping_batches))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Switch the bottlenecks on at the first step whose learning rate is below an earlier one's."""
+        optimizer: Any = self.optimizers()
+        lr = float(optimizer.param_groups[0]["lr"])
+        if lr < float(self.peak_lr) * (1 - 1e-9):
+            for module in self.network.modules():
+                if isinstance(module, Bottleneck):
+                    module.switch_on()
+        self.peak_lr.fill_(max(lr, float(self.peak_lr)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; stops the run at the first loss that is not finite."""
+        data = self.prepared(batch, training=True)
+        loss, parts = self.network.parse_losses(self.network(**data, mode="loss"))
+        if not torch.isfinite(loss):
+            images = data["inputs"]
+            where = first_not_finite(self.network, images, lambda: self.network(**data, mode="loss"))
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}, first not finite in {where}: "
+                f"lower the learning rate or look at that batch"
+            )
+        number = len(batch["inputs"])
+        named = {f"train_{name}": value.detach() for name, value in parts.items() if name != "loss"}
+        self.log_dict(named, batch_size=number)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=number)
+        self.log("train_loss_epoch", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=number)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.found += gather(self.detect(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.found += gather(self.detect(batch))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[mm.InstanceData]:
+        """bboxes, scores and labels of each image of a batch; draws it into the folder of predictions."""
+        samples = self.detect(batch)
+        found = gather(samples)
+        sources = [sample.metainfo["img_path"] for sample in samples if not sample.metainfo.get("padded", False)]
+        for source, image in zip(sources, found, strict=True):
+            target = self.prediction_folder / f"{image.identity}.png"
+            write_picture(source, target, image, self.classes, self.draw_above)
+            self.files[image.identity] = Path(source).name
+        self.found += found
+        return [sample.pred_instances for sample in samples]
+
+    def detect(self, batch: Batch) -> list[mm.DetDataSample]:
+        """The batch's samples with pred_instances (bboxes, scores, labels) in pixels of the images themselves."""
+        data = self.prepared(batch, training=False)
+        self.input_size = tuple(data["inputs"].shape[1:])
+        samples: list[mm.DetDataSample] = self.network(**data, mode="predict")
+        return samples
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes: the data module's, else VOC's, else numbers."""
+        data = getattr(self._trainer, "datamodule", None)
+        names = getattr(data, "classes", VOC_CLASSES)
+        return names if len(names) == self.num_classes else [str(i) for i in range(self.num_classes)]
+
+    @property
+    def prediction_folder(self) -> Path:
+        """Where predict writes."""
+        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+
+    def on_validation_epoch_end(self) -> None:
+        """Lightning's hook."""
+        self._report("val_")
+
+    def on_test_epoch_end(self) -> None:
+        """Lightning's hook; the first process prints."""
+        scores = self._report("test_")
+        if not self.trainer.is_global_zero:
+            return
+        print(scores.table())
+        try:
+            assert self.input_size is not None
+            print(detector_cost(self.network, self.input_size).sentence())
+        except InputError as error:
+            print(f"OPs are not given: {error}; parameters {sum(p.numel() for p in self.network.parameters()):,}")
+
+    def on_predict_epoch_end(self) -> None:
+        """Lightning's hook; the first process writes predictions.json."""
+        files = self.files
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, files)
+            files = {name: file for part in parts for name, file in part.items()}
+        found, self.found, self.files = from_all_processes(self.found), [], {}
+        if self.trainer.is_global_zero:
+            write_results(self.prediction_folder / "predictions.json", found, files, self.classes)
+            number = sum(len(image.scores) for image in found)
+            print(f"{self.prediction_folder}: {len(found):,} images drawn, {number:,} detections in predictions.json")
+
+    def _report(self, stage: str) -> Scores:
+        found, self.found = from_all_processes(self.found), []
+        self.scores = score(found, self.classes)
+        values = {name: getattr(self.scores, name) for name in ("map_area", "coco", "coco50", "coco75")}
+        # every process has all images and the same numbers: their mean is each of them
+        self.log_dict({stage + name: value for name, value in values.items()}, sync_dist=True)
+        self.log(f"{stage}map_11point", self.scores.map_11point, prog_bar=True, sync_dist=True)
+        return self.scores
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups: list[Any] = trained
+        if self.decay is not None:
+            groups = self.decay.groups(self.network)
+            for group in groups:
+                group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+        optimizer = self.make_optimizer(groups)
+        attach_latent_clip(optimizer, self.network)
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
+            scheduler.bind(self.trainer.max_epochs or 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+
+def model_config(model: str | dict[str, Any], overrides: dict[str, Any], num_classes: int) -> Any:
+    """The model of an mmdet config file, or a model as a dict, with `overrides` and the number of classes in its box
+    heads. Raises InputError for a config without a model."""
+    whole = mm.load_config(model) if isinstance(model, str) else mm.Config({"model": dict(model)})
+    if not whole.get("model"):
+        raise InputError(f"config {model} has no model: give an mmdet config file that has one")
+    try:
+        whole.merge_from_dict({f"model.{name}": value for name, value in overrides.items()})
+    except (TypeError, KeyError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.overrides cannot be set ({reason}): name parts of the config") from error
+    _set_classes(whole.model, num_classes)
+    return whole.model
+
+
+def _set_classes(config: Any, number: int) -> None:
+    """Set num_classes of every bbox_head, wherever in the config; a cascade has a list of them."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        heads = value if isinstance(value, list | tuple) else [value]
+        for head in heads:
+            if key == "bbox_head" and isinstance(head, dict):
+                head["num_classes"] = number
+            _set_classes(head, number)
+
+
+def _load_weights(network: nn.Module, path: str) -> None:
+    if Path(path).suffix == ".safetensors":
+        load_checkpoint(path, network).train()
+    else:
+        load_official(network, path)
+
+
+def _packed(network: nn.Module) -> bool:
+    return any(isinstance(module, PackedLayer) for module in network.modules())
