@@ -201,3 +201,15 @@ print([name for name in set(sys.modules) - before if name.split(".")[0] == "cuda
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
+    compiler()
+    # in a process of its own: what the bindings write into a shared b" " would break whatever reads bytes afterwards
+    code = (
+        "from esbnn_core.kernels.cuda.library import Kernel, compiled\n"
+        "code, log = compiled(Kernel('pack'), 'sm_90')\n"
+        "print(repr(log), code[:4], [value for value in range(256) if bytes([value])[0] != value])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split(maxsplit=2) == ["''", r"b'\x7fELF'", "[]\n"]

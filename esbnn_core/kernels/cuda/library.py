@@ -63,6 +63,15 @@ def _checked(results: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _room(size: int) -> bytes:
+    """At least `size` bytes for the bindings to write into, which take no other type.
+
+    Never a single one: Python has one object for each of these, and writing an empty log's final 0 into b" " would turn
+    every b" " of the process into b"\\0".
+    """
+    return b" " * (size + 2)
+
+
 def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
     """Machine code of a kernel for e.g. "sm_90", and the compiler's log; needs NVRTC and no device.
 
@@ -80,16 +89,17 @@ def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -
     try:
         words = [f"--gpu-architecture={architecture}", *OPTIONS, *kernel.macros(), *options]
         error = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        log = _room(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
         _checked(nvrtc.nvrtcGetProgramLog(program, log))
         text = log.decode(errors="replace").strip("\0 \n")
         if int(error) != 0:
             raise RuntimeError(f"NVRTC cannot compile {source} for {architecture}: {text or error.name}")
-        code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+        size = _checked(nvrtc.nvrtcGetCUBINSize(program))
+        code = _room(size)
         _checked(nvrtc.nvrtcGetCUBIN(program, code))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return code, text
+    return code[:size], text
 
 
 @functools.cache
