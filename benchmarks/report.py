@@ -93,12 +93,25 @@ def steps(record: dict[str, Any]) -> str:
     return table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
 
 
+def detection(record: dict[str, Any]) -> str:
+    """Packed detectors against their latent networks, median milliseconds."""
+    rows = record["rows"]
+    names = list(rows[0]["us"])
+    over = ["torch over packed", "torch over packed with suppression"]
+    body = [
+        [row["detector"], *(f"{row['us'][n]['median'] / 1000:.0f}" for n in names), *(f"{row[n]:.2f}" for n in over)]
+        for row in rows
+    ]
+    return table(["detector, ms", *names, *over], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "networks": networks,
     "networks_batch8": networks,
     "agreement": agreement,
     "sizes": sizes,
+    "detection": detection,
     "kept": kept,
     "steps": steps,
 }

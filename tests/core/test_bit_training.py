@@ -25,7 +25,7 @@ from esbnn_core.unit import BinaryUnit
 from tests.core.test_unit import OPTIONS, build, randn, relative
 
 GRID: list[dict[str, Any]] = [
-    *OPTIONS,
+    *(options for options in OPTIONS if "bias" not in options),
     {"weight_quantizer": "recu", "ste": "tent", "act": "hardtanh", "learned_scale": True},
     {"weight_quantizer": "recu", "ste": "tent", "tau": 2, "act": "prelu"},
     {"weight_quantizer": "absmean_attached", "pad_value": -1, "stride": 2, "act": "hardtanh", "padding": 2},
@@ -93,6 +93,16 @@ def test_a_unit_gives_the_plain_units_gradients(
     compare(run(twin, x), want, 1e-12)
     exact = copy.deepcopy(single).double()
     compare(run(single, x.float()), run(train_plain_(exact), x.float().double()), 1e-6)
+
+
+def test_a_unit_whose_convolution_has_a_bias_takes_its_sums_alone_from_bits() -> None:
+    (options,) = (options for options in OPTIONS if "bias" in options)
+    unit = unit_of(options)
+    x = randn(3, 8 * unit.tau * unit.groups, 7, 5, seed=7)
+    twin = copy.deepcopy(unit)
+    with pytest.warns(UserWarning, match="only its convolution runs on bits, its convolution is a BinaryConv2d"):
+        train_on_bits_(twin)
+    compare(run(twin, x), run(unit, x), 1e-12)
 
 
 @pytest.mark.parametrize("ste", ["poly2", "clip"])

@@ -1,30 +1,9 @@
 """XNOR-style baseline: ResNet's own shortcuts, zero borders, boxes of four values, no bottleneck."""
 
-_base_ = ["voc_faster_rcnn_r18.py"]
+_base_ = ["bireal_faster_rcnn_r18.py"]
 
 model = dict(
-    type="FasterRCNN",
-    data_preprocessor={{_base_.preprocessor}},
-    backbone=dict(type="BiDetResNet18", variant="xnor", shortcuts=False, frozen_stem=True),
-    rpn_head=dict(
-        type="BiDetRPNHead",
-        variant="xnor",
-        anchor_generator={{_base_.anchors}},
-        bbox_coder={{_base_.plain_rpn_coder}},
-        loss_cls={{_base_.rpn_loss_cls}},
-        loss_bbox={{_base_.rpn_loss_bbox}},
-    ),
-    roi_head=dict(
-        type="BiDetRoIHead",
-        bbox_roi_extractor=dict(
-            type="SingleRoIExtractor",
-            roi_layer={{_base_.roi_layer}},
-            out_channels=256,
-            featmap_strides=(16,),
-        ),
-        shared_head=dict(type="BiDetResLayer", variant="xnor", shortcuts=False),
-        bbox_head=dict(type="BiDetBBoxHead", num_classes=20, bbox_coder={{_base_.plain_roi_coder}}),
-    ),
-    train_cfg={{_base_.train_cfg}},
-    test_cfg={{_base_.test_cfg}},
+    backbone=dict(variant="xnor", shortcuts=False),
+    rpn_head=dict(variant="xnor"),
+    roi_head=dict(shared_head=dict(variant="xnor", shortcuts=False)),
 )
