@@ -21,6 +21,11 @@ from esbnn_core.unit import BinaryUnit, fold_norm
 HALF = (torch.bfloat16, torch.float16)
 
 
+def stream_dtype(x: Tensor) -> torch.dtype | None:
+    """What an output takes from its input: a half-precision type, or None for the type of `scale`."""
+    return x.dtype if x.dtype in HALF else None
+
+
 class PackedLayer(nn.Module):
     """Shared part: weight bits, scale, bias and the shift of the input's sign.
 
@@ -143,7 +148,7 @@ class PackedConv2d(PackedLayer):
             0 if following is None else following.groups,
             self.lanes,
             self.shift if bits is None else None,
-            x.dtype if x.dtype in HALF else None,
+            stream_dtype(x),
         )
         # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
         # channels_last has its channels next to each other
@@ -180,7 +185,7 @@ class PackedUnit(PackedConv2d):
         if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):
             self.prelu.copy_(unit.inner_act.weight)
         if self.rprelu is not None and isinstance(unit.act, RPReLU):
-            self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
+            self.rprelu.copy_(rprelu_rows(unit.act))
         return self
 
     def hands_to(self, following: nn.Module | None) -> bool:
@@ -208,7 +213,8 @@ class PackedLinear(PackedLayer):
         y: Tensor = kernels.binary_linear(
             bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias, self.lanes
         )
-        return y.to(x.dtype) if x.dtype in HALF else y
+        dtype = stream_dtype(x)
+        return y if dtype is None else y.to(dtype)
 
 
 class PackedTokenUnit(PackedLinear):
@@ -229,7 +235,7 @@ class PackedTokenUnit(PackedLinear):
         check_statistics(unit.norm, name)
         scale, bias = unit.affine()
         self._fill(unit.linear, scale, bias, name)
-        self.rprelu.copy_(torch.stack([unit.act.shift_in, unit.act.slope, unit.act.shift_out]))
+        self.rprelu.copy_(rprelu_rows(unit.act))
         return self
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
@@ -250,9 +256,14 @@ class PackedTokenUnit(PackedLinear):
             rprelu=self.rprelu,
             lanes=self.lanes,
             shift=self.shift,
-            out_dtype=x.dtype if x.dtype in HALF else None,
+            out_dtype=stream_dtype(x),
         )
         return y.squeeze(2).transpose(1, 2)
+
+
+def rprelu_rows(act: RPReLU) -> Tensor:
+    """shift_in, slope, shift_out as the operator's rprelu (3, C)."""
+    return torch.stack([act.shift_in, act.slope, act.shift_out])
 
 
 def check_statistics(norm: nn.Module, name: str) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from esbnn_core.kernels import cpu, cuda, naive
 from esbnn_core.kernels.checks import check_conv, check_linear, check_pack, words_of
+from esbnn_core.kernels.linear import long_row
 
 __all__ = ["binary_conv2d", "binary_linear", "cpu", "cuda", "lanes_of", "naive", "pack_sign", "words_of"]
 
@@ -222,8 +223,8 @@ def _binary_linear(
     lanes: Tensor | None = None,
 ) -> Tensor:
     check_linear(x, weight, features, groups, copies, scale, bias)
-    multiply = cuda.binary_linear if x.is_cuda else cpu.binary_linear
-    done = multiply(x, weight, lanes, features, groups, copies, scale, bias)
+    convolve = cuda.binary_conv2d if x.is_cuda else cpu.binary_conv2d
+    done = long_row(convolve, x, weight, lanes, features, groups, copies, scale, bias)
     if done is not None:
         return done
     total = naive.linear_sum(x, weight, features, groups)

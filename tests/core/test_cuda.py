@@ -3,6 +3,7 @@
 What is checked without one: tests/core/test_cuda_compile.py and test_cuda_arithmetic.py.
 """
 
+import inspect
 from typing import Any
 
 import pytest
@@ -169,20 +170,18 @@ def test_the_packed_layers_of_a_network_give_the_cpus_bits(name: str, monkeypatc
     calls: list[tuple[tuple[Any, ...], tuple[Tensor, Tensor]]] = []
     own = kernels.binary_conv2d
 
-    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
-        calls.append((arguments, own(*arguments)))
+    def recorded(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        given = inspect.signature(own).bind(*arguments, **named)
+        given.apply_defaults()
+        calls.append((given.arguments, own(*arguments, **named)))
         return calls[-1][1]
 
     model = pack_(annealed(stir(create_model(name), 0)))
     monkeypatch.setattr(kernels, "binary_conv2d", recorded)
     model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert len(calls) > 10
-    order = list(drawn(0))[:16]
     for arguments, want in calls:
-        named = dict(zip([*order, "lanes", "shift", "out_dtype"], arguments, strict=False))
-        named = {"shift": None, "out_dtype": None} | named
-        named.pop("lanes")
-        assert equal(convolve(moved(named)), want)
+        assert equal(convolve(moved({k: v for k, v in arguments.items() if k != "lanes"})), want)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import cpu, cuda
 from esbnn_core.kernels.cuda import launch
+from esbnn_core.kernels.linear import long_row
 from tests.core import paths
 from tests.core.emulation import Emulator, build, convolve
 from tests.core.test_native import KINDS, drawn, layouts
@@ -169,7 +170,7 @@ def test_a_matrix_product_is_a_long_row(device: Emulator) -> None:
         for affine in ((None, None), (scale, bias)):
             want = kernels.binary_linear(x, weight, features * groups, groups, copies, *affine)
             for lanes in (None, cuda.lanes_of(weight, groups)):
-                got = cuda.binary_linear(x, weight, lanes, features * groups, groups, copies, *affine)
+                got = long_row(cuda.binary_conv2d, x, weight, lanes, features * groups, groups, copies, *affine)
                 assert got is not None and got.dtype == want.dtype and torch.equal(got, want)
 
 
@@ -207,7 +208,7 @@ def test_whole_networks_give_the_cpus_logits(device: Emulator, monkeypatch: pyte
     model = pack_(stir(create_model("es_reactnet_resnet8", groups=2), 0))
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     want = model(x)
-    for name in ("pack_sign", "binary_conv2d", "binary_linear"):
+    for name in ("pack_sign", "binary_conv2d"):
         monkeypatch.setattr(cpu, name, getattr(cuda, name))
     assert torch.equal(model(x), want)
     assert sum(kernel.function == "conv" for kernel in device.launched) >= 6

@@ -13,7 +13,7 @@ from torch import Tensor
 from esbnn_core.kernels.checks import words_of
 from esbnn_core.kernels.cpu.library import Library, Status, choose
 
-__all__ = ["Status", "binary_conv2d", "binary_linear", "choose", "lanes_of", "pack_sign"]
+__all__ = ["Status", "binary_conv2d", "choose", "lanes_of", "pack_sign"]
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How the library numbers the dtypes of activations, residuals and outputs (conv.h)."""
@@ -188,24 +188,3 @@ def binary_conv2d(
     if library.handle.esbnn_conv(library.path, shape, pointers):
         raise MemoryError(f"no memory for the packed activations of {images} images of {height}x{width}")
     return y, bits
-
-
-def binary_linear(
-    x: Tensor,
-    weight: Tensor,
-    lanes: Tensor | None,
-    features: int,
-    groups: int,
-    copies: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor | None:
-    """As esbnn_core.kernels.binary_linear with checked arguments, or None: a convolution with one long row."""
-    rows = x.reshape(1, 1, -1, x.shape[-1])
-    one, zero = (1, 1), (0, 0)
-    none = (None, None, None, None, 0, None, None)
-    size = (1, rows.shape[2])
-    done = binary_conv2d(
-        rows, weight[:, None, None], lanes, features, one, zero, -1, one, groups, copies, scale, bias, *none, size
-    )
-    return None if done is None else done[0].permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)

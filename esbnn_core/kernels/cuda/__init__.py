@@ -17,7 +17,7 @@ from esbnn_core.kernels.cuda.lanes import lanes_of as lay_out
 from esbnn_core.kernels.cuda.launch import TYPES, Conv, Pack, launch_conv, launch_pack
 from esbnn_core.kernels.cuda.library import Gpu, choose, path_of
 
-__all__ = ["Status", "binary_conv2d", "binary_linear", "choose", "lanes_of", "pack_sign", "path_of"]
+__all__ = ["Status", "binary_conv2d", "choose", "lanes_of", "pack_sign", "path_of"]
 
 LIMIT = 2**31
 """Pixels of an input or an output that the kernels count; values may be more."""
@@ -145,24 +145,3 @@ def binary_conv2d(
         sign_groups=sign_groups,
     )
     return y.permute(0, 3, 1, 2), launch_conv(gpu, conv)
-
-
-def binary_linear(
-    x: Tensor,
-    weight: Tensor,
-    lanes: Tensor | None,
-    features: int,
-    groups: int,
-    copies: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor | None:
-    """As esbnn_core.kernels.binary_linear with checked arguments, or None: a convolution with one long row."""
-    rows = x.reshape(1, 1, -1, x.shape[-1])
-    one, zero = (1, 1), (0, 0)
-    none = (None, None, None, None, 0, None, None)
-    size = (1, rows.shape[2])
-    done = binary_conv2d(
-        rows, weight[:, None, None], lanes, features, one, zero, -1, one, groups, copies, scale, bias, *none, size
-    )
-    return None if done is None else done[0].permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
