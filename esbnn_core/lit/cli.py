@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,21 +10,40 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.memory import keeps_freed_memory
 
 
 class TaskCLI(LightningCLI):
-    """LightningCLI whose `seed_everything` also seeds the data module and the start of every epoch."""
+    """LightningCLI whose `seed_everything` also seeds the data module and the start of every epoch.
+
+    Args:
+        links: attributes of the data module that the module takes under the same name.
+    """
+
+    def __init__(self, *args: Any, links: Sequence[str] = ("num_classes",), **kwargs: Any) -> None:
+        self.links = tuple(links)
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed, and the class count from the data."""
+        """One seed, and the links from the data."""
         parser.add_lightning_class_args(EpochSeed, "epoch_seed")
         parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        for name in self.links:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint that does not exist before anything is built; LightningCLI's hook."""
+        path = self._get(self.config, "ckpt_path")
+        word = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
+        if not word and not Path(str(path)).exists():
+            raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
 
     def instantiate_classes(self) -> None:
         """Build everything, and let a module that can (`check_data`) refuse its data before a file is written."""
         super().instantiate_classes()
+        if self.subcommand is not None:
+            keeps_freed_memory(self.trainer)
         check = getattr(getattr(self, "model", None), "check_data", None)
         if check is not None:
             check(self.datamodule)
@@ -44,9 +64,14 @@ def run(
     module: type[L.LightningModule],
     data: type[L.LightningDataModule],
     args: Sequence[str] | None = None,
+    *,
+    links: Sequence[str] = ("num_classes",),
     **trainer_defaults: Any,
 ) -> int:
     """Run fit, validate, test or predict from the command line; returns the exit code.
+
+    Args:
+        links: as TaskCLI. trainer_defaults: of the Trainer, under those of the config.
 
     Our samplers split the data over processes themselves and count every evaluation image once, so Lightning's
     sampler stays out (use_distributed_sampler).
@@ -55,6 +80,7 @@ def run(
         TaskCLI(
             module,
             data,
+            links=links,
             args=list(args) if args is not None else None,
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from esbnn_core import load_checkpoint
+from esbnn_core import load_checkpoint, train_on_bits_
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.foreign import load_official
 from esbnn_core.latent import attach_latent_clip
@@ -41,6 +41,8 @@ class DetectionModule(L.LightningModule):
         backbone: file of a trained backbone to start from (tasks.detection.weights). weights: file of a whole detector,
             a .safetensors latent or packed (a packed one cannot be trained) or an official one. Training needs one of
             the two, unless `from_scratch` says that it starts from random weights.
+        train_on_bits: take the sums of the binary units from the packed operators in training too
+            (esbnn_core.train_on_bits_): the same gradients from less memory.
         optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
         lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length. lr_interval: whether it advances every
             step or every epoch.
@@ -63,6 +65,7 @@ class DetectionModule(L.LightningModule):
         backbone: str | None = None,
         weights: str | None = None,
         from_scratch: bool = False,
+        train_on_bits: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -86,6 +89,8 @@ class DetectionModule(L.LightningModule):
             load_backbone_(self.network, backbone)
         if weights is not None:
             _load_weights(self.network, weights)
+        if train_on_bits and not _packed(self.network):  # a packed file is evaluated, and refused where fit begins
+            train_on_bits_(self.network)
         self.begun = from_scratch or backbone is not None or weights is not None
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.num_classes = decay, num_classes

@@ -1,0 +1,58 @@
+"""A CPU run keeps the memory of freed tensors: the kernel hands no page out twice."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import lightning as L
+import torch
+from esbnn_core.lit.memory import keeps_freed_memory
+
+trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+kept = sys.argv[1] == "keep" and keeps_freed_memory(trainer)
+
+def faults(mebibytes, rounds):
+    for _ in range(2):
+        torch.ones(mebibytes * 2**18)  # the first blocks of a size are new in any case
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(mebibytes * 2**18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(int(kept), faults(40, 20), faults(64, 20))
+"""
+
+
+def counted(mode: str, **variables: str) -> list[int]:
+    """Whether memory is kept, and the page faults of twenty tensors of 40 and of 64 MiB."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run(
+        [sys.executable, "-c", FAULTS, mode],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(number) for number in run.stdout.split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, whose malloc this sets")
+def test_freed_memory_is_taken_again() -> None:
+    kept, *few = counted("keep")
+    plain, *many = counted("plain")
+    assert (kept, plain) == (1, 0)
+    # a page is 4 KiB; under huge pages one fault brings 2 MiB
+    for mebibytes, faults, without in zip((40, 64), few, many, strict=True):
+        assert without >= 20 * mebibytes // 2
+        assert faults < without / 4  # one new block or two
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, whose malloc this sets")
+def test_a_variable_of_the_user_stands() -> None:
+    kept, *_ = counted("keep", MALLOC_ARENA_MAX="2")
+    assert kept == 0
