@@ -12,6 +12,7 @@ from torch import nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.models import BiDetResNet, BiDetVGG16, BinaryResNet, BinaryViT, BNext, ReActNetA, model_spec
+from esbnn_core.models.vgg import BiDetVGG16Classifier
 
 Rules = tuple[tuple[str, str], ...]
 """(pattern, replacement) of re.sub, applied in order."""
@@ -253,7 +254,8 @@ KEY_MAPS: dict[str, KeyMap] = {
         fix=_bidet_blocks,
     ),
     "bidet_vgg16": KeyMap(
-        fits=lambda model: isinstance(model, BiDetVGG16),
+        # the file holds the trunk alone: a classifier that was filled with it would answer from a random read-out
+        fits=lambda model: isinstance(model, BiDetVGG16) and not isinstance(model, BiDetVGG16Classifier),
         rules=(
             (r"^stem\.conv\.", "vgg.layers.0."),
             (r"^stem\.norm\.", "vgg.layers.1."),

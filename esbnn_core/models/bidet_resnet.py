@@ -108,22 +108,36 @@ class BiDetResNet(nn.Module):
         return self.stages.get_submodule("layer4")
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The map of stride 16 that a detector stands on."""
         x = self.stem(x)
         for name in ("layer1", "layer2", "layer3"):
             x = self.stages.get_submodule(name)(x)
         return x
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of whole images: forward, layer4, global average, first 512 channels, linear.
+        """Logits (N, num_classes) of whole images: features, layer4, global average, first 512 channels, linear.
 
         Raises:
             InputError: the trunk was built without num_classes.
         """
         if self.fc is None:
             raise InputError("the trunk has no read-out to classify with: build it with num_classes")
-        x = self.layer4(self(x)).mean((2, 3))
+        x = self.layer4(self.features(x)).mean((2, 3))
         logits: Tensor = self.fc(self.readout(x))
         return logits
+
+
+class BiDetResNetClassifier(BiDetResNet):
+    """The network that the trunk is pre-trained as: (N, in_channels, H, W) -> logits (N, num_classes), as classify.
+
+    Its tensors have the trunk's names, and fc.weight and fc.bias beside them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(x)
 
 
 def _base(
@@ -144,6 +158,26 @@ def _es(
     return BiDetResNet(Expansion(tau, groups, copy_spread), num_classes, in_channels, variant, shortcuts)
 
 
+def _classifier(
+    num_classes: int = 1000, in_channels: int = 3, variant: Variant = "bidet", shortcuts: bool = True
+) -> nn.Module:
+    return BiDetResNetClassifier(Expansion(), num_classes, in_channels, variant, shortcuts)
+
+
+def _es_classifier(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    tau: int = 2,
+    groups: int = 1,
+    copy_spread: float = 0.0,
+    variant: Variant = "bidet",
+    shortcuts: bool = True,
+) -> nn.Module:
+    return BiDetResNetClassifier(Expansion(tau, groups, copy_spread), num_classes, in_channels, variant, shortcuts)
+
+
 # images have a shorter side of 600
 register_model("bidet_resnet18", _base, 600, kind="trunk")
 register_model("es_bidet_resnet18", _es, 600, kind="trunk")
+register_model("bidet_resnet18_classifier", _classifier, 224)
+register_model("es_bidet_resnet18_classifier", _es_classifier, 224)

@@ -81,6 +81,36 @@ class BiDetVGG16(nn.Module):
         return source, self.conv7(self.relu6(self.conv6(x)))
 
 
+class BiDetVGG16Classifier(BiDetVGG16):
+    """The network that the trunk is pre-trained as: (N, in_channels, H, W) float -> logits (N, num_classes).
+
+    Global average of the final map, its first 1024 channels, a linear layer. The original's form behind the trunk is
+    not known, its file holds the trunk alone: this one is ours. Its tensors have the trunk's names, and fc.weight and
+    fc.bias beside them.
+
+    Args:
+        num_classes: of the read-out. Others and errors as BiDetVGG16.
+    """
+
+    def __init__(
+        self,
+        expansion: Expansion,
+        num_classes: int,
+        in_channels: int,
+        variant: Variant = "bidet",
+        shortcuts: bool = True,
+    ) -> None:
+        check_counts(num_classes=num_classes)
+        super().__init__(expansion, in_channels, variant, shortcuts)
+        self.readout, features = expansion.read_out(1024)
+        self.fc = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the same tensors, another product
+        _, x = super().forward(x)
+        logits: Tensor = self.fc(self.readout(x.mean((2, 3))))
+        return logits
+
+
 def _base(in_channels: int = 3, variant: Variant = "bidet", shortcuts: bool = True) -> nn.Module:
     return BiDetVGG16(Expansion(), in_channels, variant, shortcuts)
 
@@ -96,5 +126,25 @@ def _es(
     return BiDetVGG16(Expansion(tau, groups, copy_spread), in_channels, variant, shortcuts)
 
 
+def _classifier(
+    num_classes: int = 1000, in_channels: int = 3, variant: Variant = "bidet", shortcuts: bool = True
+) -> nn.Module:
+    return BiDetVGG16Classifier(Expansion(), num_classes, in_channels, variant, shortcuts)
+
+
+def _es_classifier(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    tau: int = 2,
+    groups: int = 1,
+    copy_spread: float = 0.0,
+    variant: Variant = "bidet",
+    shortcuts: bool = True,
+) -> nn.Module:
+    return BiDetVGG16Classifier(Expansion(tau, groups, copy_spread), num_classes, in_channels, variant, shortcuts)
+
+
 register_model("bidet_vgg16", _base, 300, kind="trunk")
 register_model("es_bidet_vgg16", _es, 300, kind="trunk")
+register_model("bidet_vgg16_classifier", _classifier, 224)
+register_model("es_bidet_vgg16_classifier", _es_classifier, 224)

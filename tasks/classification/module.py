@@ -68,7 +68,9 @@ class ClassificationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         if network in list_models(kind="trunk"):
-            raise InputError(f"network {network} is the trunk of a detector and gives no logits: choose a classifier")
+            raise InputError(
+                f"network {network} is the trunk of a detector and gives no logits: pre-train {network}_classifier"
+            )
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
         if real_weights and train_on_bits:
             raise InputError(

@@ -73,7 +73,9 @@ class MeanVarianceCoder(BaseBBoxCoder):
             return codes
         log_variance, mean = codes.split(4, -1)
         spread = (0.5 * log_variance).exp() * self.sigma
-        return torch.cat([log_variance, mean + torch.randn_like(mean) * spread], -1)
+        # not randn_like: it draws in the order of memory, which is another one where the network runs channels last
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+        return torch.cat([log_variance, mean + noise * spread], -1)
 
     def decode(
         self, bboxes: Tensor, pred_bboxes: Tensor, max_shape: Sequence[int] | None = None

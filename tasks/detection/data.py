@@ -15,6 +15,7 @@ from esbnn_core.lit.data import mix_seed, seeded
 from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
 from tasks.detection import pipelines
 from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, image_size, read_split
+from tasks.detection.batches import GroupedSampler
 
 Batch = dict[str, list[Any]]
 """inputs: images uint8 or float (3, H, W) in BGR; data_samples: a DetDataSample each."""
@@ -31,6 +32,8 @@ class VOCDataModule(L.LightningDataModule):
         classes: names in the order of their labels, default VOC's 20.
         skip_bad: leave out images whose file or annotation has a fault, and say how many and why.
         drop_empty: leave training images without an object out; they train as well, as nothing but background.
+        group_by_aspect: batches of training hold images that are all wide or all tall (tasks.detection.batches): less
+            padding where images keep their ratio of the sides.
         batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
         train_size, test_size: use the first so many images only (test_size of val too), 0 for all.
         seed: of every epoch's order and every image's augmentation (linked to seed_everything on the command line).
@@ -51,6 +54,7 @@ class VOCDataModule(L.LightningDataModule):
         classes: Sequence[str] = VOC_CLASSES,
         skip_bad: bool = False,
         drop_empty: bool = False,
+        group_by_aspect: bool = False,
         batch_size: int = 32,
         num_workers: int = 0,
         train_size: int = 0,
@@ -61,6 +65,7 @@ class VOCDataModule(L.LightningDataModule):
         self.root, self.predict, self.classes = root, predict, tuple(classes)
         self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.skip_bad, self.drop_empty, self.augment = skip_bad, drop_empty, augment
+        self.group_by_aspect = group_by_aspect
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_size, self.test_size = train_size, test_size
         if len(set(self.classes)) != len(self.classes) or not self.classes:
@@ -126,6 +131,9 @@ class VOCDataModule(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         train = part == "train"
         sampler = ResumableSampler(len(self.splits[part]), shuffle=train, seed=self.seed, rank=rank, world=world)
+        if train and self.group_by_aspect:
+            wide = [int(record["width"] >= record["height"]) for record in self.splits[part].records]
+            sampler = GroupedSampler(wide, self.batch_size, seed=self.seed, rank=rank, world=world)
         return ResumableLoader(
             self.splits[part],
             batch_size=self.batch_size,

@@ -20,6 +20,7 @@ try:
     import mmdet.models  # noqa: F401  (fills the registries)
     from mmdet.evaluation.functional import eval_map
     from mmdet.models.dense_heads import RPNHead, SSDHead
+    from mmdet.models.detectors import FasterRCNN
     from mmdet.models.layers import multiclass_nms
     from mmdet.models.roi_heads import BBoxHead, StandardRoIHead
     from mmdet.models.task_modules import AnchorGenerator
@@ -56,6 +57,7 @@ __all__ = [
     "Compose",
     "Config",
     "DetDataSample",
+    "FasterRCNN",
     "HorizontalBoxes",
     "InstanceData",
     "RPNHead",

@@ -3,6 +3,7 @@
 import tasks.detection.anchors
 import tasks.detection.backbones
 import tasks.detection.coder
+import tasks.detection.faster_rcnn
 import tasks.detection.official
 import tasks.detection.resnet_c4
 import tasks.detection.roi

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from esbnn_core.checkpoint import check_state
 from esbnn_core.errors import InputError
+from esbnn_core.models import BinaryResNet
 from esbnn_core.models.bidet_resnet import BiDetResNet, Variant
 from esbnn_core.models.trunk import Expansion
 from tasks.detection.mm import MODELS
@@ -36,7 +37,7 @@ class ESBiDetResNet18(nn.Module):
         trunk = BiDetResNet(Expansion(tau, groups, copy_spread), None, 3, variant, shortcuts)
         self.stem, self.stages = trunk.stem, trunk.stages
         del self.stages.layer4
-        self.frozen_stem = frozen_stem
+        self.variant, self.shortcuts, self.frozen_stem = variant, shortcuts, frozen_stem
         if frozen_stem:
             # in evaluation from here on: Lightning keeps every module's mode and never calls train
             self.stem.requires_grad_(False).eval()
@@ -91,7 +92,7 @@ class BiDetResLayer(ESBiDetResLayer):
         super().__init__(1, 1, 0.0, variant, shortcuts)
 
 
-def load_trunk_(detector: nn.Module, trunk: BiDetResNet) -> nn.Module:
+def load_trunk_(detector: nn.Module, trunk: BiDetResNet | BinaryResNet) -> nn.Module:
     """Copy a trunk, as load_official or a checkpoint fills it, into a Faster R-CNN's backbone and shared head.
 
     A read-out that the trunk was pre-trained with is left behind. Returns the detector.

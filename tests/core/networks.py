@@ -13,7 +13,7 @@ VIT = [name for name in list_models() if "binaryvit" in name]
 
 LIGHT = [name for name in list_models(kind="classifier") if not name.endswith(HEAVY) and name not in VIT]
 PLAIN = [name for name in LIGHT if not name.startswith(("es_", "rep_"))]
-WITHOUT_REP = ("latent_resnet18", "latent_resnet34")
+WITHOUT_REP = ("latent_resnet18", "latent_resnet34", "bidet_resnet18_classifier", "bidet_vgg16_classifier")
 """Plain networks that have an es_ version only."""
 
 

@@ -181,7 +181,7 @@ def test_the_trunk_of_ssd300_is_read_with_and_without_the_detectors_prefix(prefi
         load_official(create_model("reactnet_resnet18"), official)
 
 
-@pytest.mark.parametrize("name", ["bnext18", "latent_resnet18", "recu_resnet34"])
+@pytest.mark.parametrize("name", ["bnext18", "latent_resnet18", "recu_resnet34", "bidet_vgg16_classifier"])
 def test_networks_without_a_key_map_say_so(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)

@@ -177,6 +177,27 @@ def test_a_read_out_for_pre_training(name: str) -> None:
         made(name, num_classes=0)
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
+@pytest.mark.parametrize(("tau", "groups"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_classifier_reads_the_trunks_own_maps(name: str, tau: int, groups: int, shortcuts: bool) -> None:
+    options = {"tau": tau, "groups": groups, "variant": "bireal", "shortcuts": shortcuts}
+    model, trunk = made(f"es_{name}_classifier", num_classes=5, **options), made(f"es_{name}", **options)
+    assert model_spec(model).kind == "classifier" and model_spec(model).input_size == (3, 224, 224)
+    own = model.state_dict()
+    assert set(own) - set(trunk.state_dict()) == {"fc.weight", "fc.bias"}
+    trunk.load_state_dict({key: value for key, value in own.items() if not key.startswith("fc.")})
+    model.eval(), trunk.eval()
+    width = 512 if "resnet" in name else 1024
+    for x in (image(64, 64), image(50, 70)):
+        features = maps(trunk, x)[-1]
+        assert features.shape[1] == tau * groups * width
+        want = F.linear(features[:, :width].mean((2, 3)), model.fc.weight, model.fc.bias)
+        torch.testing.assert_close(model(x), want)
+    with pytest.raises(InputError, match="num_classes=0"):
+        made(f"{name}_classifier", num_classes=0)
+
+
 @pytest.mark.parametrize("name", TRUNKS)
 def test_widths_and_spreads_are_refused_by_layer(name: str) -> None:
     first = "stages.layer1.0" if "resnet" in name else "front.2"

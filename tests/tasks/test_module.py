@@ -164,7 +164,7 @@ def test_callbacks_log_flips_and_export_both_files(
 
 @pytest.mark.parametrize("name", ["bidet_resnet18", "es_bidet_vgg16"])
 def test_a_trunk_is_no_classifier(name: str) -> None:
-    with pytest.raises(InputError, match=f"network {name} is the trunk of a detector and gives no logits"):
+    with pytest.raises(InputError, match=f"gives no logits: pre-train {name}_classifier"):
         ClassificationModule(name, num_classes=10)
 
 

@@ -84,6 +84,7 @@ RATES: dict[str, tuple[float, Callable[[int, int], float], int, int]] = {
     "reactnet_a": (1.25e-3, linear, 128, 256),
     "adambnn_reactnet_a": (1.25e-3, linear, 256, 256),
     "bireal_r18": (1e-3, linear, 256, 512),
+    "bidet_": (1e-3, linear, 256, 512),
     "latent_r": (1e-3, linear, 256, 512),
     "bnext_large": (1e-3, bnext, 512, 128),
     "bnext": (1e-3, bnext, 512, 512),
@@ -103,6 +104,7 @@ def test_the_recipes_that_were_asked_for_are_there() -> None:
     want = {f"{name}_step{step}" for name in (*two, "rep_adambnn_reactnet_a") for step in (1, 2)}
     want |= {f"bnext_{size}" for size in ("tiny", "small", "middle", "large")} | {"es_bnext_tiny", "bireal_r18"}
     want |= {"binaryvit", "es_binaryvit", "recu_r18_imagenet", "latent_r18", "latent_r34"}
+    want |= {f"{prefix}bidet_{trunk}" for prefix in ("", "es_") for trunk in ("vgg16", "resnet18")}
     want |= {f"{prefix}recu_r20_cifar10" for prefix in ("", "rep_", "es_")}
     assert want <= set(NAMES)
 

@@ -1,17 +1,16 @@
 """BiDet (SC): Faster R-CNN over the binary ResNet-18 with a shortcut around every binary convolution.
 
-shortcuts=False, in backbone and shared_head, is BiDet without the extra ones.
+shortcuts=False in the backbone is BiDet without the extra ones; the other parts follow it.
 """
 
 _base_ = ["voc_faster_rcnn_r18.py"]
 
 model = dict(
-    type="FasterRCNN",
+    type="BiDetFasterRCNN",
     data_preprocessor={{_base_.preprocessor}},
     backbone=dict(type="BiDetResNet18", variant="bidet", shortcuts=True, frozen_stem=True),
     rpn_head=dict(
         type="BiDetRPNHead",
-        variant="bidet",
         anchor_generator={{_base_.anchors}},
         bbox_coder={{_base_.drawn_rpn_coder}},
         loss_cls={{_base_.rpn_loss_cls}},
@@ -24,10 +23,9 @@ model = dict(
         bbox_roi_extractor=dict(
             type="SingleRoIExtractor",
             roi_layer={{_base_.roi_layer}},
-            out_channels=256,
             featmap_strides=(16,),
         ),
-        shared_head=dict(type="BiDetResLayer", variant="bidet", shortcuts=True),
+        shared_head=dict(type="ESBiDetResLayer"),
         bbox_head=dict(type="BiDetBBoxHead", num_classes=20, bbox_coder={{_base_.drawn_roi_coder}}),
         feature_weight=0.02,
         prior_weight=0.05,

@@ -3,12 +3,11 @@
 _base_ = ["voc_faster_rcnn_r18.py"]
 
 model = dict(
-    type="FasterRCNN",
+    type="BiDetFasterRCNN",
     data_preprocessor={{_base_.preprocessor}},
     backbone=dict(type="BiDetResNet18", variant="bireal", shortcuts=True, frozen_stem=True),
     rpn_head=dict(
         type="BiDetRPNHead",
-        variant="bireal",
         anchor_generator={{_base_.anchors}},
         bbox_coder={{_base_.plain_rpn_coder}},
         loss_cls={{_base_.rpn_loss_cls}},
@@ -19,10 +18,9 @@ model = dict(
         bbox_roi_extractor=dict(
             type="SingleRoIExtractor",
             roi_layer={{_base_.roi_layer}},
-            out_channels=256,
             featmap_strides=(16,),
         ),
-        shared_head=dict(type="BiDetResLayer", variant="bireal", shortcuts=True),
+        shared_head=dict(type="ESBiDetResLayer"),
         bbox_head=dict(type="BiDetBBoxHead", num_classes=20, bbox_coder={{_base_.plain_roi_coder}}),
     ),
     train_cfg={{_base_.train_cfg}},

@@ -1,7 +1,8 @@
 """What every Faster R-CNN on PASCAL VOC has: images, matching, proposals and detection; values of BiDet's (spec 7.4).
 
-Differs from the paper: a batch's images are padded to the largest, where the original also crops them to one ratio of
-the sides; an image's flipped copy is drawn half of the time, not appended to the list.
+Differs from the paper: a batch's images are padded to the largest, where the original crops them to one ratio of the
+sides too (data.group_by_aspect keeps wide and tall ones apart); an image's flipped copy is drawn half of the time, not
+appended to the list.
 """
 
 mean = (123.675, 116.28, 103.53)  # RGB, of 0..255: ImageNet's of images over 255; the images are read as BGR

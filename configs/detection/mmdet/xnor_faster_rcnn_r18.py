@@ -2,8 +2,4 @@
 
 _base_ = ["bireal_faster_rcnn_r18.py"]
 
-model = dict(
-    backbone=dict(variant="xnor", shortcuts=False),
-    rpn_head=dict(variant="xnor"),
-    roi_head=dict(shared_head=dict(variant="xnor", shortcuts=False)),
-)
+model = dict(backbone=dict(variant="xnor", shortcuts=False))

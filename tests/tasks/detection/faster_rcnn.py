@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.unit import BinaryUnit
-from tasks.detection import anchors, coder, resnet_c4, roi, rpn  # noqa: F401  (their names in mmdet's registries)
+from tasks.detection import networks  # noqa: F401  (their names in mmdet's registries)
 from tasks.detection.bottleneck import Bottleneck
 from tasks.detection.mm import DetDataSample, InstanceData, build, load_config
 

@@ -72,6 +72,15 @@ def test_draws_have_the_mean_and_spread_they_are_given() -> None:
     assert MeanVarianceCoder().drawn(codes) is codes
 
 
+def test_a_draw_does_not_depend_on_the_layout_of_memory() -> None:
+    codes = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    drawn = []
+    for same in (codes, codes.movedim(-1, 0).contiguous().movedim(0, -1)):
+        torch.manual_seed(0)
+        drawn.append(MeanVarianceCoder(sigma=0.1).drawn(same))
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], codes)
+
+
 def test_a_draw_teaches_the_variance() -> None:
     """d(mean + n s e^(v/2))/dv = n s e^(v/2) / 2, half of the draw's distance from the mean."""
     torch.manual_seed(0)

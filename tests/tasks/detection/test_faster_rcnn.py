@@ -11,7 +11,6 @@ from tasks.detection.mm import InstanceData
 from tests.tasks.detection.faster_rcnn import NAMES, batch, losses, made, predictions, sample, stir, switch_on
 
 PLAIN_LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox"}
-PARTS = ("backbone", "rpn_head", "roi_head__shared_head")
 TERMS = {"loss_rpn_feature", "loss_rpn_prior", "loss_roi_feature", "loss_roi_prior"}
 
 
@@ -130,8 +129,7 @@ def test_losses_are_of_the_means_alone() -> None:
 
 
 def test_without_expansion_es_is_the_plain_detector() -> None:
-    single = {f"{part}__{key}": 1 for part in PARTS for key in ("tau", "groups")}
-    es = made("es_bidet", roi_head__bbox_roi_extractor__out_channels=256, **single)
+    es = made("es_bidet", backbone__tau=1)
     plain = made("bidet")
     assert list(es.state_dict()) == list(plain.state_dict())
     es.load_state_dict(plain.state_dict())
@@ -147,11 +145,29 @@ def test_an_image_without_room_for_an_anchor_is_named() -> None:
 
 
 def test_wrong_options_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="rpn_conv has width 512, which tau=3"):
-        made("es_bidet", rpn_head__tau=3)
+    with pytest.raises(InputError, match="has width 64, which tau=3"):
+        made("es_bidet", backbone__tau=3)
     for part in ("rpn_head", "roi_head", "roi_head__bbox_head", "backbone"):
         with pytest.raises(InputError, match="featur_weight"):
             made("bidet", **{f"{part}__featur_weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "sentence"),
+    [
+        ("es_bidet", "rpn_head__tau", 1, r"rpn_head has tau=1, the backbone asks for 2: leave rpn_head\.tau out"),
+        ("bidet", "roi_head__shared_head__groups", 2, r"shared_head has groups=2, the backbone asks for 1"),
+        ("xnor", "rpn_head__variant", "bidet", r"rpn_head has variant=bidet, the backbone asks for xnor"),
+        ("xnor", "roi_head__shared_head__shortcuts", True, r"has shortcuts=True, the backbone asks for False"),
+        ("es_bidet", "roi_head__bbox_roi_extractor__out_channels", 256, r"out_channels=256, the backbone asks for 512"),
+        ("es_bidet", "roi_head__shared_head__type", "BiDetResLayer", r"is a BiDetResLayer without tau.*has tau=2"),
+        ("bidet", "backbone__type", "ResNet", r"was given the backbone ResNet, ESBiDetResNet18 or"),
+        ("bidet", "rpn_head__type", "RPNHaed", r"RPNHaed is in no registry of mmdet"),
+    ],
+)
+def test_parts_that_do_not_fit_the_backbone_are_named(name: str, place: str, value: object, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        made(name, **{place: value})
 
 
 def test_targets_of_the_first_stage_follow_the_original() -> None:

@@ -24,7 +24,7 @@ PIPELINE = "configs/detection/mmdet/voc_faster_rcnn_r18.py"
 def test_recipe_and_model_belong_together(name: str) -> None:
     recipe = yaml.safe_load((ROOT / "configs" / "detection" / f"{name}_faster_rcnn_r18.yaml").read_text())
     assert (ROOT / recipe["model"]["model"]) == CONFIGS / f"{name}_faster_rcnn_r18.py"
-    assert recipe["data"]["pipeline"] == PIPELINE
+    assert (recipe["data"]["pipeline"], recipe["data"]["group_by_aspect"]) == (PIPELINE, True)
     schedule = recipe["model"]["lr_scheduler"]["init_args"]
     assert (recipe["trainer"]["max_epochs"], recipe["model"]["lr_interval"]) == (12, "epoch")
     assert schedule == {"milestones": [9] if name == "real" else [6, 10], "gamma": 0.1}
@@ -133,10 +133,8 @@ def test_operations_are_the_published_trunks_and_the_heads() -> None:
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(4, 1), (2, 2)])
-def test_other_factors_are_set_in_four_places(tau: int, groups: int) -> None:
-    parts = ("backbone", "rpn_head", "roi_head.shared_head")
-    changes = {f"{part}.{key}": value for part in parts for key, value in (("tau", tau), ("groups", groups))}
-    changes["roi_head.bbox_roi_extractor.out_channels"] = tau * groups * 256
+def test_other_factors_are_set_in_the_backbone_alone(tau: int, groups: int) -> None:
+    changes = {"backbone.tau": tau, "backbone.groups": groups}
     model = build(model_config(f"{CONFIGS}/es_bidet_faster_rcnn_r18.py", changes, 7)).eval()
     with torch.no_grad():
         features = model.extract_feat(torch.randn(1, 3, 64, 64))

@@ -106,6 +106,8 @@ def test_variants_without_extra_shortcuts_have_resnets_own() -> None:
         first, second = block.units
         assert torch.equal(block(x), second(first(x)) + block.shortcut(x))
     assert block.shortcut(x).shape == (1, 128, 5, 4)
+    regions = made("bidet", backbone__shortcuts=False).roi_head.shared_head
+    assert sum(isinstance(module, PlainBlock) for module in regions.modules()) == 2
     # the same weights and operations as with them
     counts = [count(create_model("bidet_resnet18", shortcuts=s), (3, 96, 80)) for s in (True, False)]
     assert counts[0].bops == counts[1].bops and counts[0].flops == counts[1].flops

@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from esbnn_core import create_model, save_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.foreign import to_official
+from esbnn_core.lit.callbacks import ExportWeights
+from tasks.classification.module import ClassificationModule
 from tasks.detection import mm
 from tasks.detection.resnet_c4 import ESBiDetResLayer, ESBiDetResNet18
 from tasks.detection.weights import load_backbone_
@@ -17,17 +21,25 @@ from tasks.detection.weights import load_backbone_
 class Regions(torch.nn.Module):
     """As much of a RoI head as a backbone's file fills."""
 
-    def __init__(self, tau: int) -> None:
+    def __init__(self, tau: int, variant: Any) -> None:
         super().__init__()
-        self.shared_head = ESBiDetResLayer(tau=tau)
+        self.shared_head = ESBiDetResLayer(tau=tau, variant=variant)
 
 
 class Detector(torch.nn.Module):
     """As much of a Faster R-CNN."""
 
-    def __init__(self, tau: int) -> None:
+    def __init__(self, tau: int, variant: Any = "bidet") -> None:
         super().__init__()
-        self.backbone, self.roi_head = ESBiDetResNet18(tau=tau), Regions(tau)
+        self.backbone, self.roi_head = ESBiDetResNet18(tau=tau, variant=variant), Regions(tau, variant)
+
+
+class SSD(torch.nn.Module):
+    """As much of an SSD300."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.backbone = mm.build({"type": "ESBiDetVGG16", "tau": 1, **options})
 
 
 def trunk(name: str, **options: Any) -> Any:
@@ -76,16 +88,60 @@ def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
     else:
         save_checkpoint(source, path)
 
-    class SSD(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = mm.build({"type": "BiDetVGG16"})
-
     detector: Any = load_backbone_(SSD(), path)
     loaded = detector.backbone.trunk.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.state_dict().items())
     with pytest.raises(InputError, match=r"gone\.pth does not exist"):
         load_backbone_(detector, "gone.pth")
+
+
+@pytest.mark.parametrize("tau", [1, 2])
+@pytest.mark.parametrize("kind", ["resnet18", "vgg16"])
+def test_what_a_pre_training_exports_fills_the_detector(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, tau: int
+) -> None:
+    """Two steps of the classifier over the trunk; every tensor arrives but the read-out's, which are named."""
+    torch.manual_seed(0)
+    images = DataLoader(TensorDataset(torch.randn(4, 3, 48, 48), torch.tensor([0, 3, 1, 2])), batch_size=2)
+    module = ClassificationModule(f"es_bidet_{kind}_classifier", 4, {"tau": tau})
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_steps=2, enable_checkpointing=False, callbacks=[ExportWeights(str(tmp_path))], **silent)
+    trainer.fit(module, images)
+    detector: Any = Detector(tau) if kind == "resnet18" else SSD(tau=tau)
+    with caplog.at_level("INFO"):
+        load_backbone_(detector, tmp_path / "weights.safetensors")
+    assert "the read-out (fc.weight, fc.bias) is left behind, all else is loaded" in caplog.text
+    if kind == "vgg16":
+        got = dict(detector.backbone.trunk.state_dict())
+    else:
+        layer4 = detector.roi_head.shared_head.state_dict()
+        got = {**detector.backbone.state_dict(), **{f"stages.{name}": tensor for name, tensor in layer4.items()}}
+    want = {name: tensor for name, tensor in module.network.state_dict().items() if not name.startswith("fc.")}
+    assert got.keys() == want.keys() and all(torch.equal(tensor, want[name]) for name, tensor in got.items())
+
+
+@pytest.mark.parametrize("tau", [1, 2])
+def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path, tau: int) -> None:
+    source = trunk("es_bireal_resnet18", tau=tau, num_classes=4).eval()
+    save_checkpoint(source, tmp_path / "bireal.safetensors")
+    detector: Any = load_backbone_(Detector(tau, "bireal"), tmp_path / "bireal.safetensors").eval()
+    x = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        assert torch.equal(detector.roi_head.shared_head(*detector.backbone(x)), source.stages(source.stem(x)))
+    with pytest.raises(InputError, match="with variant bireal and shortcuts True, the backbone has bidet and True:"):
+        load_backbone_(Detector(tau), tmp_path / "bireal.safetensors")
+
+
+def test_a_trunk_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """Their tensors have the same names and shapes, so that nothing else would tell."""
+    save_checkpoint(trunk("bidet_vgg16", variant="xnor"), tmp_path / "vgg.safetensors")
+    with pytest.raises(InputError, match="trained with variant xnor and shortcuts True, the backbone has bidet"):
+        load_backbone_(SSD(), tmp_path / "vgg.safetensors")
+    load_backbone_(SSD(variant="xnor"), tmp_path / "vgg.safetensors")
+    save_checkpoint(trunk("reactnet_resnet8"), tmp_path / "other.safetensors")
+    for detector, kind in ((SSD(), "VGG-16"), (Detector(1), "ResNet-18")):
+        with pytest.raises(InputError, match=f"holds a reactnet_resnet8, BiDet's {kind} was expected"):
+            load_backbone_(detector, tmp_path / "other.safetensors")
 
 
 def test_a_detector_without_a_backbone_is_refused() -> None:
