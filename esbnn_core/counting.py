@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryMatmul
 from esbnn_core.layers.base import BinaryLayer
-from esbnn_core.packed import PackedLayer, drop_training_parts_, packed_like
+from esbnn_core.packed import PackedLayer
+from esbnn_core.packed_kinds import drop_training_parts_, packed_like
 from esbnn_core.unit import binary_layers
 
 

@@ -119,12 +119,15 @@ class PackedConv2d(PackedLayer):
         residual: Tensor | None = None,
         rprelu: Tensor | None = None,
         following: PackedLayer | None = None,
+        shift: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sign, pack, convolve and finish in one operator.
 
         Args:
             x: (N, C, H, W). bits: its signs, packed for this layer, where the layer before has handed them on.
             prelu, residual, rprelu: steps of the epilogue. following: the layer that takes the output's signs.
+            shift, bias: in place of the layer's own.
 
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.
@@ -140,14 +143,14 @@ class PackedConv2d(PackedLayer):
             self.groups,
             self.copies,
             self.scale,
-            self.bias,
+            self.bias if bias is None else bias,
             prelu,
             residual,
             rprelu,
             None if following is None else following.shift,
             0 if following is None else following.groups,
             self.lanes,
-            self.shift if bits is None else None,
+            (self.shift if shift is None else shift) if bits is None else None,
             stream_dtype(x),
         )
         # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
@@ -273,25 +276,3 @@ def check_statistics(norm: nn.Module, name: str) -> None:
             f"unit {name} normalises with {type(norm).__name__} and keeps no running statistics: packing needs a "
             f"BatchNorm that does, or no norm"
         )
-
-
-def packed_like(module: nn.Module) -> PackedLayer | None:
-    """The empty packed module for a latent unit or layer, None for anything else."""
-    if isinstance(module, TokenUnit):
-        return PackedTokenUnit(module)
-    if isinstance(module, BinaryUnit):
-        return PackedUnit(module)
-    if isinstance(module, BinaryConv2d):
-        return PackedConv2d(module)
-    if isinstance(module, BinaryLinear):
-        return PackedLinear(module)
-    return None
-
-
-def drop_training_parts_(model: nn.Module) -> nn.Module:
-    """Let every module that has parts for training alone (a method drop_training_parts_) remove them; returns model."""
-    for module in list(model.modules()):
-        drop = getattr(module, "drop_training_parts_", None)
-        if drop is not None:
-            drop()
-    return model

@@ -152,18 +152,22 @@ class AbsMean(WeightQuantizer):
     Args:
         ste: of the sign. detach_scale: no gradient through alpha (ReActNet) or with it (BiDet).
         centred: take the sign of W minus its filter mean, alpha of the uncentred W (BinaryViT linear layers).
+        of_layer: one alpha, of all filters together (DoReFa-Net).
     """
 
-    def __init__(self, ste: STE = "clip", detach_scale: bool = True, centred: bool = False) -> None:
+    def __init__(
+        self, ste: STE = "clip", detach_scale: bool = True, centred: bool = False, of_layer: bool = False
+    ) -> None:
         super().__init__(ste)
         self.detach_scale = detach_scale
         self.centred = centred
+        self.of_layer = of_layer
 
     def signed(self, weight: Tensor) -> Tensor:
         return centre(weight) if self.centred else weight
 
     def scale(self, weight: Tensor) -> Tensor | None:
-        alpha = weight.flatten(1).abs().mean(1)
+        alpha = weight.abs().mean().expand(len(weight)) if self.of_layer else weight.flatten(1).abs().mean(1)
         return alpha.detach() if self.detach_scale else alpha
 
 
@@ -225,14 +229,45 @@ class ReCU(WeightQuantizer):
         return sign_ste(torch.minimum(torch.maximum(w1, -bound), bound), "identity")
 
 
-WEIGHT_QUANTIZERS = ("sign", "absmean", "absmean_attached", "absmean_centred", "temperature", "recu")
+class Libra(WeightQuantizer):
+    """IR-Net's balanced weights (Libra-PB): the sign of the standardised W, and a power of two as scale.
+
+    w = (W - mean) / deviation of each filter; binary sign(w), scale 2^round(log2(mean |w|)), which a shift of bits can
+    multiply by. Differs from the paper: the estimator is "clip" at w throughout, theirs sharpens over the epochs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("clip")
+
+    def signed(self, weight: Tensor) -> Tensor:
+        return centre(weight)
+
+    def standardised(self, weight: Tensor) -> Tensor:
+        """w, same shape; 0 where a filter is constant."""
+        centred = self.signed(weight)
+        deviation = centred.flatten(1).std(1).clamp(min=torch.finfo(weight.dtype).tiny)
+        return centred / deviation.view(-1, *[1] * (weight.dim() - 1))
+
+    def binary(self, weight: Tensor) -> Tensor:
+        return sign_ste(self.standardised(weight), self.ste, self.clip)
+
+    def scale(self, weight: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            return self.standardised(weight).flatten(1).abs().mean(1).log2().round().exp2()
+
+
+WEIGHT_QUANTIZERS = (
+    *("sign", "absmean", "absmean_attached", "absmean_centred", "absmean_layer"),
+    *("libra", "temperature", "recu"),
+)
 
 
 def make_weight_quantizer(kind: "str | WeightQuantizer") -> WeightQuantizer:
     """A weight quantizer by name, or the instance given.
 
     "sign": PlainSign with clip STE. "absmean": alpha detached (ReActNet). "absmean_attached": gradient through alpha,
-    identity STE (BiDet). "absmean_centred": rows centred (BinaryViT). "temperature": BNext. "recu": ReCU.
+    identity STE (BiDet). "absmean_centred": rows centred (BinaryViT). "absmean_layer": one alpha a layer, identity STE
+    (DoReFa-Net). "libra": IR-Net. "temperature": BNext. "recu": ReCU.
     """
     if isinstance(kind, WeightQuantizer):
         return kind
@@ -244,6 +279,10 @@ def make_weight_quantizer(kind: "str | WeightQuantizer") -> WeightQuantizer:
         return AbsMean(ste="identity", detach_scale=False)
     if kind == "absmean_centred":
         return AbsMean(centred=True)
+    if kind == "absmean_layer":
+        return AbsMean(ste="identity", of_layer=True)
+    if kind == "libra":
+        return Libra()
     if kind == "temperature":
         return Temperature()
     if kind == "recu":

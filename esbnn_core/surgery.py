@@ -13,8 +13,8 @@ from torch import nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RSign, Sign
-from esbnn_core.packed import drop_training_parts_, packed_like
 from esbnn_core.packed_chain import chained
+from esbnn_core.packed_kinds import drop_training_parts_, packed_like
 from esbnn_core.quantizers import STE, RealWeights
 from esbnn_core.unit import BinaryUnit, binary_layers
 

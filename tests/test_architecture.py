@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW_UNIT = "layers channels quantizers errors"
-BELOW_SURGERY = f"packed packed_chain unit {BELOW_UNIT}"
+BELOW_SURGERY = f"packed packed_chain packed_kinds timestep_unit unit {BELOW_UNIT}"
 TASKS = ("classification", "detection", "super_resolution")
 
 # room of esbnn_core -> (rooms it may import beside itself, "*" for all but lit and the console; packages beside torch)
@@ -24,9 +24,12 @@ CORE: dict[str, tuple[str, str]] = {
     "layers": ("channels quantizers errors", ""),
     "unit": (BELOW_UNIT, ""),
     "token_unit": (f"unit {BELOW_UNIT}", ""),
+    "timestep_unit": (BELOW_UNIT, ""),
     "latent": (f"unit {BELOW_UNIT}", ""),
     "models": (f"unit token_unit {BELOW_UNIT}", ""),
     "packed": (f"kernels unit token_unit {BELOW_UNIT}", ""),
+    "packed_timestep": ("packed timestep_unit", ""),
+    "packed_kinds": (f"packed packed_timestep unit token_unit timestep_unit {BELOW_UNIT}", ""),
     "packed_chain": ("packed", ""),
     "bit_training": (f"kernels unit token_unit {BELOW_UNIT}", ""),
     "surgery": (BELOW_SURGERY, ""),

@@ -7,6 +7,7 @@ from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
 from esbnn_core.layers.shortcut import PadShortcut
 from esbnn_core.layers.squeeze_excite import SqueezeExcite
 from esbnn_core.layers.tile import SliceChannels, Tile
+from esbnn_core.layers.timestep import TimestepRPReLU, TimestepShift, timestep_group
 
 __all__ = [
     "BinaryConv2d",
@@ -24,4 +25,7 @@ __all__ = [
     "SliceChannels",
     "SqueezeExcite",
     "Tile",
+    "TimestepRPReLU",
+    "TimestepShift",
+    "timestep_group",
 ]

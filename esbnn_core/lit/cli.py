@@ -54,6 +54,24 @@ class TaskCLI(LightningCLI):
         if check is not None:
             check(resumes=bool(self._get(self.config_init, "ckpt_path")))
 
+    def before_validate(self) -> None:
+        """LightningCLI's hook."""
+        self._check_evaluation("validate")
+
+    def before_test(self) -> None:
+        """LightningCLI's hook."""
+        self._check_evaluation("test")
+
+    def before_predict(self) -> None:
+        """LightningCLI's hook."""
+        self._check_evaluation("predict")
+
+    def _check_evaluation(self, run: str) -> None:
+        """Let a module that can (`check_evaluation`) refuse to be judged before a file is written."""
+        check = getattr(self.model, "check_evaluation", None)
+        if check is not None and not self._get(self.config_init, "ckpt_path"):
+            check(run)
+
 
 def _seed(value: bool | int | None) -> int:
     """A number for our generators from what seed_everything may be; null and false stand for 0."""

@@ -103,6 +103,13 @@ def effective(kind: str, weight: Tensor) -> Tensor:
     alpha = (rows.abs().sum(1) / rows.shape[1]).view(-1, *[1] * (weight.dim() - 1))
     if kind == "absmean_attached":
         return alpha * through(plain_sign(weight), weight)
+    if kind == "absmean_layer":
+        return (rows.abs().sum() / rows.numel()).detach() * through(plain_sign(weight), weight)
+    if kind == "libra":
+        centred = rows - rows.sum(1, keepdim=True) / rows.shape[1]
+        w = centred / ((centred**2).sum(1, keepdim=True) / (rows.shape[1] - 1)).sqrt()
+        power = torch.tensor([2.0 ** round(math.log2(row.abs().mean())) for row in w.detach()]).double()
+        return (power[:, None] * through(plain_sign(w), w.clamp(-1, 1))).view(weight.shape)
     if kind == "absmean_centred":
         centred = (rows - rows.sum(1, keepdim=True) / rows.shape[1]).view(weight.shape)
         return alpha.detach() * through(plain_sign(centred), centred.clamp(-1, 1))
@@ -110,7 +117,7 @@ def effective(kind: str, weight: Tensor) -> Tensor:
     return signs if kind == "sign" else alpha.detach() * signs
 
 
-@pytest.mark.parametrize("kind", ["sign", "absmean", "absmean_attached", "absmean_centred"])
+@pytest.mark.parametrize("kind", ["sign", "absmean", "absmean_attached", "absmean_centred", "absmean_layer", "libra"])
 @pytest.mark.parametrize("sizes", [(4, 6, 3, 1), (3, 5, 2, 2)])
 def test_layers_equal_a_convolution_with_the_scaled_sign(kind: str, sizes: tuple[int, int, int, int]) -> None:
     c_in, c_out, kernel, stride = sizes
@@ -130,7 +137,17 @@ def test_layers_equal_a_convolution_with_the_scaled_sign(kind: str, sizes: tuple
     close(x.grad, other.grad)
 
 
-@pytest.mark.parametrize("kind", ["absmean", "absmean_centred"])
+def test_libras_scale_is_a_power_of_two_that_follows_the_shape_of_a_filter_alone() -> None:
+    quantizer = make_weight_quantizer("libra")
+    rare = torch.zeros(400, dtype=torch.float64)
+    rare[:2] = torch.tensor([5.0, -5.0])  # a mean magnitude of 1/14 of the deviation
+    weight = torch.stack([randn(400), 1e-3 * randn(400, seed=1) + 7, rare, torch.ones(400)]).view(4, 4, 10, 10)
+    assert quantizer.scale(weight).tolist() == [1.0, 1.0, 0.0625, 0.0]  # type: ignore[union-attr]
+    balance = quantizer.binary(weight).flatten(1).mean(1)
+    assert balance[:2].abs().max() < 0.2  # the mean of 7 is taken off
+
+
+@pytest.mark.parametrize("kind", ["absmean", "absmean_centred", "absmean_layer", "libra"])
 def test_linear_rows_are_scaled_and_centred_each_on_its_own(kind: str) -> None:
     layer = BinaryLinear(9, 4, weight_quantizer=kind, activation=None).double()
     layer.weight = nn.Parameter(randn(4, 9) + torch.arange(4.0).view(-1, 1))
