@@ -57,7 +57,8 @@ def read_set(
     Args:
         name: of a benchmark, a training set or any folder of images. scale: the HR side over the LR side.
         read_lr: pair HR with the LR images on disk; else LR is to be made and what lies on disk is not looked at.
-        patch: side of the HR patches to be cut, 0 for whole images that are scored. skip_bad: leave out images with a fault.
+        patch: side of the HR patches to be cut, 0 for whole images that are scored.
+        skip_bad: leave out images with a fault.
 
     Raises:
         InputError: no such set, no LR images of it, or no image left; the first fault of an image unless `skip_bad`.

@@ -1,0 +1,321 @@
+"""SuperResolutionModule: a diffusion network learns its noise; images are judged by PSNR, SSIM and LPIPS."""
+
+import copy
+import inspect
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional as F
+
+from esbnn_core import load_checkpoint, train_on_bits_
+from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.foreign import load_official
+from esbnn_core.latent import attach_latent_clip
+from esbnn_core.lit.data import mix_seed
+from esbnn_core.lit.decay import DecayRule
+from esbnn_core.lit.finite import first_not_finite
+from esbnn_core.lit.schedules import ProgressLR
+from tasks.super_resolution import official
+from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.items import Item
+from tasks.super_resolution.metrics import Lpips
+from tasks.super_resolution.pipeline import (
+    SuperResolutionPipeline,
+    default_scheduler,
+    finish,
+    is_packed,
+    make_scheduler,
+    to_pixels,
+)
+from tasks.super_resolution.scoring import Scored, Scores, from_all_processes, score_image
+from tasks.super_resolution.sheets import Strip, draw_sheet, make_strip, write_png
+from tasks.super_resolution.unet import BIDiffSRUNet
+
+OFFICIAL = official.__name__
+"""Imported for what it registers: the names of the tensors in the original's files."""
+SIDE = 256
+"""Of the image that operations are published for (spec 0.6)."""
+
+
+class SuperResolutionModule(L.LightningModule):
+    """Trains and evaluates one BIDiffSRUNet.
+
+    Args:
+        unet: options of BIDiffSRUNet, e.g. {tau: 2}; none is the official network. overrides: laid over them, for a
+            config behind another, whose `unet` would replace the other's as a whole.
+        scale: of the images (linked to the data module on the command line).
+        weights: file to start from or to evaluate: a .safetensors, latent or packed (a packed one cannot be trained),
+            or an official .pth.
+        train_on_bits: take the sums of the binary layers from the packed operators in training too
+            (esbnn_core.train_on_bits_): the same gradients from less memory.
+        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length. lr_interval: whether it advances every
+            step or every epoch.
+        sampler: a scheduler of diffusers by class name, for evaluation; training is that of the original with any.
+            sampler_options: its own, beside the noise that the network is trained on.
+        num_inference_steps: of test and predict. val_steps: of validation, default the same.
+        sample_batch: images of one size that are sampled together.
+        eval_seed: of the noise that evaluation starts from; an image's own comes from this and its name.
+        predictions: folder that predict writes, default predictions in the run's own.
+
+    Logs train_loss; val_psnr, val_ssim and val_lpips, means over the images of all validation sets; test_psnr_SET and
+    so on for every set of test. Every image counts once. PSNR and SSIM are those of the Y channel, LPIPS is measured
+    where its weights are at hand.
+
+    Differs from the paper: there one stream of noise, seeded with 10, runs through all images of a set; here every
+    image has its own, so that results depend on no order, batch size or number of processes.
+
+    Raises:
+        InputError: at construction an option or file that does not fit; when fit starts packed weights.
+    """
+
+    def __init__(
+        self,
+        unet: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | None = None,
+        scale: int = 2,
+        weights: str | None = None,
+        train_on_bits: bool = False,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        decay: DecayRule | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "step",
+        sampler: str = "DDIMScheduler",
+        sampler_options: dict[str, Any] | None = None,
+        num_inference_steps: int = 50,
+        val_steps: int | None = None,
+        sample_batch: int = 1,
+        eval_seed: int = 10,
+        predictions: str | None = None,
+    ) -> None:
+        super().__init__()
+        val_steps = num_inference_steps if val_steps is None else val_steps
+        for name, value in (
+            ("scale", scale),
+            ("num_inference_steps", num_inference_steps),
+            ("val_steps", val_steps),
+            ("sample_batch", sample_batch),
+        ):
+            if value < 1:
+                raise InputError(f"{name}={value} was given, a whole number from 1 was expected")
+        self.network: Any = make_network({**(unet or {}), **(overrides or {})})
+        self.noise_schedule: Any = default_scheduler()
+        if self.network.config.total_steps != self.noise_schedule.config.num_train_timesteps:
+            raise InputError(
+                f"model.unet has total_steps={self.network.config.total_steps}, training has "
+                f"{self.noise_schedule.config.num_train_timesteps}: leave it out"
+            )
+        self.sampler = make_scheduler(sampler, sampler_options)
+        self.begun = weights is not None
+        if weights is not None:
+            load_weights_(self.network, weights)
+        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
+            train_on_bits_(self.network)
+        self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.decay, self.scale, self.predictions = decay, scale, predictions
+        self.steps = {"val": val_steps, "test": num_inference_steps, "predict": num_inference_steps}
+        self.sample_batch, self.eval_seed = sample_batch, eval_seed
+        self.scored: list[Scored] = []
+        self.strips: list[Strip] = []
+        self.scores: Scores | None = None
+        self.lpips: Lpips | str | None = None
+
+    @property
+    def pipeline(self) -> SuperResolutionPipeline:
+        """diffusers' pipeline around the network and the sampler."""
+        pipe = SuperResolutionPipeline(self.network, self.sampler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def check_fit(self, resumes: bool) -> None:
+        """Raise InputError for a packed network; the command line asks before it writes a file."""
+        if is_packed(self.network):
+            raise InputError(
+                "the network is packed and holds no latent weights to train: give the latent file as weights"
+            )
+
+    def check_data(self, data: L.LightningDataModule | None) -> None:
+        """Raise InputError unless the data module upsamples by as much as the network."""
+        scale = getattr(data, "scale", self.scale)
+        if scale != self.scale:
+            raise InputError(f"data.scale={scale} and model.scale={self.scale} were given: give both the same")
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook."""
+        self.check_data(getattr(self.trainer, "datamodule", None))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: the weights of a run are there."""
+        self.begun = True
+
+    def on_fit_start(self) -> None:
+        """Lightning's hook, behind the checkpoint's loading."""
+        self.check_fit(resumes=False)
+        self.begun = True
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook."""
+        self.check_evaluation("validate")
+
+    def on_test_start(self) -> None:
+        """Lightning's hook."""
+        self.check_evaluation("test")
+
+    def on_predict_start(self) -> None:
+        """Lightning's hook."""
+        self.check_evaluation("predict")
+
+    def check_evaluation(self, run: str) -> None:
+        """Raise InputError unless there are weights; the command line asks before it writes a file."""
+        if not self.begun:
+            raise InputError(
+                f"there are no trained weights to {run}: give a file as model.weights or a run's checkpoint as "
+                f"ckpt_path"
+            )
+
+    def on_train_start(self) -> None:
+        """Bind a schedule that advances by steps to their number (see ClassificationModule: not before)."""
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
+            scheduler.bind(int(self.trainer.estimated_stepping_batches))
+
+    def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """Noisy images and conditions (N, 3, H, W), timesteps (N,) -> their noise (N, 3, H, W)."""
+        noise: Tensor = self.network(sample, timestep, condition).sample
+        return noise
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean absolute error of the predicted noise; stops the run at the first loss that is not finite."""
+        image, condition = batch["hr"], batch["condition"]
+        number = len(image)
+        # drawn on the CPU, whose generator EpochSeed fixes for every step: one run on every device
+        noise = torch.randn(image.shape).to(image)
+        steps = self.noise_schedule.config.num_train_timesteps
+        one_a_batch = self.network.config.group_rule == "first"
+        t = torch.randint(steps, (1 if one_a_batch else number,)).expand(number).to(image.device)
+        noisy = self.noise_schedule.add_noise(image, noise, t)
+        loss = F.l1_loss(self(noisy, t, condition), noise)
+        if not torch.isfinite(loss):
+            given = torch.cat([noisy, condition], 1)
+            where = first_not_finite(self.network, given, lambda: self(noisy, t, condition))
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}, first not finite in {where}: "
+                f"lower the learning rate or look at that batch"
+            )
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=number)
+        self.log("train_loss_epoch", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=number)
+        return loss
+
+    def validation_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Lightning's hook."""
+        self._score(batch, "val")
+
+    def test_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Lightning's hook."""
+        self._score(batch, "test")
+
+    def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
+        """Writes the upsampled images of a batch as PNG files, whose paths are returned."""
+        items = [item for item in batch if not item.padded]
+        paths = [self._target(item) for item in items]
+        for item, path, tensor in zip(items, paths, self.upsample(items, "predict"), strict=True):
+            write_png(path, finish(tensor, item.mode, item.alpha, self.scale))
+            self.strips.append(make_strip(item.name, item.lr, to_pixels(tensor), item.hr, self.scale))
+        return paths
+
+    def upsample(self, items: Sequence[Item], stage: str) -> list[Tensor]:
+        """(3, H, W) in [0, 1] for each item, from noise that its name and eval_seed fix."""
+        seeds = [mix_seed(self.eval_seed, zlib.crc32(item.name.encode())) for item in items]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = [item.lr for item in items]
+        return self.pipeline.sample(images, self.scale, self.steps[stage], generators, self.sample_batch)
+
+    def _score(self, batch: Sequence[Item], stage: str) -> None:
+        items = [item for item in batch if not item.padded]
+        for item in items:
+            if item.hr is None:
+                raise InputError(f"image {item.path} has no HR to compare with: give data.hr, or predict")
+        if self.lpips is None:
+            self.lpips = Lpips.find()
+        if isinstance(self.lpips, Lpips):
+            self.lpips.to(self.device)
+        for item, tensor in zip(items, self.upsample(items, stage), strict=True):
+            self.scored.append(score_image(item, to_pixels(tensor), self.scale, self.lpips))
+
+    @property
+    def prediction_folder(self) -> Path:
+        """Where predict writes."""
+        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+
+    def _target(self, item: Item) -> Path:
+        path = self.prediction_folder / f"{item.name}.png"
+        if path.resolve() == Path(item.path).resolve():
+            raise InputError(f"the prediction of {item.path} would replace it: set model.predictions to another folder")
+        return path
+
+    def on_validation_epoch_end(self) -> None:
+        """Lightning's hook."""
+        scores = self._gathered()
+        # every process has all images and the same numbers: their mean is each of them
+        self.log_dict({f"val_{k}": v for k, v in scores.mean().items()}, prog_bar=True, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Lightning's hook; the first process prints."""
+        scores = self._gathered()
+        for name, part in scores.sets().items():
+            self.log_dict({f"test_{k}_{name}": v for k, v in part.mean().items()}, sync_dist=True)
+        if self.trainer.is_global_zero:
+            print(scores.table())
+            if isinstance(self.lpips, str):
+                print(self.lpips)
+            # counted in float32, whatever the run's precision
+            single = self.network.dtype == torch.float32
+            print(unet_cost(self.network if single else copy.deepcopy(self.network).float(), SIDE).sentence())
+
+    def on_predict_epoch_end(self) -> None:
+        """Lightning's hook; the first process draws the sheet."""
+        strips = from_all_processes(self.strips)
+        self.strips = []
+        if self.trainer.is_global_zero:
+            sheet = self.prediction_folder / "_sheet.png"
+            write_png(sheet, draw_sheet(strips))
+            print(f"{self.prediction_folder}: {len(strips):,} images x{self.scale}, side by side in {sheet.name}")
+
+    def _gathered(self) -> Scores:
+        self.scores, self.scored = Scores(from_all_processes(self.scored)), []
+        return self.scores
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
+        parameters: Any = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(parameters if self.decay is None else self.decay.groups(self.network))
+        attach_latent_clip(optimizer, self.network)
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
+            scheduler.bind(self.trainer.max_epochs or 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+
+def make_network(options: dict[str, Any]) -> BIDiffSRUNet:
+    """The network of these options. Raises InputError for one that it does not have."""
+    known = list(inspect.signature(BIDiffSRUNet.__init__).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise InputError(f"model.unet has no option {name!r}, one of {', '.join(known)} was expected")
+    return BIDiffSRUNet(**options)
+
+
+def load_weights_(network: BIDiffSRUNet, path: str) -> None:
+    """Load a file of this project, latent or packed, or an official one, in place. Raises InputError."""
+    if Path(path).suffix == ".safetensors":
+        load_checkpoint(path, network).train()
+    else:
+        load_official(network, path)

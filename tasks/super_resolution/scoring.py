@@ -1,0 +1,89 @@
+"""PSNR, SSIM and LPIPS of every image, gathered over processes, and their means by set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from tasks.super_resolution.items import Item
+from tasks.super_resolution.metrics import LEAST, Lpips, Pixels, psnr_y, ssim_y
+from tasks.super_resolution.resize import imresize
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image's figures: psnr in dB, ssim, lpips (None where it is not measured), and those of bicubic."""
+
+    dataset: str
+    name: str
+    psnr: float
+    ssim: float
+    lpips: float | None
+    bicubic_psnr: float
+    bicubic_ssim: float
+
+
+class Scores:
+    """The figures of many images, each once, in the order of their sets and by name.
+
+    Args:
+        images: in any order.
+    """
+
+    def __init__(self, images: Sequence[Scored]) -> None:
+        order = list(dict.fromkeys(image.dataset for image in images))
+        self.images = sorted(images, key=lambda image: (order.index(image.dataset), image.name))
+
+    def sets(self) -> dict[str, "Scores"]:
+        """By set."""
+        names = dict.fromkeys(image.dataset for image in self.images)
+        return {name: Scores([image for image in self.images if image.dataset == name]) for name in names}
+
+    def mean(self) -> dict[str, float]:
+        """psnr, ssim and, if it was measured, lpips: means over the images; empty without any."""
+        found = {"psnr": self._mean("psnr"), "ssim": self._mean("ssim"), "lpips": self._mean("lpips")}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def table(self) -> str:
+        """A row for every set, with bicubic beside it."""
+        lines = ["set              images   PSNR dB     SSIM    LPIPS   bicubic PSNR dB     SSIM"]
+        for name, part in self.sets().items():
+            lpips = part._mean("lpips")
+            shown = "-" if lpips is None else f"{lpips:.4f}"
+            lines.append(
+                f"{name:<16} {len(part.images):>6,} {part._mean('psnr'):>9.2f} {part._mean('ssim'):>8.4f} {shown:>8}"
+                f" {part._mean('bicubic_psnr'):>17.2f} {part._mean('bicubic_ssim'):>8.4f}"
+            )
+        return "\n".join(lines)
+
+    def _mean(self, name: str) -> float | None:
+        values: list[Any] = [getattr(image, name) for image in self.images]
+        return None if not values or None in values else sum(values) / len(values)
+
+
+def score_image(item: Item, result: Pixels, scale: int, lpips: Lpips | str) -> Scored:
+    """The figures of one result, uint8 (H, W, 3), against the item's HR (spec 8.6); no LPIPS of a tiny one."""
+    hr, bicubic = item.hr, imresize(item.lr, scale)
+    assert hr is not None
+    small = min(hr.shape[:2]) < LEAST + scale
+    return Scored(
+        item.dataset,
+        item.name,
+        psnr_y(result, hr, scale),
+        ssim_y(result, hr, scale),
+        None if small or isinstance(lpips, str) else lpips(result, hr, scale),
+        psnr_y(bicubic, hr, scale),
+        ssim_y(bicubic, hr, scale),
+    )
+
+
+def from_all_processes(own: list[T]) -> list[T]:
+    """What every process of the run found, the same list in each."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return [one for part in parts for one in part]
