@@ -105,6 +105,22 @@ def detection(record: dict[str, Any]) -> str:
     return table(["detector, ms", *names, *over], body)
 
 
+def super_resolution(record: dict[str, Any]) -> str:
+    """One denoising step of packed UNets against their latent networks, median milliseconds."""
+    rows = record["rows"]
+    names = list(rows[0]["us"])
+    over = [name for name in rows[0] if " over " in name]
+    body = [
+        [
+            f"{row['network']}, {row['side']}x{row['side']}",
+            *(f"{row['us'][n]['median'] / 1000:.0f}" for n in names),
+            *(f"{row[n]:.2f}" for n in over),
+        ]
+        for row in rows
+    ]
+    return table(["one step, ms", *names, *over], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "networks": networks,
@@ -112,6 +128,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "agreement": agreement,
     "sizes": sizes,
     "detection": detection,
+    "super_resolution": super_resolution,
     "kept": kept,
     "steps": steps,
 }

@@ -36,7 +36,8 @@ class PixelAttention(nn.Module):
     """softmax(q k / sqrt(C)) v over all pixels, one head; (N, C, H, W) each. A module so that costs see it."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (q, k, v))  # (N, 1, H*W, C)
+        # contiguous: torch multiplies rows with other strides in one matrix of (H*W)^2 numbers, 17 GB at 256x256
+        rows = (t.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for t in (q, k, v))  # (N, 1, H*W, C)
         out: Tensor = F.scaled_dot_product_attention(*rows)
         return out.squeeze(1).transpose(1, 2).reshape(q.shape)
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esbnn_core import InputError, bit_training_report, train_on_bits_
 from esbnn_core.timestep_unit import TimestepUnit
 from esbnn_core.unit import binary_layers
+from tasks.super_resolution.blocks import PixelAttention
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.core.test_unit import relative
@@ -280,3 +282,14 @@ def test_maps_and_timesteps_that_do_not_fit_are_refused(
     with pytest.raises(InputError) as caught:
         unet(torch.zeros(sample), timestep, torch.zeros(condition))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_keeps_no_matrix_of_all_pairs_of_pixels(layout: torch.memory_format) -> None:
+    for channels, height, width in ((16, 6, 9), (33, 5, 4)):
+        maps = [randn(2, channels, height, width, seed=s).to(memory_format=layout) for s in range(3)]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses what would need one
+            got = PixelAttention()(*maps)
+        q, k, v = (t.flatten(2).transpose(1, 2) for t in maps)
+        weights = (q @ k.transpose(1, 2) / channels**0.5).softmax(-1)
+        assert torch.allclose(got.flatten(2).transpose(1, 2), weights @ v, rtol=1e-10, atol=1e-12)
