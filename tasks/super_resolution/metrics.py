@@ -76,12 +76,12 @@ class Lpips:
         """The metric, where torchvision and AlexNet's weights are at hand, or why it is not measured and what to do."""
         if find_spec("torchvision") is None:
             return "LPIPS is not measured: pip install torchvision, whose AlexNet it compares images by"
-        path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-        get = f"curl -L --create-dirs -o {path} https://download.pytorch.org/models/{ALEXNET}"
+        path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET  # where torchvision puts it
+        get = "fetch them once: python -c \"from torchvision.models import alexnet; alexnet(weights='IMAGENET1K_V1')\""
         if not path.is_file():
-            return f"LPIPS is not measured, AlexNet's weights are not on disk: {get}"
+            return f"LPIPS is not measured, AlexNet's weights are not at {path}, {get}"
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(ALEXNET_SHA256):
-            return f"LPIPS is not measured, {path} is damaged: {get}"
+            return f"LPIPS is not measured, {path} is damaged, {get}"
         # here, for it brings torchvision in
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
