@@ -59,7 +59,8 @@ class SuperResolutionModule(L.LightningModule):
             step or every epoch.
         sampler: a scheduler of diffusers by class name, for evaluation; training is that of the original with any.
             sampler_options: its own, beside the noise that the network is trained on.
-        num_inference_steps: of test and predict. val_steps: of validation, default the same.
+        num_inference_steps: of test and predict. val_steps: of validation, default the same. strength: of all three, as
+            SuperResolutionPipeline's; 1 is the paper's.
         sample_batch: images of one size that are sampled together.
         eval_seed: of the noise that evaluation starts from; an image's own comes from this and its name.
         predictions: folder that predict writes, default predictions in the run's own.
@@ -90,6 +91,7 @@ class SuperResolutionModule(L.LightningModule):
         sampler_options: dict[str, Any] | None = None,
         num_inference_steps: int = 50,
         val_steps: int | None = None,
+        strength: float = 1.0,
         sample_batch: int = 1,
         eval_seed: int = 10,
         predictions: str | None = None,
@@ -120,7 +122,7 @@ class SuperResolutionModule(L.LightningModule):
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.scale, self.predictions = decay, scale, predictions
         self.steps = {"val": val_steps, "test": num_inference_steps, "predict": num_inference_steps}
-        self.sample_batch, self.eval_seed = sample_batch, eval_seed
+        self.sample_batch, self.eval_seed, self.strength = sample_batch, eval_seed, strength
         self.scored: list[Scored] = []
         self.strips: list[Strip] = []
         self.scores: Scores | None = None
@@ -234,7 +236,7 @@ class SuperResolutionModule(L.LightningModule):
         seeds = [mix_seed(self.eval_seed, zlib.crc32(item.name.encode())) for item in items]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = [item.lr for item in items]
-        return self.pipeline.sample(images, self.scale, self.steps[stage], generators, self.sample_batch)
+        return self.pipeline.sample(images, self.scale, self.steps[stage], generators, self.sample_batch, self.strength)
 
     def _score(self, batch: Sequence[Item], stage: str) -> None:
         items = [item for item in batch if not item.padded]

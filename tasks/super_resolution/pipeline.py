@@ -93,6 +93,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         output_type: Output = "pil",
         return_dict: bool = True,
+        strength: float = 1.0,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images `scale` times as wide and high.
 
@@ -107,6 +108,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 real-valued layers' sums.
             output_type: "pil", or "np" (N, H, W, 3) or "pt" (N, 3, H, W) in [0, 1], a list of such without N where the
                 sizes differ.
+            strength: as in diffusers' image-to-image pipelines: 1 starts from noise alone, as the paper does; s in
+                (0, 1) from the condition under the noise of the last s of the steps, and takes those steps alone. A
+                network that is trained for minutes knows small noise long before it finds brightness in pure noise.
 
         Returns:
             ImagePipelineOutput, or a tuple of the images alone. PIL images have the mode of the one given, L for one
@@ -122,7 +126,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         pictures = _pictures(image)
         generators = _generators(generator, len(pictures))
         colours = [picture.rgb for picture in pictures]
-        tensors = self.sample(colours, scale, num_inference_steps, generators, 1 if batch_size is None else batch_size)
+        together = 1 if batch_size is None else batch_size
+        tensors = self.sample(colours, scale, num_inference_steps, generators, together, strength)
         images: Any = tensors
         if output_type == "pil":
             images = [finish(t, p.mode, p.alpha, scale) for t, p in zip(tensors, pictures, strict=True)]
@@ -134,7 +139,13 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def sample(
-        self, images: Sequence[Colours], scale: int, steps: int, generators: Sequence[torch.Generator], batch_size: int
+        self,
+        images: Sequence[Colours],
+        scale: int,
+        steps: int,
+        generators: Sequence[torch.Generator],
+        batch_size: int,
+        strength: float = 1.0,
     ) -> list[Tensor]:
         """Images (h, w, 3) of any sizes -> (3, scale * h, scale * w) in [0, 1] on the network's device, in their order.
 
@@ -153,6 +164,12 @@ class SuperResolutionPipeline(DiffusionPipeline):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value > (last or value):
                 upto = f" to {last}" if last else ""
                 raise InputError(f"{name}={value!r} was given, a whole number from 1{upto} was expected")
+        if not 0 < strength <= 1 or int(steps * strength) < 1:
+            raise InputError(
+                f"strength={strength!r} was given with num_inference_steps={steps}, a share above 0 and up to 1 that "
+                f"leaves one step or more was expected"
+            )
+        skipped = steps - int(steps * strength)
         places: dict[tuple[int, int], list[int]] = {}
         for place, pixels in enumerate(images):
             height, width = pixels.shape[:2]
@@ -165,10 +182,11 @@ class SuperResolutionPipeline(DiffusionPipeline):
         training = self.unet.training
         self.unet.eval()  # a pipeline around a network in training would drop out
         try:
-            with self.progress_bar(total=len(chunks) * len(self.scheduler.timesteps)) as bar:
+            taken = len(self.scheduler.timesteps) - skipped * self.scheduler.order
+            with self.progress_bar(total=len(chunks) * taken) as bar:
                 for chunk in chunks:
                     condition = torch.stack([self._condition(images[place], scale) for place in chunk])
-                    upsampled = self._denoise(condition, steps, [generators[place] for place in chunk], bar)
+                    upsampled = self._denoise(condition, steps, skipped, [generators[place] for place in chunk], bar)
                     for place, result in zip(chunk, upsampled, strict=True):
                         height, width = images[place].shape[:2]
                         results[place] = result[:, : height * scale, : width * scale].clamp(0, 1)
@@ -190,21 +208,31 @@ class SuperResolutionPipeline(DiffusionPipeline):
             )
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _denoise(self, condition: Tensor, steps: int, generators: list[torch.Generator], bar: Any) -> Tensor:
-        """Conditions (n, 3, H, W) on the CPU -> images of that shape, before clamping; one run of the scheduler."""
+    def _denoise(
+        self, condition: Tensor, steps: int, skipped: int, generators: list[torch.Generator], bar: Any
+    ) -> Tensor:
+        """Conditions (n, 3, H, W) on the CPU -> images of that shape, before clamping; one run of the scheduler but for
+        its first `skipped` steps."""
         device, kind = self._execution_device, self.unet.dtype
         # the image under way stays in full precision also around a network in half
         work = torch.float64 if kind == torch.float64 else torch.float32
         shape = (1, *condition.shape[1:])
         noise = torch.cat([randn_tensor(shape, g, device, torch.float32) for g in generators]).to(work)
+        start = condition.to(device, work)
         condition = condition.to(device, kind)
         extra = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             extra["generator"] = list(generators)
         # anew for every batch: schedulers of several steps remember the last ones
         self.scheduler.set_timesteps(steps, device=device)
-        sample = noise * self.scheduler.init_noise_sigma
-        for t in self.scheduler.timesteps:
+        timesteps = self.scheduler.timesteps[skipped * self.scheduler.order :]
+        if skipped:
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(skipped * self.scheduler.order)
+            sample = self.scheduler.add_noise(start, noise, timesteps[:1].expand(len(noise)))
+        else:
+            sample = noise * self.scheduler.init_noise_sigma
+        for t in timesteps:
             given = self.scheduler.scale_model_input(sample, t).to(kind)
             predicted = self.unet(given, t, condition).sample.to(work)
             sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample.to(work)

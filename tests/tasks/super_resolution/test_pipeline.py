@@ -69,13 +69,14 @@ def test_the_schedule_is_the_originals() -> None:
     assert float(scheduler.final_alpha_cumprod) == 1
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.3])
 @pytest.mark.parametrize(("height", "width", "scale"), [(5, 7, 2), (4, 6, 2), (3, 2, 3)])
-def test_sampling_is_ddim_by_hand(height: int, width: int, scale: int) -> None:
+def test_sampling_is_ddim_by_hand(height: int, width: int, scale: int, strength: float) -> None:
     """Noise of the generator, the condition mirrored to a multiple of 2, x0 clipped to [-1, 1], cropped and clamped."""
     unet = make_unet().double()
     pipe = SuperResolutionPipeline(unet, default_scheduler())
     image, steps = picture(height, width), 4
-    got = pipe(image, scale, steps, seeded(3)[0:1], output_type="pt").images[0]
+    got = pipe(image, scale, steps, seeded(3)[0:1], output_type="pt", strength=strength).images[0]
     high, wide = height * scale, width * scale
     condition = torch.from_numpy(cubic_upsample(np.array(image), scale)).permute(2, 0, 1)[None].double()
     if high % 2:
@@ -84,7 +85,10 @@ def test_sampling_is_ddim_by_hand(height: int, width: int, scale: int) -> None:
         condition = torch.cat([condition, condition[:, :, :, wide - 2 : wide - 1]], 3)
     x = torch.randn(condition.shape, generator=seeded(3)[0]).double()
     bars = np.cumprod(1 - np.linspace(1e-6, 1e-2, 2000, dtype=np.float32).astype(np.float64))
-    for t in range(2000 - 2000 // steps, -1, -2000 // steps):
+    first = {1.0: 1500, 0.5: 500, 0.3: 0}[strength]
+    if strength < 1:
+        x = bars[first] ** 0.5 * condition + (1 - bars[first]) ** 0.5 * x
+    for t in range(first, -1, -2000 // steps):
         bar, before = bars[t], bars[t - 2000 // steps] if t else 1.0
         with torch.no_grad():
             noise = unet(x, t, condition).sample
@@ -92,6 +96,7 @@ def test_sampling_is_ddim_by_hand(height: int, width: int, scale: int) -> None:
         x = before**0.5 * x0 + (1 - before) ** 0.5 * noise
     want = x[0, :, :high, :wide].clamp(0, 1)
     assert got.shape == want.shape and got.dtype == torch.float64
+    # DDIM's own alphas are in float32
     assert torch.allclose(got, want, atol=1e-4)
     assert float(((want > 0) & (want < 1)).double().mean()) > 0.02  # clamping has not decided it all
 
@@ -266,6 +271,8 @@ def bad_calls() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"image": image, "scale": 1.5}, r"scale=1\.5 was given"
     yield {"image": image, "num_inference_steps": 2001}, "num_inference_steps=2001 was given, .* from 1 to 2000"
     yield {"image": image, "batch_size": 0}, "batch_size=0 was given"
+    yield {"image": image, "strength": 1.5}, r"strength=1\.5 was given with num_inference_steps=1, a share above 0"
+    yield {"image": image, "strength": 0.5}, "leaves one step or more was expected"
     yield {"image": image, "output_type": "latent"}, "output_type='latent' was given, one of pil, np, pt"
     yield {"image": image, "generator": seeded(1, 2)}, "2 generators were given for 1 images"
 
