@@ -276,3 +276,8 @@ def check_statistics(norm: nn.Module, name: str) -> None:
             f"unit {name} normalises with {type(norm).__name__} and keeps no running statistics: packing needs a "
             f"BatchNorm that does, or no norm"
         )
+
+
+def is_packed(network: nn.Module) -> bool:
+    """Whether any layer of the network is packed."""
+    return any(isinstance(module, PackedLayer) for module in network.modules())

@@ -6,15 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esbnn_core.errors import TrainingError
+
+
+def check_finite(
+    loss: Tensor,
+    step: int,
+    network: nn.Module,
+    images: Tensor | tuple[Tensor, ...],
+    run: Callable[[], Any] | None = None,
+) -> None:
+    """Raise TrainingError for a loss that is not finite, naming the step and where it was so first.
+
+    Args:
+        step: of the run. images, run: as first_not_finite.
+    """
+    if not torch.isfinite(loss):
+        where = first_not_finite(network, images, run)
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {step}, first not finite in {where}: lower the learning rate or look "
+            f"at that batch"
+        )
+
 
 @torch.no_grad()
-def first_not_finite(network: nn.Module, images: Tensor, run: Callable[[], Any] | None = None) -> str:
+def first_not_finite(
+    network: nn.Module, images: Tensor | tuple[Tensor, ...], run: Callable[[], Any] | None = None
+) -> str:
     """Name of the first parameter or module output that is not finite for this batch, in the order of the forward.
 
     Args:
-        images: of the batch. run: runs the network on the batch, default on the images alone.
+        images: of the batch, all that the network is given. run: runs the network on the batch, default on the images.
     """
-    if not torch.isfinite(images).all():
+    if not all(torch.isfinite(tensor).all() for tensor in _tensors(images)):
         return "the images"
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -4,14 +4,15 @@ Lightning keeps the state of a loader that has state_dict and load_state_dict in
 EpochSampler's fixed order and EpochSeed's generators, fixed for every step, the resumed run is the uninterrupted one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.data import EpochSampler
+from esbnn_core.lit.data import EpochSampler, mix_seed
 
 
 class ResumableSampler(EpochSampler):
@@ -67,3 +68,39 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on from there; Lightning's hook."""
         self._left = state
+
+
+def resumable_loader(
+    items: Any,
+    sampler: ResumableSampler,
+    *,
+    train: bool,
+    seed: int,
+    batch_size: int,
+    num_workers: int,
+    collate_fn: Callable[[Any], Any] | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
+    prefetch_factor: int | None = None,
+    pin_memory: bool = False,
+) -> ResumableLoader:
+    """The loader of one part of a data module.
+
+    Args:
+        items: dataset, asked for the sampler's (index, seed). train: leave out a last batch that is not full. seed: of
+            the data module. The others as DataLoader's; prefetch_factor counts with workers alone.
+    """
+    return ResumableLoader(
+        items,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        worker_init_fn=worker_init_fn,
+        prefetch_factor=prefetch_factor if num_workers > 0 else None,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # a last batch of one image has no batch statistics
+        drop_last=train and len(sampler) > batch_size,
+        # private: drawing worker seeds from the global generator would shift the network's own draws
+        generator=torch.Generator().manual_seed(mix_seed(seed, 2)),
+    )

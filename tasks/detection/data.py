@@ -6,13 +6,12 @@ from typing import Any
 
 import cv2
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.data import mix_seed, seeded
-from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
+from esbnn_core.lit.data import seeded
+from esbnn_core.lit.resume import ResumableSampler, resumable_loader
 from tasks.detection import pipelines
 from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, image_size, read_split
 from tasks.detection.batches import GroupedSampler
@@ -134,18 +133,15 @@ class VOCDataModule(L.LightningDataModule):
         if train and self.group_by_aspect:
             wide = [int(record["width"] >= record["height"]) for record in self.splits[part].records]
             sampler = GroupedSampler(wide, self.batch_size, seed=self.seed, rank=rank, world=world)
-        return ResumableLoader(
+        return resumable_loader(
             self.splits[part],
+            sampler,
+            train=train,
+            seed=self.seed,
             batch_size=self.batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             worker_init_fn=_single_thread,
-            persistent_workers=self.num_workers > 0,
-            # a last batch of one image has no batch statistics
-            drop_last=train and len(sampler) > self.batch_size,
-            # private: drawing worker seeds from the global generator would shift the network's own draws
-            generator=torch.Generator().manual_seed(mix_seed(self.seed, 2)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

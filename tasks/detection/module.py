@@ -4,33 +4,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from esbnn_core import load_checkpoint, train_on_bits_
-from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.errors import InputError
 from esbnn_core.foreign import load_official
-from esbnn_core.latent import attach_latent_clip
 from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import first_not_finite
-from esbnn_core.lit.schedules import ProgressLR
-from esbnn_core.packed import PackedLayer
+from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.processes import from_all_processes
+from esbnn_core.packed import is_packed
 from tasks.detection import mm, networks
 from tasks.detection.annotations import VOC_CLASSES
 from tasks.detection.bottleneck import Bottleneck
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import Batch
 from tasks.detection.drawing import write_picture, write_results
-from tasks.detection.scoring import Found, Scores, from_all_processes, gather, score
+from tasks.detection.scoring import Found, Scores, everywhere, gather, score
 from tasks.detection.weights import load_backbone_
 
 NETWORKS = networks.__name__
 """Imported for what it registers: an mmdet config may name our networks."""
 
 
-class DetectionModule(L.LightningModule):
+class DetectionModule(TaskModule):
     """Trains and evaluates one detector of mmdet.
 
     Args:
@@ -55,6 +54,7 @@ class DetectionModule(L.LightningModule):
         InputError: at construction a config, option or file that does not fit; when fit starts nothing to start from.
     """
 
+    what = "detector"
     peak_lr: Tensor
 
     def __init__(
@@ -89,7 +89,7 @@ class DetectionModule(L.LightningModule):
             load_backbone_(self.network, backbone)
         if weights is not None:
             _load_weights(self.network, weights)
-        if train_on_bits and not _packed(self.network):  # a packed file is evaluated, and refused where fit begins
+        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
             train_on_bits_(self.network)
         self.begun = from_scratch or backbone is not None or weights is not None
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
@@ -108,10 +108,7 @@ class DetectionModule(L.LightningModule):
         Args:
             resumes: the weights come from the checkpoint of a run.
         """
-        if _packed(self.network):
-            raise InputError(
-                "the detector is packed and holds no latent weights to train: give the latent file as weights"
-            )
+        self.check_latent()
         if not self.begun and not resumes:
             named = f" (the config names {self.fetched[0]}, which is not fetched)" if self.fetched else ""
             raise InputError(
@@ -119,32 +116,9 @@ class DetectionModule(L.LightningModule):
                 f"model.from_scratch true"
             )
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: the weights of a run are there."""
-        self.begun = True
-
     def on_fit_start(self) -> None:
         """Lightning's hook, behind the checkpoint's loading."""
         self.check_fit(resumes=False)
-
-    def on_validation_start(self) -> None:
-        """Lightning's hook."""
-        self._check_evaluation("validate")
-
-    def on_test_start(self) -> None:
-        """Lightning's hook."""
-        self._check_evaluation("test")
-
-    def on_predict_start(self) -> None:
-        """Lightning's hook."""
-        self._check_evaluation("predict")
-
-    def _check_evaluation(self, run: str) -> None:
-        if not self.begun:
-            raise InputError(
-                f"there are no trained weights to {run}: give a detector's file as model.weights or a run's "
-                f"checkpoint as ckpt_path"
-            )
 
     def forward(self, images: Tensor) -> Any:
         """Images (N, 3, H, W), normalised -> the raw outputs of the heads, as mmdet's mode "tensor"."""
@@ -158,12 +132,6 @@ class DetectionModule(L.LightningModule):
             preprocessor.to(self.device)
         data: dict[str, Any] = preprocessor(batch, training)
         return data
-
-    def on_train_start(self) -> None:
-        """Bind a schedule that advances by steps to their number (see ClassificationModule: not before)."""
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
-            scheduler.bind(int(self.trainer.estimated_stepping_batches))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Switch the bottlenecks on at the first step whose learning rate is below an earlier one's."""
@@ -179,13 +147,7 @@ class DetectionModule(L.LightningModule):
         """Loss of one batch; stops the run at the first loss that is not finite."""
         data = self.prepared(batch, training=True)
         loss, parts = self.network.parse_losses(self.network(**data, mode="loss"))
-        if not torch.isfinite(loss):
-            images = data["inputs"]
-            where = first_not_finite(self.network, images, lambda: self.network(**data, mode="loss"))
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step}, first not finite in {where}: "
-                f"lower the learning rate or look at that batch"
-            )
+        check_finite(loss, self.global_step, self.network, data["inputs"], lambda: self.network(**data, mode="loss"))
         number = len(batch["inputs"])
         named = {f"train_{name}": value.detach() for name, value in parts.items() if name != "loss"}
         self.log_dict(named, batch_size=number)
@@ -250,42 +212,21 @@ class DetectionModule(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Lightning's hook; the first process writes predictions.json."""
-        files = self.files
-        if self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, files)
-            files = {name: file for part in parts for name, file in part.items()}
-        found, self.found, self.files = from_all_processes(self.found), [], {}
+        files = dict(from_all_processes(list(self.files.items())))
+        found, self.found, self.files = everywhere(self.found), [], {}
         if self.trainer.is_global_zero:
             write_results(self.prediction_folder / "predictions.json", found, files, self.classes)
             number = sum(len(image.scores) for image in found)
             print(f"{self.prediction_folder}: {len(found):,} images drawn, {number:,} detections in predictions.json")
 
     def _report(self, stage: str) -> Scores:
-        found, self.found = from_all_processes(self.found), []
+        found, self.found = everywhere(self.found), []
         self.scores = score(found, self.classes)
         values = {name: getattr(self.scores, name) for name in ("map_area", "coco", "coco50", "coco75")}
         # every process has all images and the same numbers: their mean is each of them
         self.log_dict({stage + name: value for name, value in values.items()}, sync_dist=True)
         self.log(f"{stage}map_11point", self.scores.map_11point, prog_bar=True, sync_dist=True)
         return self.scores
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        groups: list[Any] = trained
-        if self.decay is not None:
-            groups = self.decay.groups(self.network)
-            for group in groups:
-                group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
-        optimizer = self.make_optimizer(groups)
-        attach_latent_clip(optimizer, self.network)
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
-            scheduler.bind(self.trainer.max_epochs or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
 
 def model_config(model: str | dict[str, Any], overrides: dict[str, Any], num_classes: int) -> Any:
@@ -318,7 +259,3 @@ def _load_weights(network: nn.Module, path: str) -> None:
         load_checkpoint(path, network).train()
     else:
         load_official(network, path)
-
-
-def _packed(network: nn.Module) -> bool:
-    return any(isinstance(module, PackedLayer) for module in network.modules())

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from esbnn_core.lit.processes import from_all_processes
 from tasks.detection.mm import DetDataSample, eval_map
 
 Array = Any
@@ -90,13 +90,9 @@ def gather(samples: Sequence[DetDataSample]) -> list[Found]:
     return [_found(sample) for sample in samples if not sample.metainfo.get("padded", False)]
 
 
-def from_all_processes(found: list[Found]) -> list[Found]:
+def everywhere(found: list[Found]) -> list[Found]:
     """The images of every process of a distributed run, by identity; all processes get them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, found)
-        found = [image for part in parts for image in part]
-    return sorted(found, key=lambda image: image.identity)
+    return sorted(from_all_processes(found), key=lambda image: image.identity)
 
 
 def score(found: Sequence[Found], classes: Sequence[str]) -> Scores:

@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.data import mix_seed
-from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
+from esbnn_core.lit.resume import ResumableSampler, resumable_loader
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
 from tasks.super_resolution.items import EvalItems, Item, TrainItems
 
@@ -145,17 +144,15 @@ class SRDataModule(L.LightningDataModule):
     def _loader(self, items: TrainItems | EvalItems, train: bool) -> DataLoader[Any]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = ResumableSampler(len(items), shuffle=train, seed=self.seed, rank=rank, world=world)
-        return ResumableLoader(
+        return resumable_loader(
             items,
+            sampler,
+            train=train,
+            seed=self.seed,
             batch_size=self.batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=None if train else list,
-            persistent_workers=self.num_workers > 0,
             pin_memory=train and torch.cuda.is_available(),
-            drop_last=train and len(sampler) > self.batch_size,
-            # private: drawing worker seeds from the global generator would shift the network's own draws
-            generator=torch.Generator().manual_seed(mix_seed(self.seed, 2)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esbnn_core import load_checkpoint, train_on_bits_
-from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.errors import InputError
 from esbnn_core.foreign import load_official
-from esbnn_core.latent import attach_latent_clip
 from esbnn_core.lit.data import mix_seed
 from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import first_not_finite
-from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.processes import from_all_processes
+from esbnn_core.packed import is_packed
 from tasks.super_resolution import official
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.items import Item
@@ -29,11 +30,10 @@ from tasks.super_resolution.pipeline import (
     SuperResolutionPipeline,
     default_scheduler,
     finish,
-    is_packed,
     make_scheduler,
     to_pixels,
 )
-from tasks.super_resolution.scoring import Scored, Scores, from_all_processes, score_image
+from tasks.super_resolution.scoring import Scored, Scores, score_image
 from tasks.super_resolution.sheets import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.unet import BIDiffSRUNet
 
@@ -43,7 +43,7 @@ SIDE = 256
 """Of the image that operations are published for (spec 0.6)."""
 
 
-class SuperResolutionModule(L.LightningModule):
+class SuperResolutionModule(TaskModule):
     """Trains and evaluates one BIDiffSRUNet.
 
     Args:
@@ -137,10 +137,7 @@ class SuperResolutionModule(L.LightningModule):
 
     def check_fit(self, resumes: bool) -> None:
         """Raise InputError for a packed network; the command line asks before it writes a file."""
-        if is_packed(self.network):
-            raise InputError(
-                "the network is packed and holds no latent weights to train: give the latent file as weights"
-            )
+        self.check_latent()
 
     def check_data(self, data: L.LightningDataModule | None) -> None:
         """Raise InputError unless the data module upsamples by as much as the network."""
@@ -152,40 +149,10 @@ class SuperResolutionModule(L.LightningModule):
         """Lightning's hook."""
         self.check_data(getattr(self.trainer, "datamodule", None))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: the weights of a run are there."""
-        self.begun = True
-
     def on_fit_start(self) -> None:
         """Lightning's hook, behind the checkpoint's loading."""
         self.check_fit(resumes=False)
         self.begun = True
-
-    def on_validation_start(self) -> None:
-        """Lightning's hook."""
-        self.check_evaluation("validate")
-
-    def on_test_start(self) -> None:
-        """Lightning's hook."""
-        self.check_evaluation("test")
-
-    def on_predict_start(self) -> None:
-        """Lightning's hook."""
-        self.check_evaluation("predict")
-
-    def check_evaluation(self, run: str) -> None:
-        """Raise InputError unless there are weights; the command line asks before it writes a file."""
-        if not self.begun:
-            raise InputError(
-                f"there are no trained weights to {run}: give a file as model.weights or a run's checkpoint as "
-                f"ckpt_path"
-            )
-
-    def on_train_start(self) -> None:
-        """Bind a schedule that advances by steps to their number (see ClassificationModule: not before)."""
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
-            scheduler.bind(int(self.trainer.estimated_stepping_batches))
 
     def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """Noisy images and conditions (N, 3, H, W), timesteps (N,) -> their noise (N, 3, H, W)."""
@@ -203,13 +170,7 @@ class SuperResolutionModule(L.LightningModule):
         t = torch.randint(steps, (1 if one_a_batch else number,)).expand(number).to(image.device)
         noisy = self.noise_schedule.add_noise(image, noise, t)
         loss = F.l1_loss(self(noisy, t, condition), noise)
-        if not torch.isfinite(loss):
-            given = torch.cat([noisy, condition], 1)
-            where = first_not_finite(self.network, given, lambda: self(noisy, t, condition))
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step}, first not finite in {where}: "
-                f"lower the learning rate or look at that batch"
-            )
+        check_finite(loss, self.global_step, self.network, (noisy, condition), lambda: self(noisy, t, condition))
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=number)
         self.log("train_loss_epoch", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=number)
         return loss
@@ -292,18 +253,6 @@ class SuperResolutionModule(L.LightningModule):
     def _gathered(self) -> Scores:
         self.scores, self.scored = Scores(from_all_processes(self.scored)), []
         return self.scores
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
-        parameters: Any = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(parameters if self.decay is None else self.decay.groups(self.network))
-        attach_latent_clip(optimizer, self.network)
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
-            scheduler.bind(self.trainer.max_epochs or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
 
 def make_network(options: dict[str, Any]) -> BIDiffSRUNet:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from esbnn_core.errors import InputError
+from esbnn_core.packed import is_packed
 from tasks.super_resolution.pictures import Picture, to_picture
 from tasks.super_resolution.resize import cubic_upsample, imresize
 from tasks.super_resolution.unet import BIDiffSRUNet
@@ -310,10 +311,3 @@ def _generators(given: torch.Generator | list[torch.Generator] | None, number: i
     # one draw an image: the first images of a list do not depend on how many follow
     seeds = [int(torch.randint(2**63 - 1, (), generator=given, device=device)) for _ in range(number)]
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def is_packed(network: torch.nn.Module) -> bool:
-    """Whether any layer of the network is packed."""
-    from esbnn_core.packed import PackedLayer
-
-    return any(isinstance(module, PackedLayer) for module in network.modules())

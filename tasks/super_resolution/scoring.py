@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from tasks.super_resolution.items import Item
 from tasks.super_resolution.metrics import LEAST, Lpips, Pixels, psnr_y, ssim_y
 from tasks.super_resolution.resize import imresize
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,3 @@ def score_image(item: Item, result: Pixels, scale: int, lpips: Lpips | str) -> S
         psnr_y(bicubic, hr, scale),
         ssim_y(bicubic, hr, scale),
     )
-
-
-def from_all_processes(own: list[T]) -> list[T]:
-    """What every process of the run found, the same list in each."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
-    return [one for part in parts for one in part]

@@ -1,7 +1,6 @@
 """PSNR, SSIM and LPIPS against published numbers, closed forms, another library and loops over every window."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,12 +113,10 @@ def test_what_cannot_be_compared_is_one_sentence(sr: Pixels, hr: Pixels, border:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Path]:
-    """A torch hub folder of our own, empty."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    yield tmp_path / "hub" / "checkpoints"
-    torch.hub.set_dir(before)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A torch hub folder of our own, empty; by the variable, which a folder that is set once would hide for good."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
 
 
 def test_lpips_without_weights_says_how_to_get_them_and_gets_none(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""A file judged by the config of its task: module and data as the command line builds them, Trainer.test, no output."""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from esbnn_core.errors import InputError
+from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.packed import is_packed
+from esbnn_core.surgery import pack_
+
+
+def run_test(
+    module: type[L.LightningModule],
+    data: type[L.LightningDataModule],
+    path: str | Path,
+    config: str | Path,
+    options: Mapping[str, Any],
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    links: Sequence[str] = ("num_classes",),
+) -> tuple[Any, float]:
+    """Build the module of a config around a weights file, run Trainer.test; returns the module and the seconds.
+
+    Args:
+        path: `weights` of the module. config: a recipe of the task. options: laid over it, by dotted name. Logger,
+            callbacks and distribution of the config stay out, one process tests and writes nothing.
+        backend: "auto" is what the file holds; "packed" packs a latent one. device: "cpu" or "cuda". links: as TaskCLI.
+
+    Raises:
+        InputError: a config, file, option or data set that does not fit; "latent" of a packed file.
+    """
+    if not Path(config).is_file():
+        raise InputError(f"config {config} does not exist: check the path")
+    laid: dict[str, Any] = {
+        "model.weights": str(path),
+        **options,
+        **{"trainer.accelerator": "gpu" if device == "cuda" else "cpu", "trainer.devices": 1, "trainer.num_nodes": 1},
+        **{"trainer.strategy": "auto", "trainer.logger": False, "trainer.callbacks": None},
+        **{"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
+        "trainer.enable_progress_bar": sys.stderr.isatty(),
+    }
+    words = [f"--{name}={json.dumps(value)}" for name, value in laid.items()]
+    with warnings.catch_warnings():
+        # it warns of arguments beside those of the process, which are another command's
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter")
+        cli = TaskCLI(
+            module,
+            data,
+            links=links,
+            args=["--config", str(config), *words],
+            run=False,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False},
+            save_config_callback=None,
+        )
+    network = cli.model.network
+    if is_packed(network) and backend == "latent":
+        raise InputError(f"{path} is packed and holds no latent weights: use --backend packed")
+    if backend == "packed" and not is_packed(network):
+        pack_(network.eval())
+    start = time.perf_counter()
+    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    return cli.model, time.perf_counter() - start

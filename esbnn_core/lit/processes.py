@@ -1,0 +1,16 @@
+"""What the processes of a distributed run tell one another."""
+
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def from_all_processes(own: list[T]) -> list[T]:
+    """What every process of the run found, the same list in each, in the order of the processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return [one for part in parts for one in part]

@@ -1,0 +1,75 @@
+"""What `python -m tasks.evaluate` does for a detector: build it by its config, load the file strictly, test it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from esbnn_core.checkpoint import file_sha256
+from esbnn_core.errors import InputError
+from esbnn_core.lit.evaluation import run_test
+from esbnn_core.packed import is_packed
+from tasks.detection import official
+from tasks.detection.cost import detector_cost
+from tasks.detection.data import VOCDataModule
+from tasks.detection.module import DetectionModule
+
+METRICS = ("map_11point", "map_area", "coco", "coco50", "coco75")
+OFFICIAL = official.__name__
+"""Imported for what it declares: the names of the tensors in the originals' files."""
+
+
+def evaluate(
+    path: str,
+    *,
+    config: str,
+    overrides: Mapping[str, Any],
+    dataset: str,
+    split: str,
+    data: str | None = None,
+    limit: int = 0,
+    backend: str = "auto",
+    device: str = "cpu",
+    batch_size: int | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Average precision of a detector's file, with its cost for one image.
+
+    Args:
+        path: .safetensors, latent or packed, or an official file. config: of configs/detection. overrides: of its model.
+        dataset, split: an image list, e.g. VOC2007 and test. data: the VOCdevkit folder; it and batch_size default to
+            the config's. limit: the first so many images, 0 for all. backend, device: as run_test.
+
+    Raises:
+        InputError: a config, file or data set that does not fit.
+    """
+    options: dict[str, Any] = {"model.backbone": None, "model.from_scratch": False, "data.test_size": limit}
+    options |= {"data.num_workers": workers, "data.test": [f"{dataset}/{split}"]}
+    given = {"model.overrides": dict(overrides), "data.root": data, "data.batch_size": batch_size}
+    options |= {name: value for name, value in given.items() if value}
+    module, seconds = run_test(DetectionModule, VOCDataModule, path, config, options, backend=backend, device=device)
+    scores = module.scores
+    try:
+        cost = detector_cost(module.network, module.input_size)
+        parts = [(1, cost.image), *([(cost.regions, cost.region)] if cost.region else [])]
+        bops, flops = (sum(number * getattr(part, name) for number, part in parts) for name in ("bops", "flops"))
+        counted = {"ops": cost.ops, "bops": bops, "flops": flops}
+        counted |= {"params": cost.params, "binary_params": cost.binary_params}
+    except InputError as error:
+        print(f"OPs are not given: {error}")
+        counted = dict.fromkeys(("ops", "bops", "flops", "binary_params"))
+        counted["params"] = sum(p.numel() for p in module.network.parameters())
+    return {
+        "options": dict(overrides),
+        "file": path,
+        "sha256": file_sha256(path),
+        **counted,
+        "dataset": dataset,
+        "split": split,
+        "backend": "packed" if is_packed(module.network) else "latent",
+        "device": device,
+        "images": scores.images,
+        "image_size": list(module.input_size[1:]),
+        "seconds": seconds,
+        "metrics": {name: getattr(scores, name) for name in METRICS},
+        "classes": {row.name: row.ap_11point for row in scores.rows if row.objects},
+        "warning": "",
+    }

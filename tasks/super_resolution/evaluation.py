@@ -1,0 +1,66 @@
+"""What `python -m tasks.evaluate` does for a super-resolution network: build it by its config, load the file, test it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from esbnn_core.checkpoint import file_sha256
+from esbnn_core.errors import InputError
+from esbnn_core.lit.evaluation import run_test
+from esbnn_core.packed import is_packed
+from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.data import SRDataModule
+from tasks.super_resolution.module import SIDE, SuperResolutionModule
+
+METRICS = ("psnr", "ssim", "lpips")
+
+
+def evaluate(
+    path: str,
+    *,
+    config: str,
+    overrides: Mapping[str, Any],
+    dataset: str,
+    split: str = "test",
+    data: str | None = None,
+    limit: int = 0,
+    backend: str = "auto",
+    device: str = "cpu",
+    batch_size: int | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """PSNR, SSIM and LPIPS of a network's file on one set, with its cost for one denoising step of 256x256.
+
+    Args:
+        path: .safetensors, latent or packed, or an official file. config: of configs/super_resolution. overrides: of
+            its network. dataset: a set (its `split` is "test": they have no other). data: the folder of the sets; it
+            and batch_size default to the config's. limit: the first so many images, 0 for all. backend, device: as
+            run_test.
+
+    Raises:
+        InputError: a config, file or data set that does not fit.
+    """
+    if split != "test":
+        raise InputError(f"split {split!r} was given, test was expected: {dataset} has no other")
+    options: dict[str, Any] = {"data.test_size": limit, "data.num_workers": workers, "data.test": [dataset]}
+    given = {"model.overrides": dict(overrides), "data.root": data, "data.batch_size": batch_size}
+    options |= {name: value for name, value in given.items() if value}
+    module, seconds = run_test(
+        SuperResolutionModule, SRDataModule, path, config, options, backend=backend, device=device, links=("scale",)
+    )
+    cost = unet_cost(module.network, SIDE)
+    counted = {name: getattr(cost.layers, name) for name in ("ops", "bops", "flops", "params", "binary_params")}
+    return {
+        "options": dict(overrides),
+        "file": path,
+        "sha256": file_sha256(path),
+        **counted,
+        "dataset": dataset,
+        "split": split,
+        "backend": "packed" if is_packed(module.network) else "latent",
+        "device": device,
+        "images": len(module.scores.images),
+        "image_size": [SIDE, SIDE],
+        "seconds": seconds,
+        "metrics": module.scores.mean(),
+        "warning": "",
+    }
