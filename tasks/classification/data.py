@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
-from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
-from tasks.classification.augment import Augmentation, batch_mixture
+from esbnn_core.lit.resume import ResumableSampler, resumable_loader
+from tasks.classification.augment import SMALL, Augmentation, batch_mixture
 from tasks.classification.datasets import dataset_info, open_split
+from tasks.classification.resident import KeyBatches, Keys, ResidentImages
 from tasks.classification.synsets import SynsetFolder
 
 
@@ -30,6 +31,8 @@ class ClassificationDataModule(L.LightningDataModule):
         seed: of the split and of every epoch's order (linked to seed_everything on the command line).
         augmentation: options of the recipe, RandAugment to mixup, and of the evaluation crop. prefetch_factor: batches
             that each loader process keeps ready.
+        on_device: keep the images of a small dataset on the device that trains, and cut and mirror them there (see
+            tasks.classification.resident): the same kind of images, drawn by other numbers.
 
     Batches are images float32 (B, C, H, W) and labels int64 (B,), of a training with mixup or cutmix probabilities
     (B, num_classes); evaluation labels may hold IGNORE (see esbnn_core.lit.data) where processes do not divide the set.
@@ -54,6 +57,7 @@ class ClassificationDataModule(L.LightningDataModule):
         seed: int = 0,
         augmentation: Augmentation = Augmentation(),  # noqa: B008  (frozen)
         prefetch_factor: int = 2,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         self.info = dataset_info(dataset)
@@ -66,7 +70,11 @@ class ClassificationDataModule(L.LightningDataModule):
         if prefetch_factor < 1:
             raise InputError(f"prefetch_factor={prefetch_factor} was given, 1 or more batches were expected")
         augmentation.check(dataset, self.info.channels, self.info.size)
+        self.on_device = on_device
+        if on_device:
+            self._check_on_device()
         self.splits: dict[str, SeededDataset] = {}
+        self._resident: dict[str, ResidentImages] = {}
         self._opened: dict[bool, Any] = {}
         self.label_order = ""
 
@@ -116,6 +124,39 @@ class ClassificationDataModule(L.LightningDataModule):
         transform = self.info.transform(augment, self.image_size, self.augmentation)
         return SeededDataset(Subset(whole, indices[: len(whole)]), transform, random=augment)
 
+    def _check_on_device(self) -> None:
+        odd = [name for name in ("rand_augment", "erasing", "lighting") if getattr(self.augmentation, name)]
+        if self.info.size > SMALL or (self.image_size or self.info.size) != self.info.size:
+            raise InputError(
+                f"data.on_device was given for {self.dataset} at {self.image_size or self.info.size} pixels: whole "
+                f"images of at most {SMALL} pixels stay on the device, set it to false"
+            )
+        if odd:
+            raise InputError(
+                f"data.on_device was given, and augmentation {odd[0]} works image by image: set it to false"
+            )
+
+    def _keep(self, part: str) -> ResidentImages:
+        """The images of a part, read once."""
+        if part not in self._resident:
+            a = self.augmentation
+            train = part == "train" and self.augment
+            self._resident[part] = ResidentImages(
+                self.splits[part].dataset,
+                a.mean or self.info.mean,
+                a.std or self.info.std,
+                pad=self.info.size // 8 if train else 0,
+                flip=a.flip if train else 0.0,
+                mix=batch_mixture(a, self.num_classes) if train and a.mixes else None,
+            )
+        return self._resident[part]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning's hook: the images behind a batch of keys."""
+        if not isinstance(batch, Keys):
+            return batch
+        return self._keep(batch.part).batch(batch, batch.places.device)
+
     def _loader(self, part: str) -> DataLoader[Any]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         data = self.splits[part]
@@ -130,19 +171,21 @@ class ClassificationDataModule(L.LightningDataModule):
             repeats=self.augmentation.repeats if augment else 1,
         )
         mixes = augment and self.augmentation.mixes
-        return ResumableLoader(
-            MixedBatches(data, batch_mixture(self.augmentation, self.num_classes)) if mixes else data,
+        items: Any = data
+        if self.on_device:
+            items = KeyBatches(len(data), part)
+        elif mixes:
+            items = MixedBatches(data, batch_mixture(self.augmentation, self.num_classes))
+        return resumable_loader(
+            items,
+            sampler,
+            train=train,
+            seed=self.seed,
             batch_size=self.batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=as_it_is if mixes else None,
-            prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
-            persistent_workers=self.num_workers > 0,
+            collate_fn=as_it_is if mixes or self.on_device else None,
+            prefetch_factor=self.prefetch_factor,
             pin_memory=torch.cuda.is_available(),
-            # a last batch of one image has no batch statistics
-            drop_last=train and len(sampler) > self.batch_size,
-            # private: drawing worker seeds from the global generator would shift the network's own draws
-            generator=torch.Generator().manual_seed(mix_seed(self.seed, 2)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

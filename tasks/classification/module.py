@@ -11,13 +11,12 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from esbnn_core import create_model, list_models, model_spec, train_on_bits_
-from esbnn_core.errors import InputError, TrainingError
-from esbnn_core.latent import attach_latent_clip
+from esbnn_core.errors import InputError
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import first_not_finite
-from esbnn_core.lit.schedules import ProgressLR
-from esbnn_core.packed import PackedLayer
+from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.module import TaskModule
+from esbnn_core.packed import is_packed
 from esbnn_core.release import load_checkpoint
 from esbnn_core.surgery import real_weights_
 from tasks.classification.objectives import Batch, LabelObjective, Objective
@@ -25,7 +24,7 @@ from tasks.classification.objectives import Batch, LabelObjective, Objective
 Loaded = tuple[Tensor, Tensor]
 
 
-class ClassificationModule(L.LightningModule):
+class ClassificationModule(TaskModule):
     """Trains and evaluates one network of esbnn_core.list_models().
 
     Args:
@@ -45,6 +44,8 @@ class ClassificationModule(L.LightningModule):
             teachers are built when fit starts and kept out of the state.
         untrained_teachers: build teachers with random weights, for trying a recipe without downloads.
         channels_last: memory format of network and images.
+        compile_backend: backend of torch.compile for training, e.g. inductor; none by default. It pays on a GPU; on a
+            CPU small networks took longer with it than without.
 
     Logs train_loss and train_top1 (their means as _epoch); val_ and test_ loss, top1 and top5, in percent, over every
     image once.
@@ -65,8 +66,12 @@ class ClassificationModule(L.LightningModule):
         objective: Objective | None = None,
         untrained_teachers: bool = False,
         channels_last: bool = False,
+        compile_backend: str | None = None,
     ) -> None:
         super().__init__()
+        known = ["eager", *torch.compiler.list_backends(exclude_tags=())]
+        if compile_backend is not None and compile_backend not in known:
+            raise InputError(f"compile_backend={compile_backend} is not known, one of {', '.join(known)} was expected")
         if network in list_models(kind="trunk"):
             raise InputError(
                 f"network {network} is the trunk of a detector and gives no logits: pre-train {network}_classifier"
@@ -80,12 +85,12 @@ class ClassificationModule(L.LightningModule):
             real_weights_(self.network, fresh=weights is None)
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
-            if real_weights and _packed(self.network):
+            if real_weights and is_packed(self.network):
                 raise InputError(f"real_weights was asked for and {weights} is packed: give a latent file as weights")
-        if train_on_bits and not _packed(self.network):  # a packed file is evaluated, and refused where fit begins
+        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
             train_on_bits_(self.network)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
-        self.decay = decay
+        self.decay, self.compile_backend = decay, compile_backend
         self.objective: Objective = objective or LabelObjective()
         self.num_classes, self.untrained_teachers = num_classes, untrained_teachers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -114,16 +119,8 @@ class ClassificationModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Build teachers here, not in __init__: evaluation needs none."""
         self.objective.prepare(self.network, self.num_classes if self.untrained_teachers else None)
-
-    def on_train_start(self) -> None:
-        """Bind a schedule that advances by steps to their number.
-
-        Not in configure_optimizers: the number comes from the loader, and a loader that is made before the checkpoint
-        is read does not learn where in the epoch the run stopped.
-        """
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
-            scheduler.bind(int(self.trainer.estimated_stepping_batches))
+        if self.compile_backend is not None:  # in place: the state's names stay
+            self.network.compile(backend=self.compile_backend)
 
     def training_step(self, batch: Loaded, batch_idx: int) -> Tensor:
         """Loss of one batch; stops the run at the first loss that is not finite."""
@@ -131,11 +128,7 @@ class ClassificationModule(L.LightningModule):
         images = images.contiguous(memory_format=self.memory_format)
         epochs = max(1, self.trainer.max_epochs or 1)
         logits, loss = self.objective(self.network, Batch(images, labels, self.current_epoch, epochs))
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step}, first not finite in "
-                f"{first_not_finite(self.network, images)}: lower the learning rate or look at that batch"
-            )
+        check_finite(loss, self.global_step, self.network, images)
         # of mixed images the label with the larger share
         hard = labels.argmax(1) if labels.is_floating_point() else labels
         top1 = 100 * (logits.argmax(1) == hard).float().mean()
@@ -185,26 +178,6 @@ class ClassificationModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Lightning's hook."""
         self._report("test_")
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number."""
-        if _packed(self.network):
-            raise InputError(
-                "the network is packed and holds no latent weights to train: give the latent file as weights"
-            )
-        whole = list(self.network.parameters())
-        optimizer = self.make_optimizer(whole if self.decay is None else self.decay.groups(self.network))
-        attach_latent_clip(optimizer, self.network)
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
-            scheduler.bind(self.trainer.max_epochs or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
-
-
-def _packed(network: nn.Module) -> bool:
-    return any(isinstance(module, PackedLayer) for module in network.modules())
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:
