@@ -79,7 +79,8 @@ class BinaryViT(nn.Module):
     Args:
         pyramid: see Pyramid. expansion, design: tau, groups and where they apply; see FeedForward and BinaryAttention.
         real_merges: real patch merging (the some-real-layers variant). num_classes, in_channels: of the read-out and
-            the stem. image_size: side of the images, a multiple of 32; the positions are learned for it.
+            the stem. image_size: side of the images, a multiple of 4 * 2^(stages - 1), 32 for four
+            stages; the positions are learned for it.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer; an image size that does not fit.
@@ -140,32 +141,36 @@ class BinaryViT(nn.Module):
         return logits
 
 
-def _base(num_classes: int = 1000, in_channels: int = 3, image_size: int = 224) -> nn.Module:
-    return BinaryViT(Pyramid(), Expansion(), "F1", False, num_classes, in_channels, image_size)
+MICRO = Pyramid((64, 128, 256), (1, 2, 1), (4, 4, 4), (2, 1, 1))
+"""No shape of the paper: for images of 32 pixels, it trains on a CPU in minutes."""
 
 
-def _some_real(num_classes: int = 1000, in_channels: int = 3, image_size: int = 224) -> nn.Module:
-    return BinaryViT(Pyramid(), Expansion(), "F1", True, num_classes, in_channels, image_size)
+def _plain(pyramid: Pyramid, side: int, real_merges: bool) -> Callable[..., nn.Module]:
+    def build(num_classes: int = 1000, in_channels: int = 3, image_size: int = side) -> nn.Module:
+        return BinaryViT(pyramid, Expansion(), "F1", real_merges, num_classes, in_channels, image_size)
+
+    return build
 
 
-def _es(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    tau: int = 2,
-    groups: int = 1,
-    copy_spread: float = 0.0,
-    design: Design = "F1",
-    real_merges: bool = False,
-    image_size: int = 224,
-) -> nn.Module:
-    expansion = Expansion(tau, groups, copy_spread)
-    return BinaryViT(Pyramid(), expansion, design, real_merges, num_classes, in_channels, image_size)
+def _expanded(pyramid: Pyramid, side: int) -> Callable[..., nn.Module]:
+    def build(
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        tau: int = 2,
+        groups: int = 1,
+        copy_spread: float = 0.0,
+        design: Design = "F1",
+        real_merges: bool = False,
+        image_size: int = side,
+    ) -> nn.Module:
+        expansion = Expansion(tau, groups, copy_spread)
+        return BinaryViT(pyramid, expansion, design, real_merges, num_classes, in_channels, image_size)
+
+    return build
 
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "binaryvit": _base,
-    "binaryvit_some_real": _some_real,
-    "es_binaryvit": _es,
-}
-for _name, _build in _BUILDERS.items():
-    register_model(_name, _build, 224)
+register_model("binaryvit", _plain(Pyramid(), 224, False), 224)
+register_model("binaryvit_some_real", _plain(Pyramid(), 224, True), 224)
+register_model("es_binaryvit", _expanded(Pyramid(), 224), 224)
+register_model("binaryvit_micro", _plain(MICRO, 32, False), 32)
+register_model("es_binaryvit_micro", _expanded(MICRO, 32), 32)

@@ -1,4 +1,4 @@
-"""BNext tiny, small, middle and large with their ES and Rep versions (spec 1.5, 4.1-4.4).
+"""BNext tiny, small, middle and large with their ES and Rep versions (spec 1.5, 4.1-4.4), and a micro one of ours.
 
 A unit is a binary convolution whose output a squeeze-excite gate scales; the gate looks at a learned mix of the unit's
 input and output (info-recoupling). Weights are clamp(W/T) until the temperature T falls below 1e-7, sign(W) from then.
@@ -19,12 +19,16 @@ from esbnn_core.quantizers import Temperature
 from esbnn_core.unit import BinaryUnit
 
 SIZES = {
+    "micro": (32, 32, *[64] * 2, *[128] * 2),
     "tiny": (32, 64, *[128] * 2, *[256] * 2, *[512] * 6, *[1024] * 2),
     "small": (48, 96, *[192] * 2, *[384] * 2, *[768] * 6, *[1536] * 2),
     "middle": (48, 96, *[192] * 4, *[384] * 4, *[768] * 8, *[1536] * 4),
     "large": (64, 128, *[256] * 4, *[512] * 4, *[1024] * 16, *[2048] * 4),
 }
-"""Nominal output widths of the stem and of every block."""
+"""Nominal output widths of the stem and of every block. micro is no size of the paper: for images of 32 pixels, whole
+in the stem (stem_stride 1), it trains on a CPU in minutes."""
+_SIDES = {"micro": 32}
+_STEM_STRIDES = {"micro": 1}
 
 
 class BNextUnit(nn.Module):
@@ -180,14 +184,14 @@ class BNext(nn.Module):
 
 def _family(size: str) -> None:
     """Register bnext_SIZE, es_bnext_SIZE and rep_bnext_SIZE."""
-    widths = SIZES[size]
+    widths, stride = SIZES[size], _STEM_STRIDES.get(size, 2)
 
     def base(
         num_classes: int = 1000,
         in_channels: int = 3,
         elm: bool = True,
         info_recoupling: bool = True,
-        stem_stride: int = 2,
+        stem_stride: int = stride,
     ) -> nn.Module:
         return BNext(widths, Expansion(), elm, info_recoupling, num_classes, in_channels, stem_stride)
 
@@ -199,7 +203,7 @@ def _family(size: str) -> None:
         copy_spread: float = 0.0,
         elm: bool = True,
         info_recoupling: bool = True,
-        stem_stride: int = 2,
+        stem_stride: int = stride,
     ) -> nn.Module:
         expansion = Expansion(tau, groups, copy_spread)
         return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
@@ -210,14 +214,14 @@ def _family(size: str) -> None:
         tau: int = 2,
         elm: bool = True,
         info_recoupling: bool = True,
-        stem_stride: int = 2,
+        stem_stride: int = stride,
     ) -> nn.Module:
         expansion = Expansion(tau, rule="rep")
         return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
 
     builders: dict[str, Callable[..., nn.Module]] = {"": base, "es_": es, "rep_": rep}
     for prefix, build in builders.items():
-        register_model(f"{prefix}bnext_{size}", build, 224)
+        register_model(f"{prefix}bnext_{size}", build, _SIDES.get(size, 224))
 
 
 for _size in SIZES:
