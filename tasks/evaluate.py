@@ -1,251 +1,298 @@
-"""Evaluate a network file on images: an official file of the originals, or a .safetensors file of ours.
+"""Evaluate a released checkpoint by name, or any network file by path or address, against what is published.
 
-    python -m tasks.evaluate es_bnext_tiny.pth.tar --model es_bnext_tiny --data /data/imagenet
+    python -m tasks.evaluate --list
+    python -m tasks.evaluate es_bnext_tiny.pth.tar --entry es_bnext_tiny --data /data/imagenet
     python -m tasks.evaluate packed.safetensors --data data --dataset cifar10 --json result.json
 
-A BNext file whose weight temperature was not lowered (below 1e-7) holds real weights; it is evaluated as stored and
-with forced sign. An error is one sentence on stderr and exit code 2.
+Exit code 0: within the tolerance, or nothing to compare with; 1: outside the tolerance; 2: an error, told in one
+sentence on stderr. docs/checkpoints.md says more. What a task does itself is in its evaluation.py.
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from esbnn_core.channels import check_counts
-from esbnn_core.checkpoint import file_sha256, read_checkpoint, write_atomically
-from esbnn_core.counting import count
+from esbnn_core.catalogue import CATALOGUE, TASKS, Entry, read_catalogue
+from esbnn_core.checkpoint import read_checkpoint, write_atomically
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import load_official
-from esbnn_core.lit.cli import sentence
-from esbnn_core.models import create_model, model_spec
-from esbnn_core.packed import PackedLayer
-from esbnn_core.quantizers import RealWeights, Temperature
-from esbnn_core.release import load_checkpoint
-from esbnn_core.surgery import pack_
-from esbnn_core.unit import binary_layers, exact_zeros
-from tasks.classification.augment import SMALL, Augmentation, evaluation_recipe
-from tasks.classification.data import ClassificationDataModule
-from tasks.classification.datasets import DATASETS, DatasetInfo, dataset_info
-from tasks.classification.scoring import score
+from esbnn_core.fetch import check_file, checkpoint_cache, fetch
+from tasks.evaluation_report import completed, own_entry, text
 
-STORED, FORCED, PACKED = "as stored", "forced sign", "packed"
+OWN_METRIC = {"classification": "top1", "detection": "map_11point", "super_resolution": "psnr"}
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
+BACKENDS = ("auto", "latent", "packed")
+WORKERS = min(8, os.cpu_count() or 1)
+_PREPARATION = ("image_size", "crop_pct", "interpolation", "mean", "std")
+"""Options that change the images: what comes out then is not compared with the published value."""
+_OF_A_FILE = ("model", "tau", "groups", "num_classes", "dataset", "split", "task", "config")
+"""Options that say what a file holds, as an entry does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (args.target is None) != args.list:
+        parser.error("a NAME, PATH or URL is expected, or --list alone")
     try:
-        result = evaluate(args)
-        print(_text(result))
+        if args.list:
+            print(read_catalogue(args.catalogue).table())
+            return 0
+        result = _evaluate(args)
+        entry = None
+        if args.print_entry is not None:
+            home, made_by = Path(args.catalogue).parent, args.made_by
+            entry = own_entry(result, args.print_entry, home, args.config or "", made_by, args.tolerance)
         if args.json:
             write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     except (InputError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
-    return 0
+    print(text(result))
+    if entry is not None:
+        print(f"\nthe entry for {args.catalogue}:\n{entry.json()}")
+    return 1 if result["within"] is False else 0
+
+
+def evaluate_name(
+    name: str,
+    *,
+    data: str,
+    backend: str = "auto",
+    device: str = "cpu",
+    limit: int = 0,
+    batch_size: int | None = 128,
+    workers: int = WORKERS,
+    catalogue: str | Path = CATALOGUE,
+) -> dict[str, Any]:
+    """What --json writes, for an entry of the catalogue: expected and measured, file, hash, cost, images and time.
+
+    Args:
+        name: of the entry. data: folder of its dataset. backend: auto, latent or packed. device: cpu or cuda.
+        limit: the first so many images only, 0 for all; `within` is then None. batch_size: of a classifier, the others
+            keep their config's. workers: processes that read images. catalogue: the manifest.
+
+    Raises:
+        InputError: an unknown name, a file that is not at hand or not the right one, data that does not fit.
+    """
+    if read_catalogue(catalogue).find(name).task != "classification":
+        batch_size = None
+    given: dict[str, Any] = {"target": name, "catalogue": catalogue, "data": data, "backend": backend, "device": device}
+    given |= {"limit": limit, "batch_size": batch_size, "workers": workers}
+    return _evaluate(argparse.Namespace(**{**vars(_parser().parse_args([])), **given}))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks.evaluate", description="Top-1 and top-5 of a network file")
-    parser.add_argument("path", metavar="PATH", help="official .pth or .pth.tar, or our .safetensors")
-    parser.add_argument("--model", metavar="NAME", help="network; a .safetensors file knows its own")
-    parser.add_argument("--tau", type=int, help="expansion factor, with --model")
-    parser.add_argument("--groups", type=int, help="groups, with --model")
-    parser.add_argument("--num-classes", type=int, help="classes of the read-out, with --model (default the dataset's)")
-    parser.add_argument("--data", metavar="ROOT", default="data", help="folder that has the dataset")
-    parser.add_argument("--dataset", default="imagenet", choices=tuple(DATASETS))
-    parser.add_argument(
-        "--split", default="test", choices=("val", "test"), help="imagenet: its val folder in both cases"
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.evaluate", description="A checkpoint's metric against the published one, with its cost"
     )
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="the first N images only")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default the dataset's")
-    parser.add_argument("--crop-pct", type=float, help="share of the resized side that is cut (default the recipe's)")
-    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default the recipe's")
-    parser.add_argument("--mean", type=float, nargs="+", help="of the normalisation (default the recipe's)")
-    parser.add_argument("--std", type=float, nargs="+", help="of the normalisation (default the recipe's)")
-    parser.add_argument("--backend", choices=("latent", "packed"), help="default what the file holds")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
-    parser.add_argument("--json", metavar="FILE", help="write the result here too")
+    add = parser.add_argument
+    add(
+        "target",
+        metavar="NAME|PATH|URL",
+        nargs="?",
+        help="of the catalogue, or an official file or .safetensors of ours",
+    )
+    add("--list", action="store_true", help="print the catalogue")
+    add("--entry", metavar="NAME", help="the file at PATH or URL is that of this entry")
+    add("--catalogue", metavar="FILE", default=CATALOGUE, help="another manifest than checkpoints/manifest.json")
+    add("--task", choices=TASKS, help="of a PATH; default what --config lies under, or classification")
+    add("--config", metavar="FILE", help="recipe that builds a detector or a super-resolution network")
+    add("--model", metavar="NAME", help="classifier; a .safetensors file knows its own")
+    add("--tau", type=int, help="expansion factor, with --model")
+    add("--groups", type=int, help="groups, with --model")
+    add("--num-classes", type=int, help="classes of the read-out, with --model (default the dataset's)")
+    add("--data", metavar="ROOT", help="folder that has the dataset (default data, or the config's)")
+    add("--dataset", help="of a PATH: imagenet (default), cifar10, ..., VOC2007, or a super-resolution set")
+    add("--split", choices=("val", "test"), help="of a PATH; imagenet: its val folder in both cases")
+    add("--limit", type=int, default=0, metavar="N", help="the first N images only")
+    add("--image-size", type=int, metavar="PIXELS", help="default the dataset's")
+    add("--crop-pct", type=float, help="share of the resized side that is cut (default the recipe's)")
+    add("--interpolation", choices=("bilinear", "bicubic"), help="default the recipe's")
+    add("--mean", type=float, nargs="+", help="of the normalisation (default the recipe's)")
+    add("--std", type=float, nargs="+", help="of the normalisation (default the recipe's)")
+    add("--backend", choices=BACKENDS, default="auto", help="auto: what the file holds")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--batch-size", type=int, help="default 128 of a classifier, the config's of the others")
+    add("--workers", type=int, default=WORKERS, help="processes that read images")
+    add("--json", metavar="FILE", help="write the result here too")
+    add("--print-entry", metavar="NAME", help="print the catalogue's entry of a .safetensors file of ours")
+    add("--made-by", metavar="COMMAND", default="", help="with --print-entry: the command that trained it")
+    add("--tolerance", type=float, help="with --print-entry: how far a measurement may lie from this one")
     return parser
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """What --json writes: the network, its file and cost, the data, and one entry of `rows` for each way to run it."""
-    check_counts(**{"batch size": args.batch_size, "image size": args.image_size or 1})
-    if args.limit < 0 or args.workers < 0:
-        raise InputError(f"limit={args.limit} and workers={args.workers} were given, 0 or more was expected")
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """What --json writes."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was given and torch sees no GPU: use --device cpu")
-    if args.split == "val" and args.dataset not in ("imagenet", "generated"):
-        raise InputError(f"dataset {args.dataset} has no validation images of its own: use --split test")
-    info = dataset_info(args.dataset)
-    network, file = _load(args, info)
-    spec = model_spec(network)
-    assert spec is not None
-    augmentation = _augmentation(args, spec.name)
-    size = args.image_size or info.size
-    cost = count(network, (info.channels, size, size))
-    forms, warning = _forms(network, args, file)
-    data = ClassificationDataModule(
-        dataset=args.dataset,
-        root=args.data,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        image_size=size,
-        num_classes=spec.options.get("num_classes"),
-        test_size=args.limit,
-        augmentation=augmentation,
-    )
-    data.setup("test")
-    images, rows, seconds = score(forms, data, args.device)
+    if args.limit < 0 or args.workers < 0:
+        raise InputError(f"limit={args.limit} and workers={args.workers} were given, 0 or more was expected")
+    if args.backend not in BACKENDS:
+        raise InputError(f"backend {args.backend!r} was given, one of {', '.join(BACKENDS)} was expected")
+    path, entry = _file(args)
+    if args.print_entry is not None and (entry is not None or not path.endswith(".safetensors") or args.limit):
+        raise InputError(
+            f"--print-entry was given with {args.target}, the PATH of a .safetensors file of ours that the catalogue "
+            f"does not have was expected, and all images without --limit"
+        )
+    if entry is not None:
+        for option in _OF_A_FILE:
+            if getattr(args, option) is not None:
+                word = f"--{option.replace('_', '-')}"
+                raise InputError(
+                    f"{word} was given with the catalogue's {entry.name}, which says it itself: leave it out"
+                )
+    task = entry.task if entry else _task(args, path)
+    if task == "classification":
+        found = _classifier(path, entry, args)
+    else:
+        found = _by_config(task, path, entry, args)
+    metric = entry.metric if entry else OWN_METRIC[task]
+    if metric and metric not in found["metrics"]:
+        raise InputError(f"metric {metric} of {path} was not measured, only {', '.join(found['metrics'])} were")
+    measured = found["metrics"][metric] if metric else None
+    expected = entry.value if entry else None
+    whole = not args.limit and all(getattr(args, option) is None for option in _PREPARATION)
+    within = None
+    if expected is not None and measured is not None and whole:
+        assert entry is not None
+        within = abs(measured - expected) <= entry.tolerance + 1e-9
     return {
-        "network": spec.name,
-        "options": dict(spec.options),
-        **file,
-        **{key: getattr(cost, key) for key in ("ops", "bops", "flops", "params", "binary_params")},
-        "dataset": args.dataset,
-        "root": args.data,
-        "label_order": data.label_order,
-        "images": images,
-        "image_size": size,
-        "crop_pct": augmentation.crop_pct,
-        "interpolation": augmentation.eval_interpolation,
-        "mean": augmentation.mean or info.mean,
-        "std": augmentation.std or info.std,
-        "backend": PACKED if PACKED in forms else "latent",
-        "device": args.device,
-        "seconds": seconds,
-        "rows": [asdict(row) for row in rows],
-        "warning": warning,
+        "name": entry.name if entry else "",
+        "task": task,
+        **found,
+        "bytes": Path(path).stat().st_size,
+        "metric": metric,
+        "expected": expected,
+        "measured": measured,
+        "tolerance": entry.tolerance if entry else None,
+        "within": within,
+        "source": entry.source if entry else "",
+        "note": entry.note if entry else "",
+        "images_per_second": found["images"] / found["seconds"] if found["seconds"] else None,
+        "entry_to_add": completed(entry, path) if entry else None,
     }
 
 
-def _load(args: argparse.Namespace, info: DatasetInfo) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of the file, and what is said of the file."""
-    ours = args.path.endswith(".safetensors")
-    given = {key: getattr(args, key) for key in ("num_classes", "tau", "groups") if getattr(args, key) is not None}
-    if args.model is None:
-        if not ours:
-            raise InputError(f"{args.path} does not name its network: give --model, esbnn models lists the names")
-        if given:
-            raise InputError(f"{', '.join(given)} cannot be given without --model: {args.path} has its own options")
-        network = load_checkpoint(args.path)
-    else:
-        if info.channels != 3:
-            given["in_channels"] = info.channels
-        network = create_model(args.model, **{"num_classes": info.classes, **given})
-        network = load_checkpoint(args.path, network) if ours else network.eval()
-    report = None if ours else load_official(network, args.path)
-    tensors = report.tensors if report else len(read_checkpoint(args.path).tensors)
-    spec = model_spec(network)
-    assert spec is not None
-    if spec.input_size[0] != info.channels:
-        raise InputError(
-            f"network {spec.name} takes images of {spec.input_size[0]} channels, {args.dataset} has {info.channels}: "
-            f"name the --dataset that it was trained on"
-        )
-    layers = [layer for _, layer in binary_layers(network)]
-    heated = [layer.quantizer for layer in layers if isinstance(layer.quantizer, Temperature)]
-    heat = [quantizer.temperature.item() for quantizer in heated]
-    return network, {
-        "file": args.path,
-        "sha256": file_sha256(args.path),
-        "tensors": tensors,
-        "zeros": exact_zeros(network) if layers else None,
-        "temperature": [min(heat), max(heat)] if heat else None,
-        "sign_below": heated[0].sign_below if heated else None,
-        "temperature_noted": report.noted if report else None,
+def _file(args: argparse.Namespace) -> tuple[str, Entry | None]:
+    """The file on this machine, checked if its hash is known, and its entry."""
+    target = args.target
+    address = target.startswith(("http://", "https://"))
+    plain = address or os.sep in target or target.endswith(SUFFIXES) or args.model is not None or Path(target).is_file()
+    if plain and args.entry is None:
+        return (str(fetch(target, checkpoint_cache())) if address else target), None
+    catalogue = read_catalogue(args.catalogue)
+    entry = catalogue.find(args.entry or target)
+    if entry.container == "pytorch" and not entry.keys:
+        raise InputError(f"checkpoint {entry.name} cannot be read by this project: {entry.note}")
+    if args.entry is None:
+        return str(fetch(entry, checkpoint_cache(), files=catalogue.folder)), entry
+    if address:
+        known = replace(entry, file=None, url=target, access="direct")
+        return str(fetch(known, checkpoint_cache())), entry
+    if not Path(target).is_file():
+        raise InputError(f"checkpoint {target} does not exist: check the path")
+    check_file(Path(target), entry.sha256, entry.bytes, f"it is not the file of {entry.name}, fetch it again")
+    return target, entry
+
+
+def _task(args: argparse.Namespace, path: str) -> str:
+    """What the file at a path is for: as said, else what the config lies under, else a classifier."""
+    named = [part for part in Path(args.config or "").parts if part in TASKS]
+    if args.task or named or args.config is None:
+        return str(args.task or [*named, "classification"][0])
+    # the networks of the other tasks have no name that their file could tell
+    if not path.endswith(".safetensors") or not read_checkpoint(path).network:
+        raise InputError(f"config {args.config} does not lie under the name of a task: give --task")
+    return "classification"
+
+
+def _classifier(path: str, entry: Entry | None, args: argparse.Namespace) -> dict[str, Any]:
+    from tasks.classification.evaluation import METRICS, Request, evaluate
+
+    _check_metric(entry, METRICS)
+    given: dict[str, Any] = {
+        **{key: getattr(args, key) for key in ("data", "image_size", "crop_pct", "interpolation", "batch_size")},
+        **{key: tuple(getattr(args, key)) if getattr(args, key) else None for key in ("mean", "std")},
     }
-
-
-def _augmentation(args: argparse.Namespace, network: str) -> Augmentation:
-    """The recipe's evaluation transform with what the command line says otherwise."""
-    given = {"crop_pct": args.crop_pct, "eval_interpolation": args.interpolation}
-    given |= {key: tuple(getattr(args, key)) if getattr(args, key) else None for key in ("mean", "std")}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return replace(evaluation_recipe(network, args.dataset), **changes)
-
-
-def _forms(network: nn.Module, args: argparse.Namespace, file: dict[str, Any]) -> tuple[dict[str, nn.Module], str]:
-    """The network in each way it is to be run, on its device, and a warning or ""."""
-    packed = any(isinstance(module, PackedLayer) for module in network.modules())
-    if packed and args.backend == "latent":
-        raise InputError(f"{args.path} is packed and holds no latent weights: use --backend packed")
-    quantizers = [layer.quantizer for _, layer in binary_layers(network)]
-    hot = any(isinstance(quantizer, Temperature) and not quantizer.sign_mode() for quantizer in quantizers)
-    highest, bound = (file["temperature"][1], file["sign_below"]) if hot else (0.0, 0.0)
-    if hot and args.backend == "packed":
-        raise InputError(
-            f"{args.path} has weight temperatures up to {highest:.3g} and so real weights, less than {bound:g} was "
-            f"expected to pack: use --backend latent, which shows the network with forced sign too"
-        )
-    forms, warning = {PACKED if packed else STORED: network}, ""
-    if args.backend == "packed" and not packed:
-        forms = {PACKED: pack_(network)}
-    if hot:
-        forms[FORCED] = copy.deepcopy(network)
-        for _, layer in binary_layers(forms[FORCED]):
-            if isinstance(layer.quantizer, Temperature):
-                layer.quantizer.temperature.zero_()
-        warning = (
-            f"WARNING: weight temperatures reach {highest:.3g}, so the weights as stored are real numbers (the script "
-            f"published for ES-BNext never lowers them): the accuracy of the binary network is the row {FORCED!r}"
-        )
-    elif any(isinstance(quantizer, RealWeights) for quantizer in quantizers):
-        warning = "WARNING: the weights are real numbers, step 1 of a two-step recipe: this is no binary network yet"
-    return {name: form.to(args.device, memory_format=torch.channels_last) for name, form in forms.items()}, warning
-
-
-def _text(r: dict[str, Any]) -> str:
-    """The result as a person reads it."""
-    options = ", ".join(f"{key}={value}" for key, value in r["options"].items())
-    if DATASETS[r["dataset"]].size <= SMALL:
-        transform = f"whole image at {r['image_size']}"
+    if entry is None:
+        options = {
+            key: getattr(args, key) for key in ("num_classes", "tau", "groups") if getattr(args, key) is not None
+        }
+        given |= {"model": args.model, "options": options, "dataset": args.dataset, "split": args.split}
     else:
-        resized = int(r["image_size"] / r["crop_pct"])
-        transform = (
-            f"resize {resized} {r['interpolation']}, centre crop {r['image_size']} (crop_pct {r['crop_pct']:.4g})"
+        given |= {"dataset": entry.dataset if entry.metric else "", "split": entry.split or None}
+        if entry.ours:
+            _check_network(entry, path)
+        else:
+            given |= {"model": entry.network, "options": entry.options}
+    given = {key: value for key, value in given.items() if value is not None}
+    asked = Request(path, limit=args.limit, backend=args.backend, device=args.device, workers=args.workers, **given)
+    return evaluate(asked)
+
+
+def _check_metric(entry: Entry | None, known: Sequence[str]) -> None:
+    if entry is not None and entry.metric and entry.metric not in known:
+        raise InputError(
+            f"checkpoint {entry.name} has the metric {entry.metric}, one of {', '.join(known)} was expected: "
+            f"correct the entry"
         )
-    latent, heat = [], r["temperature"]
-    if r["zeros"] is not None:
-        latent.append(f"zeros        {r['zeros']:,} among the latent weights (their sign is +1)")
-    if heat is not None:
-        noted = r["temperature_noted"]
-        told = f"; the file's own history ends at {noted:.3g}" if noted is not None else ""
-        signs = f"weights are signs below {r['sign_below']:g}"
-        latent.append(f"temperature  {heat[0]:.3g} to {heat[1]:.3g} ({signs}{told})")
-    lines = [
-        f"network      {r['network']} ({options})",
-        f"file         {r['file']}",
-        f"sha256       {r['sha256']}",
-        f"tensors      {r['tensors']} read",
-        *latent,
-        f"OPs          {r['ops'] / 1e8:.4f}e8 (BOPs {r['bops'] / 1e9:.4f} G / 64 + FLOPs {r['flops'] / 1e8:.4f}e8)",
-        f"parameters   {r['params']:,} of which 1-bit {r['binary_params']:,}",
-        f"images       {r['images']:,} of {r['dataset']} in {r['root']}"
-        + (f", labels in the {r['label_order']}" if r["label_order"] else ""),
-        f"transform    {transform}, mean {_numbers(r['mean'])}, std {_numbers(r['std'])}",
-        f"time         {r['seconds']:.1f} s on {r['device']}, {r['images'] / r['seconds']:.1f} images/s",
-        "",
-        f"{'weights':12} {'top-1':>8} {'top-5':>8}",
-        *(f"{row['weights']:12} {row['top1']:7.3f}% {row['top5']:7.3f}%" for row in r["rows"]),
-        *(["", r["warning"]] if r["warning"] else []),
-    ]
-    return "\n".join(lines)
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return "/".join(f"{value:g}" for value in values)
+def _check_network(entry: Entry, path: str) -> None:
+    """Raise InputError unless a file of ours holds the network that its entry says."""
+    held = read_checkpoint(path)
+    options = {key: value for key, value in held.options.items() if key in entry.options}
+    if (held.network, options) != (entry.network, entry.options):
+        raise InputError(
+            f"checkpoint {path} holds a {held.network} with {held.options}, {entry.network} with {entry.options} was "
+            f"expected of {entry.name}: correct the entry"
+        )
+
+
+def _by_config(task: str, path: str, entry: Entry | None, args: argparse.Namespace) -> dict[str, Any]:
+    config, dataset, split = args.config, args.dataset, args.split or "test"
+    if entry is not None:
+        config, dataset, split = entry.config, entry.dataset, entry.split
+    if config is None:
+        raise InputError(f"{path} does not name its network: give --config, a recipe of configs/{task}")
+    evaluate: Any
+    METRICS: Sequence[str]
+    if task == "detection":
+        from tasks.detection.evaluation import METRICS, evaluate
+
+        dataset = dataset or "VOC2007"
+    else:
+        from tasks.super_resolution.evaluation import METRICS, evaluate
+
+        if dataset is None:
+            raise InputError(f"{path} was given without --dataset: name a set of super-resolution images, e.g. Set5")
+    _check_metric(entry, METRICS)
+    found: dict[str, Any] = evaluate(
+        path,
+        config=config,
+        overrides=entry.options if entry else {},
+        dataset=dataset,
+        split=split,
+        **{key: getattr(args, key) for key in ("data", "limit", "backend", "device", "batch_size", "workers")},
+    )
+    return {"network": entry.network if entry else Path(config).stem, **found, "config": config}
+
+
+def _sentence(error: Exception) -> str:
+    if not str(error).startswith("Caught "):
+        return str(error)
+    from esbnn_core.lit.cli import sentence  # of a data worker: Lightning is loaded by then
+
+    return sentence(error)
 
 
 if __name__ == "__main__":

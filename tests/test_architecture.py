@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 BELOW_UNIT = "layers channels quantizers errors"
 BELOW_SURGERY = f"packed packed_chain packed_kinds timestep_unit unit {BELOW_UNIT}"
 TASKS = ("classification", "detection", "super_resolution")
+# the rooms of a task that tasks/reproduction may enter
+ENTRIES = ("evaluation", "cost", "module", "data", "datasets")
 
 # room of esbnn_core -> (rooms it may import beside itself, "*" for all but lit and the console; packages beside torch)
 CORE: dict[str, tuple[str, str]] = {
@@ -37,6 +39,8 @@ CORE: dict[str, tuple[str, str]] = {
     "expansion": (f"width_flow models {BELOW_SURGERY}", ""),
     "counting": (f"models.registry {BELOW_SURGERY}", ""),
     "checkpoint": (f"models.registry version {BELOW_SURGERY}", "safetensors"),
+    "catalogue": ("errors", ""),
+    "fetch": ("catalogue checkpoint kernels version errors", ""),
     "official_keys": (f"models {BELOW_UNIT}", ""),
     "foreign": (f"official_keys checkpoint {BELOW_SURGERY}", ""),
     "distill": ("layers errors", ""),
@@ -130,6 +134,10 @@ def task_fault(path: Path, name: str) -> str:
     own = path.parts[1]
     if not within(name, "tasks") or own.endswith(".py") or within(name, f"tasks.{own}"):
         return ""
+    if own == "reproduction":
+        task, _, room = name.removeprefix("tasks.").partition(".")
+        entry = name == "tasks.evaluate" or (task in TASKS and room.split(".")[0] in ENTRIES)
+        return "" if entry else f"tasks.reproduction may import of a task only {', '.join(ENTRIES)}, and tasks.evaluate"
     return f"tasks.{own} may import esbnn_core and its own files only, never another task"
 
 
@@ -183,6 +191,12 @@ def test_imports_keep_to_the_table(folder: str) -> None:
         ("tasks/detection/module.py", "from ..classification import data", False),
         ("tasks/detection/module.py", "from tests.core.golden import fill", False),
         ("tasks/evaluate.py", "from tasks.classification.module import ClassificationModule", True),
+        ("tasks/reproduce.py", "from tasks.reproduction import page", True),
+        ("tasks/reproduction/ops.py", "from tasks.detection.cost import detector_cost", True),
+        ("tasks/reproduction/ops.py", "from tasks.detection.anchors import Anchors", False),
+        ("tasks/reproduction/evaluation.py", "from tasks.evaluate import evaluate_name", True),
+        ("tasks/reproduction/evaluation.py", "import tasks.detection", False),
+        ("tasks/detection/module.py", "from tasks.reproduction.table import Row", False),
     ],
 )
 def test_the_table_can_be_broken(file: str, line: str, allowed: bool) -> None:

@@ -38,7 +38,7 @@ def run_test(
         InputError: a config, file, option or data set that does not fit; "latent" of a packed file.
     """
     if not Path(config).is_file():
-        raise InputError(f"config {config} does not exist: check the path")
+        raise InputError(f"config {config} does not exist: check the path, and run in the folder of the repository")
     laid: dict[str, Any] = {
         "model.weights": str(path),
         **options,
@@ -47,7 +47,7 @@ def run_test(
         **{"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
         "trainer.enable_progress_bar": sys.stderr.isatty(),
     }
-    words = [f"--{name}={json.dumps(value)}" for name, value in laid.items()]
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in laid.items()]
     with warnings.catch_warnings():
         # it warns of arguments beside those of the process, which are another command's
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter")

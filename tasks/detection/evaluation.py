@@ -34,7 +34,8 @@ def evaluate(
     """Average precision of a detector's file, with its cost for one image.
 
     Args:
-        path: .safetensors, latent or packed, or an official file. config: of configs/detection. overrides: of its model.
+        path: .safetensors, latent or packed, or an official file. config: of configs/detection. overrides: of its
+            model.
         dataset, split: an image list, e.g. VOC2007 and test. data: the VOCdevkit folder; it and batch_size default to
             the config's. limit: the first so many images, 0 for all. backend, device: as run_test.
 

@@ -1,4 +1,4 @@
-"""What `python -m tasks.evaluate` does for a super-resolution network: build it by its config, load the file, test it."""
+"""What `python -m tasks.evaluate` does for super-resolution: build the network by its config, load the file, test."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,0 +1,201 @@
+"""The catalogue of checkpoints: its strict schema, and the entries that the repository has."""
+
+import copy
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from esbnn_core import InputError, create_model, model_spec, read_checkpoint
+from esbnn_core.catalogue import CATALOGUE, FOLDER, Entry, read_catalogue
+from esbnn_core.official_keys import KEY_MAPS
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "configs" / "tables" / "published.csv"
+TERMS = {
+    **{"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "VOC2007": "VOC07 test", "Manga109": "Manga109"},
+    **{"top1": "top1", "map_11point": "mAP", "psnr": "PSNR_dB"},
+}
+"""How the published tables call our datasets and metrics."""
+
+GIVEN: dict[str, Any] = {
+    **{"name": "es_tiny", "task": "classification", "network": "es_reactnet_resnet8", "options": {"tau": 2}},
+    **{"dataset": "fashion_mnist", "split": "test", "metric": "top1", "value": 87, "tolerance": 0.1},
+    **{"file": "es_tiny.safetensors", "url": None, "access": "file", "sha256": "0a" * 32, "bytes": 12},
+    **{"licence": "Apache-2.0", "container": "safetensors", "keys": "", "config": "", "command": "python -m x"},
+    **{"source": "", "note": ""},
+}
+LINKED: dict[str, Any] = {"file": None, "url": "https://host/es.pth", "access": "direct", "sha256": "", "bytes": None}
+
+
+def write(path: Path, *entries: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"checkpoints": list(entries)}))
+    return path
+
+
+def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.json", GIVEN, {**GIVEN, **LINKED, "name": "other", "value": None})
+    catalogue = read_catalogue(path)
+    first, second = catalogue
+    assert first == Entry(**GIVEN) and isinstance(first.value, float) and catalogue.folder == tmp_path
+    assert json.loads(first.json()) == GIVEN and catalogue.find("other") is second and second.value is None
+    lines = catalogue.table().splitlines()
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "es_tiny classification fashion_mnist/test top1 87 checkpoints/es_tiny.safetensors 0a0a0a0a0a0a",
+        "other classification fashion_mnist/test top1 - fetched not known",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"colour": "red"}, "has the key 'colour', only name, task"),
+        ({"sha256": None}, "has sha256 None, str was expected"),
+        ({"bytes": "12"}, "has bytes '12', int or null was expected"),
+        ({"bytes": 0}, "has bytes 0, 1 or more"),
+        ({"bytes": True}, "has bytes True, int or null"),
+        ({"value": "87"}, "has value '87', int or float or null"),
+        ({"value": float("nan")}, "has value NaN"),
+        ({"tolerance": -1}, "has tolerance -1, 0 or more"),
+        ({"options": []}, r"has options [], dict was expected"),
+        ({"name": "Es tiny"}, "has name 'Es tiny', small letters"),
+        ({"task": "segmentation"}, "has task 'segmentation', one of classification, detection"),
+        ({"container": "zip"}, "has container 'zip', one of safetensors, pytorch"),
+        ({"url": "https://host/x"}, "exactly one of them was expected"),
+        ({"file": None}, "exactly one of them was expected"),
+        ({"access": "direct"}, "has access 'direct', 'file' was expected with a file"),
+        ({**LINKED, "access": "file"}, "has access 'file', 'file' was expected with a file"),
+        ({**LINKED, "access": "mail"}, "has access 'mail', one of file, direct, page"),
+        ({**LINKED, "url": "ftp://host/x"}, "has url 'ftp://host/x', an address that begins with http://"),
+        ({"file": "../secret"}, "has file '../secret', a path below checkpoints/"),
+        ({"file": "/etc/passwd"}, "has file '/etc/passwd', a path below checkpoints/"),
+        ({"sha256": "0A" * 32}, "64 small hexadecimal digits"),
+        ({"sha256": "0a" * 31}, "64 small hexadecimal digits"),
+        ({"sha256": ""}, "a file without its sha256 or bytes"),
+        ({"bytes": None}, "a file without its sha256 or bytes"),
+        ({"metric": ""}, "has value 87 and no metric"),
+        ({"dataset": ""}, "has metric 'top1' and no dataset"),
+    ],
+)
+def test_a_wrong_entry_is_one_sentence_with_entry_and_key(
+    tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    path = write(tmp_path / "m.json", {**GIVEN, "name": "right"}, {**GIVEN, **change})
+    with pytest.raises(InputError) as caught:
+        read_catalogue(path)
+    message = str(caught.value)
+    assert (
+        message.startswith(f"catalogue {path}, entry 2 ({change.get('name', 'es_tiny')}) has ") and sentence in message
+    )
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", list(GIVEN))
+def test_no_key_may_be_missing(tmp_path: Path, key: str) -> None:
+    entry = {name: value for name, value in GIVEN.items() if name != key}
+    with pytest.raises(InputError, match=f"entry 1.* has no key '{key}': add it"):
+        read_catalogue(write(tmp_path / "m.json", entry))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "cannot be read as json"),
+        ("[]", "has another form"),
+        ('{"checkpoints": {}}', "has another form"),
+        ('{"checkpoints": [], "more": 1}', "has another form"),
+        ('{"checkpoints": ["es"]}', "entry 1 is str, a json object was expected"),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_catalogue(tmp_path / "m.json")
+    with pytest.raises(InputError, match="does not exist"):
+        read_catalogue(tmp_path / "gone.json")
+
+
+def test_names_are_unique_and_the_nearest_are_shown(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has the name es_tiny twice: rename one"):
+        read_catalogue(write(tmp_path / "m.json", GIVEN, copy.deepcopy(GIVEN)))
+    catalogue = read_catalogue()
+    with pytest.raises(InputError, match=r"'es_bnext_tny' is neither .* nearest: es_bnext_tiny, bnext_tiny"):
+        catalogue.find("es_bnext_tny")
+    with pytest.raises(InputError, match="--list shows all names"):
+        catalogue.find("qqqqq")
+
+
+REAL = list(read_catalogue())
+
+
+def test_every_file_that_the_originals_release_is_there() -> None:
+    drive, folders = "https://drive.google.com/file/d/", "https://drive.google.com/drive/folders/"
+    assert {entry.name: entry.url for entry in REAL if not entry.ours} == {
+        "es_bnext_tiny": "https://pan.seu.edu.cn:443/link/F084D724533B054E64ED1FE9B8CC1459",
+        "bnext_tiny": f"{drive}1CJ0XOEhoHuNe-tDYJaAOd1j4YyNXuyas/view",
+        "bnext_small": f"{drive}1NcVM5Qb1K9Oq_sjEA1lGtp7kVbsfTLsa/view",
+        "bnext_middle": f"{drive}1xyKnA6SsG4ZpguNQQrB6Yz-J5dzXYfKE/view",
+        "bnext_large": f"{drive}1XGKcX2Zl_fIU9wPBDjTTxstOBfwQH8xc/view",
+        "rep_adambnn_reactnet_a": "https://pan.seu.edu.cn:443/link/368195B6FFEAFC35C804A08CAF457D65",
+        "reactnet_resnet18": "https://github.com/liuzechun/ReActNet",
+        "reactnet_a": "https://github.com/liuzechun/ReActNet",
+        "adambnn_reactnet_a": "https://github.com/liuzechun/AdamBNN",
+        **dict.fromkeys(
+            ("recu_resnet20_cifar10", "recu_resnet18_cifar10", "recu_vgg_small_cifar10", "recu_resnet18"),
+            "https://github.com/z-hXu/ReCU",
+        ),
+        **dict.fromkeys(("recu_resnet34", "recu_resnet18_two_stage"), "https://github.com/z-hXu/ReCU"),
+        "bidet_ssd300": f"{drive}1mURBX-EtoFanp-8wP6-n3u0E6Mq3enkv/view",
+        "bidet_vgg16": f"{drive}1K0hJasYqeUnz82FcB2XnCca8vzsLQcBv/view",
+        "bidet_resnet18": f"{drive}1SB5oPbGX-MBwjv0QHBbgVRKVpb-3VY00/view",
+        "bi_diffsr_x2": f"{folders}1hoHAG2yoLltloQ0SYv-QLxwk9Y8ZnTnH",
+        "bi_diffsr_x4": f"{folders}1hoHAG2yoLltloQ0SYv-QLxwk9Y8ZnTnH",
+    }
+
+
+@pytest.mark.parametrize("entry", REAL, ids=lambda entry: entry.name)
+def test_an_entry_names_what_exists(entry: Entry) -> None:
+    if entry.config:
+        recipe = yaml.safe_load((ROOT / entry.config).read_text())
+        assert "model" in recipe and "data" in recipe and (entry.ours or Path(entry.config).parent.name == entry.task)
+    if entry.task != "classification":
+        assert entry.config and entry.metric
+    elif entry.network:
+        with torch.device("meta"):
+            model = create_model(entry.network, **entry.options)
+        if entry.keys:
+            assert KEY_MAPS[entry.keys].fits(model)
+        if entry.config and "network" in recipe["model"]:
+            # the recipe of a file trains the very network of the file, or the classifier over it
+            spec = model_spec(model)
+            assert spec is not None and recipe["model"]["network"] in (spec.name, f"{spec.name}_classifier")
+    else:
+        assert not entry.keys and "has no" in entry.note
+
+
+@pytest.mark.parametrize("entry", [e for e in REAL if not e.ours and e.value is not None], ids=lambda entry: entry.name)
+def test_values_are_the_published_ones(entry: Entry) -> None:
+    with open(PUBLISHED, newline="") as file:
+        cells = [row for row in csv.DictReader(file) if row["value"]]
+    place = (TERMS[entry.dataset], TERMS[entry.metric], entry.source)
+    found = [float(row["value"]) for row in cells if (row["dataset"], row["metric"], row["source"]) == place]
+    assert entry.value in found, (place, found)
+
+
+def test_our_own_files_are_small_and_what_the_catalogue_says() -> None:
+    own = {entry.file: entry for entry in REAL if entry.file is not None}
+    there = {str(path.relative_to(FOLDER)) for path in CATALOGUE.parent.rglob("*.safetensors")}
+    assert there == set(own)
+    for name, entry in own.items():
+        data = (FOLDER / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256) and len(data) <= 1 << 20
+        if entry.task == "classification":
+            metadata = read_checkpoint(FOLDER / name)
+            assert (metadata.network, entry.ours) == (entry.network, True)
+            assert {key: metadata.options[key] for key in entry.options} == entry.options
+    assert sum(entry.bytes or 0 for entry in own.values()) <= 8 << 20

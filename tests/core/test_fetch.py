@@ -1,0 +1,267 @@
+"""Fetching a checkpoint from a server of this machine: whole, continued, refused; nothing is left that is not right."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esbnn_core import InputError
+from esbnn_core.catalogue import Entry, make_entry
+from esbnn_core.fetch import checkpoint_cache, fetch
+from tests.core.test_catalogue import GIVEN, LINKED
+
+DATA = bytes(i * i % 251 for i in range(300_000))
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+class Server:
+    """What a server answers with, and what it was asked for.
+
+    Attributes:
+        data: the file. tag: its ETag, "" for none. ranges: whether it sends the rest of a file.
+        stop: it hangs up behind so many bytes of an answer, 0 for never. length: whether it says how long an answer is.
+        status, kind: of the answer. asked: the header Range of each request, "" for none.
+    """
+
+    def __init__(self) -> None:
+        self.data, self.tag, self.ranges, self.stop, self.length = DATA, '"1"', True, 0, True
+        self.status, self.kind = 200, "application/octet-stream"
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_address[1]}/files/es%20net.pth.tar?download=1"
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(request.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-", self.asked[-1])
+        start = int(match.group(1)) if match and self.ranges else 0
+        if start and start >= len(self.data):
+            return request.send_error(416)
+        if self.status != 200:
+            return request.send_error(self.status)
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Type", self.kind)
+        if self.tag:
+            request.send_header("ETag", self.tag)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
+        if self.length:
+            request.send_header("Content-Length", str(len(self.data) - start))
+        request.end_headers()
+        with contextlib.suppress(ConnectionError):  # the other side has seen enough
+            request.wfile.write(self.data[start : start + self.stop] if self.stop else self.data[start:])
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def entry(server: Server, **changes: Any) -> Entry:
+    whole = {**GIVEN, **LINKED, "url": server.url, "sha256": SHA256, "bytes": len(DATA)}
+    return replace(make_entry(whole, "entry"), **changes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def refused(source: Entry | str, folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        fetch(source, folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "checkpoints"
+    path = fetch(entry(server), folder)
+    assert path.read_bytes() == DATA and names(folder) == [f"{SHA256}-es_net.pth.tar"] == [path.name]
+    assert fetch(entry(server), folder) == path and server.asked == [""]
+
+
+def test_an_address_alone_is_kept_by_its_own_name(server: Server, tmp_path: Path) -> None:
+    path = fetch(server.url, tmp_path)
+    assert path.read_bytes() == DATA and path.name.endswith("-es_net.pth.tar")
+    assert fetch(server.url, tmp_path) == path and server.asked == [""]
+    other = fetch(server.url + "&v=2", tmp_path)
+    assert other != path and len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_broke_off_goes_on_where_it_stopped(server: Server, tmp_path: Path, known: bool) -> None:
+    source = entry(server) if known else server.url
+    server.stop = 100_000
+    assert "broke off (the connection ended after 100,000 of 300,000 bytes): run again" in refused(source, tmp_path)
+    assert [name.endswith(".part") for name in names(tmp_path)] == [True]
+    assert "after 200,000 of 300,000 bytes" in refused(source, tmp_path)
+    server.stop = 0
+    path = fetch(source, tmp_path)
+    assert path.read_bytes() == DATA and names(tmp_path) == [path.name]
+    assert server.asked == ["", "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
+    server.stop, server.ranges = 100_000, False
+    refused(entry(server), tmp_path)
+    server.stop = 0
+    path = fetch(entry(server), tmp_path)
+    assert path.read_bytes() == DATA and names(tmp_path) == [path.name]
+
+
+def test_a_file_that_changed_meanwhile_is_not_joined_to_the_old_one(server: Server, tmp_path: Path) -> None:
+    server.stop = 100_000
+    refused(server.url, tmp_path)
+    server.stop, server.tag, server.data = 0, '"2"', bytes(300_000)
+    path = fetch(server.url, tmp_path)
+    assert path.read_bytes() == bytes(300_000) and names(tmp_path) == [path.name]
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.stop = 100_000
+    refused(server.url, tmp_path)
+    server.stop, server.data = 0, DATA[:100]
+    assert fetch(server.url, tmp_path).read_bytes() == DATA[:100] and server.asked[1:] == ["bytes=100000-", ""]
+
+
+def test_without_a_version_nothing_is_kept_to_go_on_from(server: Server, tmp_path: Path) -> None:
+    server.stop, server.tag = 100_000, ""
+    assert refused(server.url, tmp_path).endswith(": run again")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_wrong_size_leaves_nothing(server: Server, tmp_path: Path, length: bool) -> None:
+    server.data, server.length = DATA + b"more", length
+    assert "has 300,004 bytes, 300,000 were expected" in refused(entry(server), tmp_path)
+    server.data, server.stop = DATA, 100_000
+    assert ("broke off" if length else "has 100,000 bytes") in refused(entry(server), tmp_path)
+    server.data, server.stop = DATA[:-1], 0
+    assert "has 299,999 bytes, 300,000 were expected" in refused(entry(server), tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_no_more_is_read_than_shows_that_it_is_too_much(server: Server, tmp_path: Path) -> None:
+    server.data, server.length = bytes(8 << 20), False
+    assert re.search(r"has [123],\d{3},\d{3} bytes", refused(entry(server), tmp_path))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path, broken_off: bool) -> None:
+    right = entry(server)
+    if broken_off:
+        server.stop = 100_000
+        refused(right, tmp_path)
+        server.stop = 0
+    server.data = DATA[:-1] + b"\0"
+    met = hashlib.sha256(server.data).hexdigest()
+    assert f"{server.url} has sha256 {met}, {SHA256} was expected" in refused(right, tmp_path)
+    assert names(tmp_path) == []
+    server.data = DATA
+    assert fetch(right, tmp_path).read_bytes() == DATA
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    path = fetch(entry(server), tmp_path)
+    path.write_bytes(b"\1" + DATA[1:])
+    server.status = 404
+    assert "HTTP 404" in refused(entry(server), tmp_path) and names(tmp_path) == []
+    server.status = 200
+    assert fetch(entry(server), tmp_path).read_bytes() == DATA and server.asked == ["", "", ""]
+
+
+def test_refusals_of_the_server(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    assert "cannot be fetched (HTTP 404 Not Found): check the address" in refused(entry(server), tmp_path)
+    server.status, server.kind = 200, "text/html; charset=utf-8"
+    assert "answers with a page, not with a file" in refused(entry(server), tmp_path)
+    gone = server.url
+    server.http.shutdown()
+    server.http.server_close()
+    assert "cannot be fetched ([Errno" in refused(gone, tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_an_error_keeps_what_is_there_already(server: Server, tmp_path: Path) -> None:
+    server.stop = 100_000
+    refused(entry(server), tmp_path)
+    server.stop, server.status = 0, 503
+    assert "HTTP 503" in refused(entry(server), tmp_path)
+    server.status = 200
+    assert fetch(entry(server), tmp_path).read_bytes() == DATA and server.asked[-1] == "bytes=100000-"
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/es.pth", "es.pth", "http:///es.pth"])
+def test_other_addresses_are_not_opened(tmp_path: Path, address: str) -> None:
+    assert f"address {address} was given, http://... or https://..." in refused(address, tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    assert "another process is fetching into" in refused(entry(server), tmp_path)
+    os.close(handle)
+    assert fetch(entry(server), tmp_path).read_bytes() == DATA
+
+
+def test_a_page_for_people_is_named_and_not_opened(server: Server, tmp_path: Path) -> None:
+    message = refused(entry(server, access="page"), tmp_path)
+    assert f"download it in a browser from {server.url}" in message
+    assert message.endswith(f"evaluate PATH --entry es_tiny, or keep it as {tmp_path}/es_tiny.pth")
+    assert server.asked == [] and names(tmp_path) == []
+
+
+def test_what_a_person_downloaded_is_found_by_its_name(server: Server, tmp_path: Path) -> None:
+    page = entry(server, access="page")
+    (tmp_path / "es_tiny_other.pth").write_bytes(b"another")
+    (tmp_path / "es_tiny.pth.tar").write_bytes(DATA)
+    assert fetch(page, tmp_path) == tmp_path / "es_tiny.pth.tar"
+    assert f"es_tiny.pth.tar has sha256 {SHA256}, {'0' * 64} was" in refused(replace(page, sha256="0" * 64), tmp_path)
+    (tmp_path / "es_tiny.pth").write_bytes(DATA)
+    assert "is there twice" in refused(page, tmp_path)
+    assert len(names(tmp_path)) == 3 and server.asked == []
+
+
+def test_files_of_the_repository_are_checked_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "es.safetensors").write_bytes(DATA)
+    given = {**GIVEN, "file": "es.safetensors", "sha256": SHA256, "bytes": len(DATA)}
+    own = make_entry(given, "entry")
+    assert fetch(own, tmp_path / "cache", files=tmp_path) == tmp_path / "es.safetensors"
+    with pytest.raises(InputError, match=r"has no file .*gone\.safetensors"):
+        fetch(replace(own, file="gone.safetensors"), tmp_path, files=tmp_path)
+    with pytest.raises(InputError, match=rf"es\.safetensors has sha256 {SHA256}, {'0' * 64} was expected"):
+        fetch(replace(own, sha256="0" * 64), tmp_path, files=tmp_path)
+    with pytest.raises(InputError, match="has 300,000 bytes, 12 were expected"):
+        fetch(replace(own, bytes=12), tmp_path, files=tmp_path)
+    assert names(tmp_path) == ["es.safetensors"]  # the repository's file stays
+
+
+def test_the_cache_lies_beside_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
+    assert checkpoint_cache() == tmp_path / "checkpoints"
