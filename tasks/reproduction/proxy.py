@@ -1,0 +1,242 @@
+"""Proxies: base, ES and Rep of a system at equal operations, trained small on real data, several seeds each.
+
+configs/proxy/SYSTEM.yaml says what is trained; a run is the task's own `fit` in a process of its own, under
+OUT/SYSTEM/VARIANT-seedN. A run that ended is not trained again, one that was cut off goes on at its last checkpoint.
+"""
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esbnn_core.checkpoint import write_atomically
+from esbnn_core.errors import InputError
+from tasks.classification.datasets import dataset_info
+from tasks.reproduction.ops import row_cost
+from tasks.reproduction.rows import ProxyRow
+from tasks.reproduction.table import ROOT, SYSTEMS, TASKS, Row
+
+FOLDER = ROOT / "configs" / "proxy"
+_COLUMNS = {"top1": "val_top1", "map_11point": "val_map_11point", "psnr": "val_psnr", "loss": "train_loss_epoch"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of a system: for classification a name and its options, otherwise what its configs and words say.
+
+    epochs: where they are not those of the system.
+    """
+
+    name: str
+    network: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    configs: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """What is trained for a system.
+
+    Attributes:
+        task, dataset, metric: metric is of the last validation. size: (C, H, W) that operations are counted for.
+        configs: laid behind those of the variant. root: below --data, "." for --data itself, "" for data that comes
+            with the repository.
+        epochs: of training. seeds: default.
+    """
+
+    system: str
+    task: str
+    dataset: str
+    metric: str
+    size: tuple[int, int, int]
+    configs: tuple[str, ...]
+    epochs: float
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+    root: str = ""
+
+
+def read_proxy_config(system: str, folder: Path | None = None) -> Proxy:
+    """SYSTEM.yaml of a folder, default configs/proxy, read strictly.
+
+    Raises:
+        InputError: an unknown system; a file that is missing, no YAML or has keys or values that are not expected.
+    """
+    if system not in SYSTEMS:
+        raise InputError(f"proxy system {system!r} is not known, one of {', '.join(SYSTEMS)} was expected")
+    path = (folder or FOLDER) / f"{system}.yaml"
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        variants = tuple(
+            Variant(name, **{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+            for name, entry in body.pop("variants").items()
+        )
+        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in body.items()}
+        found = Proxy(system=system, variants=variants, **lists)
+    except (OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): restore the file") from error
+    if found.task not in TASKS or found.metric not in _COLUMNS or len(found.size) != 3 or not found.seeds:
+        raise InputError(
+            f"{path} has task {found.task!r}, metric {found.metric!r}, size {list(found.size)} and {len(found.seeds)} "
+            f"seeds: a task of {', '.join(TASKS)}, a metric of {', '.join(_COLUMNS)}, three numbers and seeds were "
+            f"expected"
+        )
+    for name in (*found.configs, *(config for variant in variants for config in variant.configs)):
+        if not (ROOT / name).is_file():
+            raise InputError(f"{path} names the config {name}, which does not exist: correct the name")
+    return found
+
+
+def command(proxy: Proxy, variant: Variant, seed: int, run: Path, data: str) -> list[str]:
+    """The words behind `python` that train one network; `data` is the folder that has proxy.root."""
+    words = ["-m", f"tasks.{proxy.task}", "fit"]
+    for config in (*variant.configs, *proxy.configs):
+        words += ["--config", os.path.relpath(ROOT / config)]
+    if proxy.task == "classification":
+        words += ["--model.network", variant.network]
+        if variant.options:
+            words += ["--model.network_options", json.dumps(dict(variant.options))]
+    if variant.epochs is not None:
+        words += ["--trainer.max_epochs", str(variant.epochs)]
+    words += variant.words
+    if proxy.root:
+        words += ["--data.root", os.path.normpath(os.path.join(data, proxy.root))]
+    words += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(run)]
+    return [*words, "--trainer.logger.init_args.save_dir", str(run)]
+
+
+def run_proxy(
+    system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None, jobs: int = 1, only: Sequence[str] = ()
+) -> list[ProxyRow]:
+    """Train what is missing of a system and write OUT/SYSTEM.json; a row for each variant.
+
+    Args:
+        out: folder of runs and results. data: folder that has the dataset. seeds: default those of the config.
+        jobs: runs at a time; they share the cores. only: names of variants, default all.
+
+    Raises:
+        InputError: see read_proxy_config; an unknown variant; a run that failed, whose own message is above.
+    """
+    proxy = read_proxy_config(system)
+    names = [variant.name for variant in proxy.variants]
+    for name in only:
+        if name not in names:
+            raise InputError(f"proxy system {system} has no variant {name!r}: its variants are {', '.join(names)}")
+    chosen = [variant for variant in proxy.variants if not only or variant.name in only]
+    numbers = list(proxy.seeds if seeds is None else seeds)
+    # seed by seed, so that all variants have been trained when a long run is cut off
+    runs = [(variant, seed) for seed in numbers for variant in chosen]
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        ended = list(pool.map(lambda one: _train(proxy, *one, out, data, jobs), runs))
+    by_run = {(variant.name, seed): result for (variant, seed), result in zip(runs, ended, strict=True)}
+    rows = [_row(proxy, variant, numbers, by_run) for variant in chosen]
+    text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+    write_atomically(out / f"{system}.json", text.encode())
+    return rows
+
+
+def read_proxy(out: Path) -> list[ProxyRow]:
+    """The rows of all systems that were trained under OUT, in the order of SYSTEMS. Raises InputError."""
+    rows = []
+    for system in SYSTEMS:
+        path = out / f"{system}.json"
+        if path.exists():
+            try:
+                rows += [ProxyRow(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path} is no list of proxy rows ({error}): train that system again") from error
+    return rows
+
+
+def _train(proxy: Proxy, variant: Variant, seed: int, out: Path, data: str, jobs: int) -> dict[str, Any]:
+    """Run one `fit` unless it has ended; what run.json keeps of it."""
+    run = out / proxy.system / f"{variant.name.replace(' ', '_')}-seed{seed}"
+    words = command(proxy, variant, seed, run, data)
+    text, kept = shlex.join(["python", *words]), run / "run.json"
+    if kept.exists():
+        result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if result["command"] == text:
+            return result
+        raise InputError(
+            f"{run} holds a run of another command ({result['command']}): remove it or choose another --out"
+        )
+    last = run / "checkpoints" / "last.ckpt"
+    more = ["--ckpt_path", str(last)] if last.exists() else []
+    print(f"$ {text}{' ' + shlex.join(more) if more else ''}", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+    start = time.perf_counter()
+    # run by run its own log: several at a time would mix their progress
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log.txt").open("wb") as log:
+        done = subprocess.run([sys.executable, *words, *more], env=environment, stdout=log, stderr=log)
+    if done.returncode:
+        raise InputError(f"{text} ended with exit code {done.returncode}: its own message is in {run / 'log.txt'}")
+    result = {
+        "command": text,
+        "value": last_value(run / "metrics.csv", _COLUMNS[proxy.metric]),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    print(f"{variant.name} seed {seed}: {proxy.metric} {result['value']:.3f}, {result['seconds']} s", flush=True)
+    write_atomically(kept, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def last_value(metrics: Path, column: str) -> float:
+    """The last value of a column of Lightning's metrics.csv. Raises InputError where there is none."""
+    try:
+        with metrics.open(encoding="utf-8", newline="") as file:
+            values = [row[column] for row in csv.DictReader(file) if row.get(column)]
+    except OSError as error:
+        raise InputError(f"{metrics} cannot be read ({error}): train that run again") from error
+    if not values:
+        raise InputError(f"{metrics} has no value of {column}: the run was never validated, train it again")
+    return float(values[-1])
+
+
+def _row(
+    proxy: Proxy, variant: Variant, seeds: list[int], runs: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> ProxyRow:
+    results = [runs[variant.name, seed] for seed in seeds]
+    options = dict(variant.options)
+    if proxy.task == "classification":
+        options["num_classes"] = dataset_info(proxy.dataset).classes
+    cost = row_cost(
+        Row(
+            name=f"{proxy.system} {variant.name}",
+            system=proxy.system,
+            task=proxy.task,
+            network=variant.network,
+            options=options,
+            recipe=(*variant.configs, *proxy.configs),
+            size=proxy.size,
+        )
+    )
+    return ProxyRow(
+        system=proxy.system,
+        variant=variant.name,
+        network=variant.network,
+        options=dict(variant.options),
+        dataset=proxy.dataset,
+        metric=proxy.metric,
+        seeds=seeds,
+        values=[result["value"] for result in results],
+        ops=cost.ops,
+        params=cost.params,
+        epochs=proxy.epochs if variant.epochs is None else variant.epochs,
+        seconds=sum(result["seconds"] for result in results),
+        command=results[0]["command"],
+    )

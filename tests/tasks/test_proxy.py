@@ -1,0 +1,148 @@
+"""Proxies: what is trained, what is kept, and intervals against another library's."""
+
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from esbnn_core import count, create_model
+from esbnn_core.errors import InputError
+from tasks.reproduction import proxy
+from tasks.reproduction.rows import ProxyRow, half_width
+from tasks.reproduction.table import SYSTEMS
+
+ROOT = Path(__file__).parents[2]
+PRESENT = sorted(path.stem for path in proxy.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 10])
+def test_interval_is_students(number: int) -> None:
+    values = np.random.default_rng(number).normal(80, 2, number)
+    low, high = stats.t.interval(0.95, number - 1, values.mean(), stats.sem(values))
+    assert half_width(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert math.isnan(half_width(values[:1].tolist()))
+
+
+def test_rows_that_do_not_add_up_are_refused() -> None:
+    with pytest.raises(InputError, match="2 values for 1 seeds"):
+        ProxyRow("reactnet", "base", "n", {}, "d", "top1", [0], [1.0, 2.0], 1.0, 1, 1, 1.0, "")
+    with pytest.raises(InputError, match="11 seeds were given"):
+        half_width([1.0] * 10 + [2.0])
+
+
+@pytest.mark.parametrize("system", PRESENT)
+def test_variants_cost_what_the_base_costs(system: str) -> None:
+    """Counted by esbnn_core.count, not by the code under test; only Rep's wider read-out costs more."""
+    found = proxy.read_proxy_config(system)
+    assert len(found.variants) >= 2 and len(set(found.seeds)) >= 2
+    if found.task == "classification":
+        ops = {v.name: count(create_model(v.network, num_classes=10, **v.options), found.size) for v in found.variants}
+        assert len({(c.bops, c.flops) for name, c in ops.items() if not name.startswith("rep")}) == 1
+        assert len({c.bops for c in ops.values()}) == 1
+
+
+def test_every_system_has_one() -> None:
+    assert set(SYSTEMS) == set(PRESENT)
+
+
+@pytest.mark.parametrize("system", PRESENT)
+def test_the_commands_are_those_of_their_task(
+    system: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsed by the task's own command line, which refuses an unknown option; the configs of a variant come first."""
+    found = proxy.read_proxy_config(system)
+    variant = found.variants[-1]
+    words = proxy.command(found, variant, 7, Path("runs/x"), "DATA")
+    assert words[:3] == ["-m", f"tasks.{found.task}", "fit"]
+    monkeypatch.setattr("sys.argv", ["fit", *words[2:], "--print_config"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"tasks.{found.task}.__main__", run_name="__main__")
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert ended.value.code == 0 and config["seed_everything"] == 7
+    assert config["trainer"]["default_root_dir"] == config["trainer"]["logger"][0]["init_args"]["save_dir"] == "runs/x"
+    if found.task == "classification":
+        assert (config["model"]["network"], config["model"]["network_options"]) == (variant.network, variant.options)
+    if found.root:
+        assert config["data"]["root"] == ("DATA" if found.root == "." else f"DATA/{found.root}")
+    # the length that the rows tell
+    if found.metric != "psnr":
+        assert config["trainer"]["max_epochs"] == (variant.epochs or found.epochs)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a reactnet proxy of 128 images, one epoch, one seed, two variants."""
+    body: dict[str, Any] = yaml.safe_load((proxy.FOLDER / "reactnet.yaml").read_text())
+    body["seeds"], body["epochs"] = [3], 1
+    words = ["--data.train_size", "128", "--data.test_size", "64", "--trainer.max_epochs", "1"]
+    words += ["--trainer.check_val_every_n_epoch", "1", "--data.root", str(tmp_path / "data")]
+    body["variants"] = {name: {**body["variants"][name], "words": words} for name in ("base", "es")}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "reactnet.yaml").write_text(yaml.safe_dump(body))
+    monkeypatch.setattr(proxy, "FOLDER", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_proxy_is_trained_once_and_its_numbers_are_those_of_the_runs(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = Path("out")
+    rows = proxy.run_proxy("reactnet", out, data="none")
+    assert [(row.variant, row.seeds) for row in rows] == [("base", [3]), ("es", [3])]
+    assert rows[0].ops == rows[1].ops == count(create_model("reactnet_resnet8", in_channels=1), (1, 28, 28)).ops
+    for row in rows:
+        for seed, value in zip(row.seeds, row.values, strict=True):
+            run = out / "reactnet" / f"{row.variant}-seed{seed}"
+            # Lightning wrote it; the share of 64 images
+            assert value == proxy.last_value(run / "metrics.csv", "val_top1") and (value * 64 / 100) % 1 < 1e-3
+            assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == seed
+            assert (run / "packed.safetensors").exists()
+    assert proxy.read_proxy(out) == rows
+    assert capfd.readouterr().out.count("$ python -m tasks.classification fit") == 2
+    assert proxy.run_proxy("reactnet", out, data="none") == rows
+    assert "$ python" not in capfd.readouterr().out
+    # a run of another command is not taken for this one
+    kept = out / "reactnet" / "es-seed3" / "run.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "command": "python another"}))
+    with pytest.raises(InputError, match="holds a run of another command"):
+        proxy.run_proxy("reactnet", out, data="none")
+
+
+def test_a_run_that_fails_ends_the_proxy_with_its_log(small: Path) -> None:
+    path = small / "configs" / "reactnet.yaml"
+    body = yaml.safe_load(path.read_text())
+    body["variants"]["base"]["options"]["in_channels"] = 3
+    path.write_text(yaml.safe_dump(body))
+    with pytest.raises(InputError, match=r"ended with exit code 2: its own message is in .*log\.txt"):
+        proxy.run_proxy("reactnet", Path("out"), data="none", seeds=[0], only=["base"])
+    assert "channels" in (Path("out") / "reactnet" / "base-seed0" / "log.txt").read_text()
+    assert not list(Path("out").rglob("run.json")) and not list(Path("out").glob("*.json"))
+
+
+def test_bad_configs_are_one_sentence(small: Path) -> None:
+    good = yaml.safe_load((small / "configs" / "reactnet.yaml").read_text())
+    path = small / "configs" / "reactnet.yaml"
+    for change, words in (
+        ({"epoch": 3}, "epoch"),
+        ({"metric": "top2"}, "metric 'top2'"),
+        ({"configs": ["configs/none.yaml"]}, "configs/none.yaml, which does not exist"),
+        ({"variants": {"base": {"net": "x"}}}, "net"),
+    ):
+        path.write_text(yaml.safe_dump({**good, **change}))
+        with pytest.raises(InputError, match=words):
+            proxy.read_proxy_config("reactnet")
+    with pytest.raises(InputError, match="'resnet' is not known, one of reactnet, bnext"):
+        proxy.read_proxy_config("resnet")
+    with pytest.raises(InputError, match="no variant 'ess'"):
+        path.write_text(yaml.safe_dump(good))
+        proxy.run_proxy("reactnet", Path("out"), data="none", only=["ess"])
+    with pytest.raises(InputError, match="no value of val_top1"):
+        (small / "metrics.csv").write_text("epoch,val_top1\n0,\n")
+        proxy.last_value(small / "metrics.csv", "val_top1")
