@@ -1,6 +1,7 @@
-"""Pictures of a run for docs/: its curves, and a contact sheet of the pictures that it drew.
+"""Pictures of runs for docs/: curves of one, a column of several, and a contact sheet of the pictures that one drew.
 
 python -m benchmarks.pictures curves runs/X/metrics.csv OUT.png train_loss val_map_11point
+python -m benchmarks.pictures together OUT.png val_top1 runs/X/metrics.csv runs/Y/metrics.csv ...
 python -m benchmarks.pictures sheet OUT.png PICTURE.png PICTURE.png ... [--columns 4] [--width 320]
 """
 
@@ -17,8 +18,7 @@ from PIL import Image
 
 def curves(metrics: Path, names: list[str], out: Path) -> None:
     """One panel a column of a CSVLogger's file over the steps, with a running mean where there are many points."""
-    with metrics.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows(metrics)
     figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
@@ -40,6 +40,27 @@ def curves(metrics: Path, names: list[str], out: Path) -> None:
         panel.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(out, dpi=110)
+
+
+def together(runs: list[Path], name: str, out: Path) -> None:
+    """One column of several runs over the epochs, each named by its folder and its last value."""
+    figure, panel = plt.subplots(figsize=(6.4, 3.6))
+    for metrics in runs:
+        points = [(int(row["epoch"]) + 1, float(row[name])) for row in _rows(metrics) if row.get(name)]
+        if not points:
+            raise SystemExit(f"{metrics} has no values of {name}")
+        panel.plot(*zip(*points, strict=True), marker=".", label=f"{metrics.parent.name} {points[-1][1]:.2f}")
+    panel.set(xlabel="epoch", ylabel=name)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def _rows(metrics: Path) -> list[dict[str, str]]:
+    with metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def sheet(sources: list[Path], out: Path, columns: int, width: int) -> None:
@@ -68,9 +89,15 @@ def main() -> None:
     two.add_argument("sources", nargs="+", type=Path)
     two.add_argument("--columns", type=int, default=4)
     two.add_argument("--width", type=int, default=320)
+    three = kinds.add_parser("together")
+    three.add_argument("out", type=Path)
+    three.add_argument("name")
+    three.add_argument("runs", nargs="+", type=Path)
     args = parser.parse_args()
     if args.kind == "curves":
         curves(args.metrics, args.names, args.out)
+    elif args.kind == "together":
+        together(args.runs, args.name, args.out)
     else:
         sheet(args.sources, args.out, args.columns, args.width)
     print(args.out)

@@ -1,0 +1,87 @@
+"""Our own released networks: each gives the accuracy that the catalogue says, is small, has its curve and config."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esbnn_core import count, load_checkpoint
+from esbnn_core.catalogue import FOLDER, Entry, read_catalogue
+from esbnn_core.errors import InputError
+from tasks.evaluate import evaluate_name, main
+
+OWN = [entry for entry in read_catalogue() if entry.file is not None]
+MOSAICS = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """CIFAR-10 as torchvision wants it."""
+    if not (MOSAICS / "unpack.py").exists():
+        pytest.skip("CIFAR-10 is not beside the repository (../shared/data/cifar10)")
+    folder = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, str(MOSAICS / "unpack.py"), str(folder)], check=True, capture_output=True)
+    return str(folder)
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert {"reactnet_resnet8_fashion", "es_reactnet_resnet8_fashion", "rep_reactnet_resnet8_fashion"} <= {
+        entry.name for entry in OWN
+    }
+    sizes = [(FOLDER / str(entry.file)).stat().st_size for entry in OWN]
+    assert max(sizes) <= 1_000_000 and sum(sizes) <= 8_000_000
+
+
+@pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
+def test_its_accuracy_is_the_catalogues(entry: Entry, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue("cifar") if entry.dataset == "cifar10" else str(tmp_path)
+    result = evaluate_name(entry.name, data=root, batch_size=500, workers=0)
+    assert result["within"] is True and result["backend"] == "packed"
+    assert result["images"] == {"fashion_mnist_mini": 3000, "cifar10": 10000}[entry.dataset]
+    assert result["measured"] == pytest.approx(entry.value, abs=0.1)
+
+
+@pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
+def test_its_config_and_curve_are_those_of_the_run(entry: Entry) -> None:
+    folder = (FOLDER / str(entry.file)).parent
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["network"] == entry.network
+    held = load_checkpoint(FOLDER / str(entry.file)).model_spec
+    assert {key: held.options[key] for key in entry.options} == dict(entry.options)
+    with (folder / "metrics.csv").open(newline="") as file:
+        seen = [row for row in csv.DictReader(file) if row["val_top1"]]
+    # the last epoch's weights, and the run ended; the latent network and the packed one may differ by rounding
+    assert int(seen[-1]["epoch"]) == config["trainer"]["max_epochs"] - 1
+    assert float(seen[-1]["val_top1"]) == pytest.approx(entry.value, abs=0.1)
+
+
+def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(FOLDER, tmp_path / "checkpoints")
+    target = tmp_path / "checkpoints" / str(OWN[0].file)
+    whole = target.read_bytes()
+    for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:]):
+        target.write_bytes(damaged)
+        words = [OWN[0].name, "--catalogue", str(tmp_path / "checkpoints" / "manifest.json"), "--data", str(tmp_path)]
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: checkpoint ") and error.count("\n") == 1
+    with pytest.raises(InputError, match=r"nearest: .*es_reactnet_resnet8_fashion"):
+        evaluate_name("es_reactnet_resnet8_fashio", data=str(tmp_path))
+
+
+def test_the_table_of_the_evidence_page_is_the_catalogues() -> None:
+    text = (FOLDER.parent / "docs" / "evidence.md").read_text()
+    table = text.split("<!-- releases -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == [entry.name for entry in OWN]
+    for entry, (_, top1, ops, _, size) in zip(OWN, rows, strict=True):
+        assert top1 == f"{entry.value:.2f}" and size == f"{entry.bytes:,} bytes"
+        network = load_checkpoint(FOLDER / str(entry.file))
+        side = 28 if network.model_spec.input_size[0] == 1 else 32
+        assert ops == f"{count(network, (network.model_spec.input_size[0], side, side)).ops:,.0f}"
+    # base and ES cost the same
+    assert rows[0][2:4] == rows[1][2:4]
