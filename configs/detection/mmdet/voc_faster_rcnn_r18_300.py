@@ -3,17 +3,6 @@
 
 _base_ = ["voc_faster_rcnn_r18.py"]
 
-resize = dict(type="Resize", scale=(10000, 300), keep_ratio=True)
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    resize,
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    resize,
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
+train_pipeline = _base_.train_pipeline  # noqa: F821  (mmengine puts the base's values there)
+test_pipeline = _base_.test_pipeline  # noqa: F821
+train_pipeline[2]["scale"] = test_pipeline[1]["scale"] = (10000, 300)
