@@ -3,6 +3,6 @@
 
 _base_ = ["voc_faster_rcnn_r18.py"]
 
-train_pipeline = _base_.train_pipeline  # noqa: F821  (mmengine puts the base's values there)
-test_pipeline = _base_.test_pipeline  # noqa: F821
+train_pipeline = _base_.train_pipeline  # mmengine puts the values of the base there
+test_pipeline = _base_.test_pipeline
 train_pipeline[2]["scale"] = test_pipeline[1]["scale"] = (10000, 300)
