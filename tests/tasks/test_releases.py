@@ -73,8 +73,9 @@ def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: 
         evaluate_name("es_reactnet_resnet8_fashio", data=str(tmp_path))
 
 
-def test_the_table_of_the_evidence_page_is_the_catalogues() -> None:
-    text = (FOLDER.parent / "docs" / "evidence.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+def test_the_table_of_a_page_is_the_catalogues(page: str) -> None:
+    text = (FOLDER.parent / page).read_text()
     table = text.split("<!-- releases -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in rows] == [entry.name for entry in OWN]
