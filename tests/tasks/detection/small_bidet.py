@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from esbnn_core.checkpoint import write_atomically
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 from tests.tasks.detection.conftest import EMBEDDED, TINY
@@ -25,7 +26,8 @@ def small_images(folder: Path) -> str:
     text = (CONFIGS / "voc_faster_rcnn_r18.py").read_text()
     whole = "scale=(10000, 600), keep_ratio=True"
     assert text.count(whole) == 1
-    path.write_text(text.replace(whole, "scale=(192, 144), keep_ratio=False"))
+    # atomically: two processes of one test write and read it at the same time
+    write_atomically(path, text.replace(whole, "scale=(192, 144), keep_ratio=False").encode())
     return str(path)
 
 
