@@ -134,6 +134,11 @@ class Lighting:
         return image + shift.view(3, 1, 1)
 
 
+def padding(side: int) -> int:
+    """Pixels of black around a small training image before it is cut back to its side."""
+    return side // 8
+
+
 def train_transform(
     a: Augmentation, side: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Compose:
@@ -151,7 +156,7 @@ def train_transform(
         mode = v2.InterpolationMode(a.interpolation)
         steps.append(v2.RandomResizedCrop(size, a.crop_scale, a.crop_ratio, interpolation=mode, antialias=True))
     else:
-        steps.append(v2.RandomCrop(side, padding=side // 8))
+        steps.append(v2.RandomCrop(side, padding=padding(side)))
     steps.append(v2.RandomHorizontalFlip(a.flip))
     if side <= SMALL and size != side:
         steps.append(v2.Resize((size, size), antialias=True))

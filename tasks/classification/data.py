@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
 from esbnn_core.lit.resume import ResumableSampler, resumable_loader
-from tasks.classification.augment import SMALL, Augmentation, batch_mixture
+from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.classification.resident import KeyBatches, Keys, ResidentImages
 from tasks.classification.synsets import SynsetFolder
@@ -145,7 +145,7 @@ class ClassificationDataModule(L.LightningDataModule):
                 self.splits[part].dataset,
                 a.mean or self.info.mean,
                 a.std or self.info.std,
-                pad=self.info.size // 8 if train else 0,
+                pad=padding(self.info.size) if train else 0,
                 flip=a.flip if train else 0.0,
                 mix=batch_mixture(a, self.num_classes) if train and a.mixes else None,
             )

@@ -69,9 +69,12 @@ class ClassificationModule(TaskModule):
         compile_backend: str | None = None,
     ) -> None:
         super().__init__()
-        known = ["eager", *torch.compiler.list_backends(exclude_tags=())]
-        if compile_backend is not None and compile_backend not in known:
-            raise InputError(f"compile_backend={compile_backend} is not known, one of {', '.join(known)} was expected")
+        if compile_backend is not None:  # the list alone loads the compiler, which takes seconds
+            known = ["eager", *torch.compiler.list_backends(exclude_tags=())]
+            if compile_backend not in known:
+                raise InputError(
+                    f"compile_backend={compile_backend} is not known, one of {', '.join(known)} was expected"
+                )
         if network in list_models(kind="trunk"):
             raise InputError(
                 f"network {network} is the trunk of a detector and gives no logits: pre-train {network}_classifier"

@@ -19,12 +19,13 @@ from typing import Any
 
 import yaml
 
+from esbnn_core.catalogue import TASKS
 from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info
 from tasks.reproduction.ops import row_cost
 from tasks.reproduction.rows import ProxyRow
-from tasks.reproduction.table import ROOT, SYSTEMS, TASKS, Row
+from tasks.reproduction.table import ROOT, SYSTEMS, Row
 
 FOLDER = ROOT / "configs" / "proxy"
 _COLUMNS = {"top1": "val_top1", "map_11point": "val_map_11point", "psnr": "val_psnr", "loss": "train_loss_epoch"}

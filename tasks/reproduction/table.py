@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
+from esbnn_core.catalogue import TASKS
 from esbnn_core.errors import InputError
 from tasks.reproduction.published import Cell, Key, find
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "configs" / "tables"
 NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "ops")
-TASKS = ("classification", "detection", "super_resolution")
 SYSTEMS = ("reactnet", "bnext", "binaryvit", "bidet", "bidiffsr", "recu", "ablation", "spread")
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, BNext's README. attention: with the products of attention as well."""
