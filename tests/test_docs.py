@@ -1,4 +1,4 @@
-"""What the pages say runs: python blocks as they stand, commands marked as tested in one folder, links that exist."""
+"""The README and the pages run: python blocks as they stand, commands marked as tested, links that exist."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = {
     f"{page.stem}-{place}": code
     for page in PAGES
@@ -30,7 +30,8 @@ COMMANDS = {
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(CODE) >= 3 and sum(map(len, COMMANDS.values())) >= 6
+    assert len([name for name in CODE if name.startswith("README")]) >= 3 and len(CODE) >= 6
+    assert sum("print(" in code for code in CODE.values()) >= 4 and sum(map(len, COMMANDS.values())) >= 6
 
 
 @pytest.mark.parametrize("code", CODE.values(), ids=CODE)
@@ -40,7 +41,7 @@ def test_code_runs_and_prints_what_its_comments_say(code: str, tmp_path: Path, m
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "docs", "exec"), {"__name__": "docs"})
     promised = re.findall(r"print\(.*\)\s+# ([^,\n]+)", code)
-    assert promised and printed.getvalue().splitlines() == [text.strip() for text in promised]
+    assert printed.getvalue().splitlines() == [text.strip() for text in promised]
 
 
 @pytest.mark.parametrize("page", [name for name, lines in COMMANDS.items() if lines])
@@ -63,7 +64,7 @@ def test_commands_that_are_marked_end_with_code_0(page: str, tmp_path: Path) -> 
         assert done.stdout.strip(), line
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:

@@ -52,6 +52,31 @@ class ProxyRow:
         return half_width(self.values)
 
 
+def against_base(row: ProxyRow, rows: Sequence[ProxyRow]) -> tuple[float, float] | None:
+    """How far a row is from the base of its system that was trained as long, seed by seed.
+
+    The base is the variant "base" (with anything behind a space), for the ablation "tau=1 g=1". One seed draws the same
+    images in the same order for both, so the differences of the pairs are what varies.
+
+    Returns: the mean difference and half the width of its 95 % interval (nan for one seed), in the metric's own units
+    and sign; None for a base itself, without a base, or where the two have no seed in common.
+    """
+    if _is_base(row):
+        return None
+    kind = (row.system, row.dataset, row.metric, row.epochs)
+    for base in rows:
+        if _is_base(base) and (base.system, base.dataset, base.metric, base.epochs) == kind:
+            found = dict(zip(base.seeds, base.values, strict=True))
+            pairs = zip(row.seeds, row.values, strict=True)
+            apart = [value - found[seed] for seed, value in pairs if seed in found]
+            return (sum(apart) / len(apart), half_width(apart)) if apart else None
+    return None
+
+
+def _is_base(row: ProxyRow) -> bool:
+    return row.variant.split()[0] == "base" or row.variant == "tau=1 g=1"
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95 % interval of a mean, Student's t; nan for one value.
 

@@ -9,11 +9,9 @@ from typing import Any
 
 from tasks.reproduction.lines import Line, Outcome
 from tasks.reproduction.published import decimals
-from tasks.reproduction.rows import ProxyRow
+from tasks.reproduction.rows import ProxyRow, against_base
 
 NONE = "-"
-BASES = ("base", "tau=1 g=1")
-"""Variants of a proxy that the others are compared with: the second is the ablation's."""
 MISSING = "not measured"
 
 
@@ -138,8 +136,7 @@ def proxy_grid(rows: Sequence[ProxyRow]) -> Grid:
     head += ("parameters", "epochs", "minutes in all")
     body: list[tuple[str, ...]] = []
     for row in rows:
-        base = [r for r in rows if _pool(r) == _pool(row) and r.variant in BASES and r is not row]
-        width = NONE if math.isnan(row.half_width) else f"± {row.half_width:.2f}"
+        apart = against_base(row, rows)
         body.append(
             (
                 row.system,
@@ -147,8 +144,8 @@ def proxy_grid(rows: Sequence[ProxyRow]) -> Grid:
                 row.dataset,
                 row.metric,
                 f"{row.mean:.2f}",
-                width,
-                f"{row.mean - base[0].mean:+.2f}" if base else NONE,
+                _width(row.half_width) or NONE,
+                f"{apart[0]:+.2f} {_width(apart[1])}".strip() if apart else NONE,
                 " ".join(f"{seed}: {value:.2f}" for seed, value in zip(row.seeds, row.values, strict=True)),
                 f"{row.ops / 1e6:.3f}",
                 f"{row.params:,}",
@@ -269,8 +266,8 @@ def _systems(lines: Iterable[Line]) -> list[Line]:
     return [group[0] for group in {line.name: [line] for line in reversed(list(lines))}.values()][::-1]
 
 
-def _pool(row: ProxyRow) -> tuple[str, str, str]:
-    return row.system, row.dataset, row.metric
+def _width(half: float) -> str:
+    return "" if math.isnan(half) else f"± {half:.2f}"
 
 
 def _joined(values: Sequence[str]) -> str:

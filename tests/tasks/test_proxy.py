@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from scipy import stats
 from esbnn_core import count, create_model
 from esbnn_core.errors import InputError
 from tasks.reproduction import proxy
-from tasks.reproduction.rows import ProxyRow, half_width
+from tasks.reproduction.rows import ProxyRow, against_base, half_width
 from tasks.reproduction.table import SYSTEMS
+from tests.tasks.tables import proxy as proxy_row
 
 ROOT = Path(__file__).parents[2]
 PRESENT = sorted(path.stem for path in proxy.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))
@@ -27,6 +29,23 @@ def test_interval_is_students(number: int) -> None:
     low, high = stats.t.interval(0.95, number - 1, values.mean(), stats.sem(values))
     assert half_width(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
     assert math.isnan(half_width(values[:1].tolist()))
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_difference_to_the_base_is_that_of_the_pairs(number: int) -> None:
+    """Equal to scipy's paired t interval over the seeds that both have; a base of another length is another base."""
+    draw = np.random.default_rng(number).normal(80, 2, (3, number + 1))
+    base = proxy_row("spread", "base 2 epochs", draw[0].tolist(), epochs=2.0)
+    longer = proxy_row("spread", "base 24 epochs", draw[1].tolist(), epochs=24.0)
+    es = proxy_row("spread", "es 2 epochs", draw[2, :number].tolist(), epochs=2.0)
+    low, high = stats.ttest_rel(draw[2, :number], draw[0, :number]).confidence_interval()
+    assert against_base(es, [longer, es, base]) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
+    assert against_base(es, [longer, es]) is None and against_base(base, [base, es]) is None
+    other = replace(base, seeds=[seed + 9 for seed in base.seeds])
+    assert against_base(es, [other, es]) is None
+    ablation = [proxy_row("ablation", name, [70.0 + place]) for place, name in enumerate(("tau=1 g=1", "tau=2 g=2"))]
+    found = against_base(ablation[1], ablation)
+    assert found is not None and found[0] == 1.0 and math.isnan(found[1])
 
 
 def test_rows_that_do_not_add_up_are_refused() -> None:
