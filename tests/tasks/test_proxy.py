@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_variants_cost_what_the_base_costs(system: str) -> None:
         ops = {v.name: count(create_model(v.network, num_classes=10, **v.options), found.size) for v in found.variants}
         assert len({(c.bops, c.flops) for name, c in ops.items() if not name.startswith("rep")}) == 1
         assert len({c.bops for c in ops.values()}) == 1
+
+
+@pytest.mark.parametrize("system", PRESENT)
+def test_epochs_are_those_of_the_command_and_its_last_is_validated(system: str) -> None:
+    """Read from the files that the command names, the later over the earlier; super-resolution counts steps."""
+    found = proxy.read_proxy_config(system)
+    if found.task == "super_resolution":
+        return
+    for variant in found.variants:
+        words = proxy.command(found, variant, 0, Path("run"), "data")
+        trainer: dict[str, Any] = {}
+        for name in (word for before, word in pairwise(words) if before == "--config"):
+            trainer |= yaml.safe_load(Path(name).read_text()).get("trainer", {})
+        if "--trainer.max_epochs" in words:
+            trainer["max_epochs"] = int(words[words.index("--trainer.max_epochs") + 1])
+        assert trainer["max_epochs"] == (found.epochs if variant.epochs is None else variant.epochs), variant.name
+        assert trainer["max_epochs"] % trainer.get("check_val_every_n_epoch", 1) == 0, variant.name
 
 
 def test_every_system_has_one() -> None:
