@@ -1,11 +1,16 @@
-"""The performance page quotes the json files beside it, and nothing else stands in its tables."""
+"""The performance page quotes the json files beside it, and nothing else stands in its tables; what copies share."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import report
+from benchmarks.copies import copy_agreement
+from esbnn_core import create_model
+from esbnn_core.errors import InputError
+from esbnn_core.unit import BinaryUnit
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
@@ -26,3 +31,26 @@ def test_a_table_is_rewritten_between_its_marks_alone(tmp_path: Path) -> None:
     assert made.endswith("<!-- end -->\nbetween\n<!-- table: layers -->\nkept\n<!-- end -->\nafter\n")
     with pytest.raises(KeyError, match="unknown"):
         report.rewrite("<!-- table: unknown -->\n<!-- end -->", tmp_path)
+
+
+@pytest.mark.parametrize(("tau", "groups"), [(2, 1), (1, 2), (4, 1)])
+def test_copies_agree_as_often_as_their_thresholds_say(tau: int, groups: int) -> None:
+    """One copy is +1 everywhere, the others are the input's sign: pairs with it agree on the positive share."""
+    torch.manual_seed(0)
+    copies = tau * groups
+    unit = BinaryUnit(8, 8, tau=tau, groups=groups)
+    images = torch.randn(3, 8, 5, 6).repeat(1, copies, 1, 1)
+    with torch.no_grad():
+        unit.conv.sign.shift.view(-1)[:8] = 1e6
+    pairs, with_it = copies * (copies - 1) / 2, copies - 1
+    expected = (with_it * (images > 0).float().mean().item() + pairs - with_it) / pairs
+    assert copy_agreement(torch.nn.Sequential(unit), images) == pytest.approx({"0": expected})
+
+
+def test_an_untrained_network_has_one_copy_many_times() -> None:
+    images = torch.randn(2, 1, 28, 28)
+    same = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
+    apart = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
+    assert len(same) == len(apart) == 6 and set(same.values()) == {1.0} and max(apart.values()) < 0.9
+    with pytest.raises(InputError, match="no expanded unit"):
+        copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)
