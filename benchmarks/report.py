@@ -136,6 +136,16 @@ FILES = {"kept": "training", "steps": "training"}
 """Tables whose json has another name."""
 
 
+def marked(text: str, render: Callable[[str], str | None]) -> str:
+    """The text with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew; None leaves it as it is."""
+
+    def one(match: re.Match[str]) -> str:
+        made = render(match["name"])
+        return match[0] if made is None else f"<!-- table: {match['name']} -->\n{made}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->", one, text, flags=re.DOTALL)
+
+
 def rewrite(text: str, results: Path = RESULTS) -> str:
     """The document with every marked table made anew; a table whose json is missing stays as it is.
 
@@ -143,16 +153,15 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
         KeyError: a marked name that no function here knows.
     """
 
-    def one(match: re.Match[str]) -> str:
-        name = match["name"]
-        render, path = TABLES[name], results / f"{FILES.get(name, name)}.json"
+    def render(name: str) -> str | None:
+        to_text, path = TABLES[name], results / f"{FILES.get(name, name)}.json"
         if not path.exists():
-            return match[0]
+            return None
         record = json.loads(path.read_text())
         taken = f"{taken_on(record)}\n\n" if "settings" in record else ""
-        return f"<!-- table: {name} -->\n{taken}{render(record)}\n<!-- end -->"
+        return taken + to_text(record)
 
-    return re.sub(r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->", one, text, flags=re.DOTALL)
+    return marked(text, render)
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import evidence, report
 from benchmarks.copies import copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.unit import BinaryUnit
+from tasks.reproduction.proxy import read_proxy
+from tests.tasks.tables import proxy as proxy_row
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
@@ -31,6 +33,27 @@ def test_a_table_is_rewritten_between_its_marks_alone(tmp_path: Path) -> None:
     assert made.endswith("<!-- end -->\nbetween\n<!-- table: layers -->\nkept\n<!-- end -->\nafter\n")
     with pytest.raises(KeyError, match="unknown"):
         report.rewrite("<!-- table: unknown -->\n<!-- end -->", tmp_path)
+
+
+def test_the_evidence_is_that_of_the_files() -> None:
+    text = evidence.DOCUMENT.read_text()
+    rows = read_proxy(evidence.KEPT)
+    assert evidence.rewrite(text, rows) == text
+    assert rows and all(f"<!-- table: {row.system} -->" in text for row in rows)
+    for row in rows:
+        # run again elsewhere: a command names no folder of the machine that it ran on
+        assert " /" not in row.command, row.command
+
+
+def test_evidence_without_results_stays() -> None:
+    rows = [proxy_row("bnext", "base", [80.0, 81.0]), proxy_row("bnext", "es", [81.5, 81.0])]
+    text = "a\n<!-- table: bnext -->\nold\n<!-- end -->\n<!-- table: bidet -->\nkept\n<!-- end -->\n"
+    made = evidence.rewrite(text, rows)
+    assert "old" not in made and made.endswith("<!-- end -->\n<!-- table: bidet -->\nkept\n<!-- end -->\n")
+    base, es = (line.split(" | ") for line in made.splitlines()[4:6])
+    assert base[1] == "80.50" and base[3] == "-"
+    # differences 1.5 and 0.0: 0.75, and Student's 12.706 over sqrt(2) times 0.75 * sqrt(2)
+    assert es[1] == "81.25" and es[3] == "+0.75 ± 9.53"
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (1, 2), (4, 1)])

@@ -1,0 +1,65 @@
+"""Rewrites the tables and pictures of docs/evidence.md from the proxies' results in benchmarks/results/proxy.
+
+python -m benchmarks.evidence [OUT]    (OUT: the --out of `tasks.reproduce --mode proxy`, whose results are taken over)
+
+A table stands between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report import marked, table
+from benchmarks.timing import RESULTS
+from tasks.reproduction.pictures import ablation, proxies
+from tasks.reproduction.proxy import read_proxy
+from tasks.reproduction.rows import ProxyRow
+from tasks.reproduction.table import SYSTEMS
+from tasks.reproduction.writing import proxy_grid
+
+KEPT = RESULTS / "proxy"
+DOCUMENT = RESULTS.parents[1] / "docs" / "evidence.md"
+COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
+
+
+def system_table(rows: Sequence[ProxyRow]) -> str:
+    """The columns of one system's comparison that differ from row to row."""
+    grid = proxy_grid(rows)
+    places = [grid.head.index(name) for name in COLUMNS]
+    metric = f"{rows[0].metric}, {rows[0].dataset}"
+    head = [f"mean ({metric})" if name == "mean" else name for name in COLUMNS]
+    return table(head, [[line[place] for place in places] for line in grid.body])
+
+
+def rewrite(text: str, rows: Sequence[ProxyRow]) -> str:
+    """The document with every marked table made anew; that of a system without results stays as it is."""
+
+    def render(name: str) -> str | None:
+        own = [row for row in rows if row.system == name]
+        return system_table(own) if own else None
+
+    return marked(text, render)
+
+
+def main() -> None:
+    """Take results over, rewrite docs/evidence.md and draw docs/img/proxies.png and proxy_ablation.png."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
+    out = parser.parse_args().out
+    if out is not None:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        for path in (out / f"{system}.json" for system in SYSTEMS):
+            if path.exists():
+                shutil.copy(path, KEPT / path.name)
+    rows = read_proxy(KEPT)
+    DOCUMENT.write_text(rewrite(DOCUMENT.read_text(), rows))
+    images = DOCUMENT.parent / "img"
+    (images / "proxies.png").write_bytes(proxies(rows).data)
+    if any(row.system == "ablation" for row in rows):
+        (images / "proxy_ablation.png").write_bytes(ablation(rows).data)
+    print(DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()
