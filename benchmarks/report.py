@@ -137,7 +137,7 @@ FILES = {"kept": "training", "steps": "training"}
 
 
 def marked(text: str, render: Callable[[str], str | None]) -> str:
-    """The text with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew; None leaves it as it is."""
+    """The text with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew; None leaves it."""
 
     def one(match: re.Match[str]) -> str:
         made = render(match["name"])
