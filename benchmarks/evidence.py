@@ -1,6 +1,6 @@
 """Rewrites the tables and pictures of docs/evidence.md from the proxies' results in benchmarks/results/proxy.
 
-python -m benchmarks.evidence [OUT]    (OUT: the --out of `tasks.reproduce --mode proxy`, whose results are taken over)
+python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to take results over)
 
 A table stands between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand.
 """

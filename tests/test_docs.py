@@ -30,17 +30,21 @@ COMMANDS = {
 
 
 def test_there_is_something_to_run() -> None:
-    assert len([name for name in CODE if name.startswith("README")]) >= 3 and len(CODE) >= 6
-    assert sum("print(" in code for code in CODE.values()) >= 4 and sum(map(len, COMMANDS.values())) >= 6
+    readme = [code for name, code in CODE.items() if name.startswith("README")]
+    assert len(readme) >= 3 and sum("print(" in code for code in readme) >= 1
+    assert len(CODE) - len(readme) >= 3 and sum(map(len, COMMANDS.values())) >= 6
 
 
-@pytest.mark.parametrize("code", CODE.values(), ids=CODE)
-def test_code_runs_and_prints_what_its_comments_say(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", CODE)
+def test_code_runs_and_prints_what_its_comments_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of a page prints something; the README also has blocks that show a call alone."""
     monkeypatch.chdir(tmp_path)
+    code = CODE[name]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "docs", "exec"), {"__name__": "docs"})
     promised = re.findall(r"print\(.*\)\s+# ([^,\n]+)", code)
+    assert promised or name.startswith("README")
     assert printed.getvalue().splitlines() == [text.strip() for text in promised]
 
 
