@@ -55,17 +55,21 @@ class ProxyRow:
 def against_base(row: ProxyRow, rows: Sequence[ProxyRow]) -> tuple[float, float] | None:
     """How far a row is from the base of its system that was trained as long, seed by seed.
 
-    The base is the variant "base" (with anything behind a space), for the ablation "tau=1 g=1". One seed draws the same
-    images in the same order for both, so the differences of the pairs are what varies.
+    The base is the variant "base", for the ablation "tau=1 g=1"; "base WORDS" is the base of the variants that end in
+    these words. One seed draws the same images in the same order for both, so the differences of the pairs are what
+    varies.
 
     Returns: the mean difference and half the width of its 95 % interval (nan for one seed), in the metric's own units
     and sign; None for a base itself, without a base, or where the two have no seed in common.
     """
-    if _is_base(row):
+    if _base_words(row) is not None:
         return None
     kind = (row.system, row.dataset, row.metric, row.epochs)
     for base in rows:
-        if _is_base(base) and (base.system, base.dataset, base.metric, base.epochs) == kind:
+        words = _base_words(base)
+        if words is None or not row.variant.endswith(words):
+            continue
+        if (base.system, base.dataset, base.metric, base.epochs) == kind:
             found = dict(zip(base.seeds, base.values, strict=True))
             pairs = zip(row.seeds, row.values, strict=True)
             apart = [value - found[seed] for seed, value in pairs if seed in found]
@@ -73,8 +77,11 @@ def against_base(row: ProxyRow, rows: Sequence[ProxyRow]) -> tuple[float, float]
     return None
 
 
-def _is_base(row: ProxyRow) -> bool:
-    return row.variant.split()[0] == "base" or row.variant == "tau=1 g=1"
+def _base_words(row: ProxyRow) -> str | None:
+    """What the names of the variants behind a base end in, "" for all; None for a row that is no base."""
+    if row.variant == "tau=1 g=1":
+        return ""
+    return row.variant.removeprefix("base") if row.variant.split()[0] == "base" else None
 
 
 def half_width(values: Sequence[float]) -> float:

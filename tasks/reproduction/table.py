@@ -14,7 +14,7 @@ from tasks.reproduction.published import Cell, Key, find
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "configs" / "tables"
 NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "ops")
-SYSTEMS = ("reactnet", "bnext", "binaryvit", "bidet", "bidiffsr", "recu", "ablation", "spread")
+SYSTEMS = ("reactnet", "bnext", "binaryvit", "bidet", "bidiffsr", "recu", "ablation", "spread", "rates", "width")
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, BNext's README. attention: with the products of attention as well."""
 METRICS = {

@@ -44,6 +44,14 @@ def test_difference_to_the_base_is_that_of_the_pairs(number: int) -> None:
     assert against_base(es, [longer, es]) is None and against_base(base, [base, es]) is None
     other = replace(base, seeds=[seed + 9 for seed in base.seeds])
     assert against_base(es, [other, es]) is None
+    # of two bases of one length that of the same words
+    low_rate, high_rate = (
+        proxy_row("rates", f"base lr {lr}", [70.0 + place]) for place, lr in enumerate((0.002, 0.02))
+    )
+    for rate, expected in (("0.002", 3.0), ("0.02", 2.0)):
+        found = against_base(proxy_row("rates", f"es lr {rate}", [73.0]), [low_rate, high_rate])
+        assert found is not None and found[0] == expected
+    assert against_base(proxy_row("rates", "es lr 0.5", [73.0]), [low_rate, high_rate]) is None
     ablation = [proxy_row("ablation", name, [70.0 + place]) for place, name in enumerate(("tau=1 g=1", "tau=2 g=2"))]
     found = against_base(ablation[1], ablation)
     assert found is not None and found[0] == 1.0 and math.isnan(found[1])
