@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.curve import CurveFromHere, keep_curves
 from esbnn_core.lit.memory import keeps_freed_memory
 
 
@@ -53,6 +54,9 @@ class TaskCLI(LightningCLI):
         check = getattr(self.model, "check_fit", None)
         if check is not None:
             check(resumes=bool(self._get(self.config_init, "ckpt_path")))
+        if self._get(self.config_init, "ckpt_path"):
+            keep_curves(self.trainer.loggers)
+            self.trainer.callbacks.append(CurveFromHere())  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         """LightningCLI's hook."""
@@ -71,6 +75,16 @@ class TaskCLI(LightningCLI):
         check = getattr(self.model, "check_evaluation", None)
         if check is not None and not self._get(self.config_init, "ckpt_path"):
             check(run)
+        keep_curves(self.trainer.loggers)
+
+
+class TrainingConfig(SaveConfigCallback):
+    """config.yaml beside a run says how it was trained: an evaluation into the same folder leaves it alone."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lightning's hook."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 def _seed(value: bool | int | None) -> int:
@@ -102,7 +116,8 @@ def run(
             args=list(args) if args is not None else None,
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
-            # a second run into the same folder replaces its config, as it replaces its checkpoints
+            save_config_callback=TrainingConfig,
+            # a second training into the same folder replaces its config, as it replaces its checkpoints
             save_config_kwargs={"overwrite": True},
         )
     except (InputError, TrainingError) as error:

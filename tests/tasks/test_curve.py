@@ -1,0 +1,89 @@
+"""A run's folder over several commands: the curve of a resumed run is the uninterrupted one's, a test adds to it."""
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from esbnn_core.lit.cli import run
+from tasks.classification.data import ClassificationDataModule
+from tasks.classification.module import ClassificationModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints about workers and small epochs
+
+
+def command(folder: Path, data_root: str, sub: str, *words: str) -> None:
+    """A classification command on 96 real images that writes into `folder`, four steps an epoch."""
+    path = folder.parent / f"{folder.name}.yaml"
+    config: dict[str, Any] = {
+        "model": {"network": "reactnet_resnet8", "network_options": {"in_channels": 1}},
+        "data": {"dataset": "fashion_mnist_mini", "root": data_root, "batch_size": 24, "num_workers": 0},
+        "trainer": {
+            **{"accelerator": "cpu", "devices": 1, "max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
+            **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)},
+            "logger": [
+                {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": str(folder), "name": "", "version": ""},
+                }
+            ],
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"},
+                },
+                {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+            ],
+        },
+    }
+    config["data"] |= {"train_size": 96, "val_size": 20, "test_size": 20}
+    path.write_text(yaml.safe_dump(config))
+    assert run(ClassificationModule, ClassificationDataModule, [sub, "--config", str(path), *words]) == 0
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def told(found: Sequence[dict[str, str]], without: int) -> list[list[tuple[str, str]]]:
+    """All rows but those of LearningRateMonitor, which logs the first step of an epoch twice, or once resumed, and the
+    mean of the epoch that ends with step `without`: Lightning takes it over the batches behind the checkpoint."""
+    rows = [row for row in found if "epoch" in row and not ("train_loss_epoch" in row and row["step"] == str(without))]
+    return sorted(sorted(row.items()) for row in rows)
+
+
+@pytest.mark.parametrize(("step", "broken"), [(4, -1), (6, 7)])
+def test_the_curve_of_a_resumed_run_is_the_uninterrupted_ones(
+    tmp_path: Path, data_root: str, step: int, broken: int
+) -> None:
+    """From the end of an epoch and from the middle of one; what was written behind the checkpoint is written once."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    command(whole, data_root, "fit")
+    assert len(rows(whole)) > 12
+    (checkpoint,) = whole.rglob(f"step={step}.ckpt")
+    shutil.copytree(whole, again)
+    command(again, data_root, "fit", "--ckpt_path", str(checkpoint))
+    assert told(rows(again), broken) == told(rows(whole), broken)
+    # without a checkpoint a training into the same folder is another run, with a curve of its own
+    command(again, data_root, "fit", "--trainer.max_epochs", "1")
+    assert {row.get("epoch", "0") for row in rows(again)} == {"0"}
+
+
+def test_an_evaluation_leaves_curve_and_config_and_adds_its_row(tmp_path: Path, data_root: str) -> None:
+    folder = tmp_path / "run"
+    command(folder, data_root, "fit")
+    before, config = rows(folder), (folder / "config.yaml").read_text()
+    (checkpoint,) = folder.rglob("step=12.ckpt")
+    for sub in ("test", "validate"):
+        command(folder, data_root, sub, "--ckpt_path", str(checkpoint), "--data.batch_size", "10")
+    found = rows(folder)
+    assert found[: len(before)] == before
+    tested, validated = found[len(before) :]
+    assert "test_top1" in tested and "val_top1" in validated and "train_loss" not in {**tested, **validated}
+    assert (folder / "config.yaml").read_text() == config
+    assert not list(folder.glob("*.kept"))
