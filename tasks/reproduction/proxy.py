@@ -2,6 +2,7 @@
 
 configs/proxy/SYSTEM.yaml says what is trained; a run is the task's own `fit` in a process of its own, under
 OUT/SYSTEM/VARIANT-seedN. A run that ended is not trained again, one that was cut off goes on at its last checkpoint.
+Its run.json says which run it is, from the start: another network, seed or config (by what it says) is refused there.
 """
 
 import csv
@@ -10,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from typing import Any
 import yaml
 
 from esbnn_core.catalogue import TASKS
-from esbnn_core.checkpoint import write_atomically
+from esbnn_core.checkpoint import file_sha256, write_atomically
 from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info
 from tasks.reproduction.ops import row_cost
@@ -28,6 +30,7 @@ from tasks.reproduction.rows import ProxyRow
 from tasks.reproduction.table import ROOT, SYSTEMS, Row
 
 FOLDER = ROOT / "configs" / "proxy"
+LAST = "checkpoints/last.ckpt"
 _COLUMNS = {"top1": "val_top1", "map_11point": "val_map_11point", "psnr": "val_psnr", "loss": "train_loss_epoch"}
 
 
@@ -121,14 +124,17 @@ def command(proxy: Proxy, variant: Variant, seed: int, run: Path, data: str) -> 
 def run_proxy(
     system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None, jobs: int = 1, only: Sequence[str] = ()
 ) -> list[ProxyRow]:
-    """Train what is missing of a system and write OUT/SYSTEM.json; a row for each variant.
+    """Train what is missing of a system and write OUT/SYSTEM.json.
+
+    Returns: a row for each variant that has a run, with every seed trained so far, by this call or by others.
 
     Args:
         out: folder of runs and results. data: folder that has the dataset. seeds: default those of the config.
         jobs: runs at a time; they share the cores. only: names of variants, default all.
 
     Raises:
-        InputError: see read_proxy_config; an unknown variant; a run that failed, whose own message is above.
+        InputError: see read_proxy_config; an unknown variant; a run that failed, whose own message is in its log: no
+            other is started then.
     """
     proxy = read_proxy_config(system)
     names = [variant.name for variant in proxy.variants]
@@ -136,13 +142,22 @@ def run_proxy(
         if name not in names:
             raise InputError(f"proxy system {system} has no variant {name!r}: its variants are {', '.join(names)}")
     chosen = [variant for variant in proxy.variants if not only or variant.name in only]
-    numbers = list(proxy.seeds if seeds is None else seeds)
     # seed by seed, so that all variants have been trained when a long run is cut off
-    runs = [(variant, seed) for seed in numbers for variant in chosen]
+    runs = [(variant, seed) for seed in (proxy.seeds if seeds is None else seeds) for variant in chosen]
+    failed = threading.Event()
+
+    def train(variant: Variant, seed: int) -> None:
+        if not failed.is_set():
+            try:
+                _train(proxy, variant, seed, out, data, jobs)
+            except BaseException:
+                failed.set()
+                raise
+
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        ended = list(pool.map(lambda one: _train(proxy, *one, out, data, jobs), runs))
-    by_run = {(variant.name, seed): result for (variant, seed), result in zip(runs, ended, strict=True)}
-    rows = [_row(proxy, variant, numbers, by_run) for variant in chosen]
+        for _ in pool.map(lambda run: train(*run), runs):
+            pass
+    rows = [row for variant in proxy.variants if (row := _row(proxy, variant, out)) is not None]
     text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
     write_atomically(out / f"{system}.json", text.encode())
     return rows
@@ -161,39 +176,78 @@ def read_proxy(out: Path) -> list[ProxyRow]:
     return rows
 
 
-def _train(proxy: Proxy, variant: Variant, seed: int, out: Path, data: str, jobs: int) -> dict[str, Any]:
-    """Run one `fit` unless it has ended; what run.json keeps of it."""
-    run = out / proxy.system / f"{variant.name.replace(' ', '_')}-seed{seed}"
-    words = command(proxy, variant, seed, run, data)
-    text, kept = shlex.join(["python", *words]), run / "run.json"
-    if kept.exists():
-        result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if result["command"] == text:
-            return result
+def _identity(proxy: Proxy, variant: Variant, seed: int) -> dict[str, Any]:
+    """What makes a run this one, wherever it lies and however its paths are written: also what its configs say."""
+    configs = (*variant.configs, *proxy.configs)
+    whole = {
+        **{"task": proxy.task, "metric": proxy.metric, "root": proxy.root, "network": variant.network},
+        **{"options": dict(variant.options), "words": list(variant.words), "seed": seed},
+        "epochs": proxy.epochs if variant.epochs is None else variant.epochs,
+        "configs": {name: file_sha256(ROOT / name)[:16] for name in configs},
+    }
+    return dict(json.loads(json.dumps(whole)))  # as it is read back
+
+
+def _kept(proxy: Proxy, variant: Variant, seed: int, run: Path) -> dict[str, Any]:
+    """run.json of a run: "command" and "identity", with "value" and "seconds" once it has ended; {} of none.
+
+    Raises:
+        InputError: a file that is damaged or of another run, or a checkpoint that nothing is known of.
+    """
+    path = run / "run.json"
+    if not path.exists():
+        if (run / LAST).exists():
+            raise InputError(f"{run} has a checkpoint and no run.json: it is another run, remove it or change --out")
+        return {}
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told, met = kept["command"], kept["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}): remove its folder, which trains that run anew") from error
+    wanted = _identity(proxy, variant, seed)
+    if met != wanted and ("value" in kept or (run / LAST).exists()):
+        apart = [key for key in wanted if not isinstance(met, dict) or met.get(key) != wanted[key]]
         raise InputError(
-            f"{run} holds a run of another command ({result['command']}): remove it or choose another --out"
+            f"{run} holds a run that differs in {', '.join(apart) or 'more'} ({told}): remove it or change --out"
         )
-    last = run / "checkpoints" / "last.ckpt"
+    return kept
+
+
+def _folder(proxy: Proxy, variant: Variant, seed: int, out: Path) -> Path:
+    return out / proxy.system / f"{variant.name.replace(' ', '_')}-seed{seed}"
+
+
+def _train(proxy: Proxy, variant: Variant, seed: int, out: Path, data: str, jobs: int) -> None:
+    """Run one `fit` unless it has ended, and write its run.json."""
+    run = _folder(proxy, variant, seed, out)
+    kept = _kept(proxy, variant, seed, run)
+    if "value" in kept:
+        return
+    words = command(proxy, variant, seed, run, data)
+    text = shlex.join(["python", *words])
+    last = run / LAST
     more = ["--ckpt_path", str(last)] if last.exists() else []
     print(f"$ {text}{' ' + shlex.join(more) if more else ''}", flush=True)
     threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+    result: dict[str, Any] = {"command": text, "identity": _identity(proxy, variant, seed)}
+    # before it starts: a run that is cut off is known by it
+    write_atomically(run / "run.json", (json.dumps(result, indent=2) + "\n").encode())
     start = time.perf_counter()
     # run by run its own log: several at a time would mix their progress
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "log.txt").open("wb") as log:
+    with (run / "log.txt").open("ab" if more else "wb") as log:
         done = subprocess.run([sys.executable, *words, *more], env=environment, stdout=log, stderr=log)
     if done.returncode:
         raise InputError(f"{text} ended with exit code {done.returncode}: its own message is in {run / 'log.txt'}")
-    result = {
-        "command": text,
-        "value": last_value(run / "metrics.csv", _COLUMNS[proxy.metric]),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    try:
+        result["value"] = last_value(run / "metrics.csv", _COLUMNS[proxy.metric])
+    except InputError:
+        last.unlink(missing_ok=True)  # going on from there would measure nothing again
+        raise
+    result["seconds"] = round(time.perf_counter() - start, 1)
     print(f"{variant.name} seed {seed}: {proxy.metric} {result['value']:.3f}, {result['seconds']} s", flush=True)
-    write_atomically(kept, (json.dumps(result, indent=2) + "\n").encode())
-    return result
+    write_atomically(run / "run.json", (json.dumps(result, indent=2) + "\n").encode())
 
 
 def last_value(metrics: Path, column: str) -> float:
@@ -208,11 +262,18 @@ def last_value(metrics: Path, column: str) -> float:
     return float(values[-1])
 
 
-def _row(
-    proxy: Proxy, variant: Variant, seeds: list[int], runs: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> ProxyRow:
-    results = [runs[variant.name, seed] for seed in seeds]
-    options = dict(variant.options)
+def _row(proxy: Proxy, variant: Variant, out: Path) -> ProxyRow | None:
+    """The runs of a variant that have ended, in the order of their seeds; None without any."""
+    found: dict[int, dict[str, Any]] = {}
+    for run in sorted(_folder(proxy, variant, 0, out).parent.glob("*-seed*")):
+        seed = run.name.rpartition("-seed")[2]
+        if seed.isdigit() and run == _folder(proxy, variant, int(seed), out):
+            result = _kept(proxy, variant, int(seed), run)
+            if "value" in result:
+                found[int(seed)] = result
+    if not found:
+        return None
+    options, seeds = dict(variant.options), sorted(found)
     if proxy.task == "classification":
         options["num_classes"] = dataset_info(proxy.dataset).classes
     cost = row_cost(
@@ -234,10 +295,10 @@ def _row(
         dataset=proxy.dataset,
         metric=proxy.metric,
         seeds=seeds,
-        values=[result["value"] for result in results],
+        values=[found[seed]["value"] for seed in seeds],
         ops=cost.ops,
         params=cost.params,
         epochs=proxy.epochs if variant.epochs is None else variant.epochs,
-        seconds=sum(result["seconds"] for result in results),
-        command=results[0]["command"],
+        seconds=sum(found[seed]["seconds"] for seed in seeds),
+        command=found[seeds[0]]["command"],
     )

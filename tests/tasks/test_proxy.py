@@ -3,6 +3,10 @@
 import json
 import math
 import runpy
+import subprocess
+import threading
+import time
+import types
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PRESENT = sorted(path.stem for path in proxy.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))
 
 
-@pytest.mark.parametrize("number", [2, 3, 5, 10])
+@pytest.mark.parametrize("number", [2, 3, 5, 10, 11, 20, 31])
 def test_interval_is_students(number: int) -> None:
     values = np.random.default_rng(number).normal(80, 2, number)
     low, high = stats.t.interval(0.95, number - 1, values.mean(), stats.sem(values))
@@ -60,8 +64,10 @@ def test_difference_to_the_base_is_that_of_the_pairs(number: int) -> None:
 def test_rows_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(InputError, match="2 values for 1 seeds"):
         ProxyRow("reactnet", "base", "n", {}, "d", "top1", [0], [1.0, 2.0], 1.0, 1, 1, 1.0, "")
-    with pytest.raises(InputError, match="11 seeds were given"):
-        half_width([1.0] * 10 + [2.0])
+    # beyond the table a little too wide, never too narrow
+    values = np.random.default_rng(0).normal(80, 2, 60)
+    low, high = stats.t.interval(0.95, 59, values.mean(), stats.sem(values))
+    assert 1 <= half_width(values.tolist()) / ((high - low) / 2) < 1.05
 
 
 @pytest.mark.parametrize("system", PRESENT)
@@ -153,11 +159,79 @@ def test_a_proxy_is_trained_once_and_its_numbers_are_those_of_the_runs(
     assert capfd.readouterr().out.count("$ python -m tasks.classification fit") == 2
     assert proxy.run_proxy("reactnet", out, data="none") == rows
     assert "$ python" not in capfd.readouterr().out
-    # a run of another command is not taken for this one
-    kept = out / "reactnet" / "es-seed3" / "run.json"
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "command": "python another"}))
-    with pytest.raises(InputError, match="holds a run of another command"):
+    # by whatever name the folder goes; one more seed joins those that are there
+    more = proxy.run_proxy("reactnet", out.resolve(), data="elsewhere", seeds=[1], only=["base"])
+    assert [(row.variant, row.seeds) for row in more] == [("base", [1, 3]), ("es", [3])]
+    assert capfd.readouterr().out.count("$ python") == 1 and proxy.read_proxy(out) == more
+    assert more[0].values[1:] == rows[0].values and more[1] == rows[1]
+    # a run of another recipe is not taken for this one, nor a checkpoint that nothing is known of
+    path = small / "configs" / "reactnet.yaml"
+    body = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**body, "epochs": 99}))
+    with pytest.raises(InputError, match="holds a run that differs in epochs"):
         proxy.run_proxy("reactnet", out, data="none")
+    path.write_text(yaml.safe_dump(body))
+    kept = out / "reactnet" / "es-seed3" / "run.json"
+    kept.write_text(kept.read_text()[:-9])
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        proxy.run_proxy("reactnet", out, data="none")
+    kept.unlink()
+    with pytest.raises(InputError, match=r"has a checkpoint and no run\.json"):
+        proxy.run_proxy("reactnet", out, data="none")
+
+
+def test_what_a_config_says_is_part_of_a_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = proxy.read_proxy_config("reactnet")
+    variant = found.variants[0]
+    before = proxy._identity(found, variant, 3)
+    assert before == proxy._identity(proxy.read_proxy_config("reactnet"), variant, 3)
+    assert before != proxy._identity(found, variant, 4) and before != proxy._identity(found, found.variants[1], 3)
+    for name in before["configs"]:
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        (small / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setattr(proxy, "ROOT", small)
+    assert proxy._identity(found, variant, 3) == before
+    with (small / name).open("a") as file:
+        file.write("  gradient_clip_val: 1.0\n")
+    assert proxy._identity(found, variant, 3) != before
+
+
+def test_a_run_that_was_cut_off_goes_on(
+    small: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind its first checkpoint, and before its result was written: both end as the uninterrupted run."""
+    path = small / "configs" / "reactnet.yaml"
+    body = yaml.safe_load(path.read_text())
+    words = body["variants"]["base"]["words"]
+    words[words.index("--trainer.max_epochs") + 1], body["epochs"] = "2", 2
+    path.write_text(yaml.safe_dump(body))
+    (whole,) = proxy.run_proxy("reactnet", Path("whole"), data="none", only=["base"])
+
+    def killed(command: list[str], **options: Any) -> Any:
+        process = subprocess.Popen(command, **options)
+        while process.poll() is None and not Path("cut", "reactnet", "base-seed3", proxy.LAST).exists():
+            time.sleep(0.001)
+        process.kill()
+        return types.SimpleNamespace(returncode=process.wait() or -9)
+
+    monkeypatch.setattr(proxy.subprocess, "run", killed)
+    with pytest.raises(InputError, match="ended with exit code -9"):
+        proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
+    monkeypatch.undo()
+    monkeypatch.setattr(proxy, "FOLDER", small / "configs")
+    monkeypatch.chdir(small)
+    (again,) = proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
+    assert "--ckpt_path cut/reactnet/base-seed3/checkpoints/last.ckpt" in capfd.readouterr().out
+    assert again.values == whole.values
+    home = Path("cut", "reactnet", "base-seed3")
+    curves = [
+        proxy.last_value(run / "metrics.csv", "train_loss_epoch") for run in (home, Path("whole", *home.parts[1:]))
+    ]
+    assert curves[0] == curves[1]
+    ended = json.loads((home / "run.json").read_text())
+    (home / "run.json").write_text(json.dumps({key: ended[key] for key in ("command", "identity")}))
+    (last,) = proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
+    assert last.values == whole.values
 
 
 def test_a_run_that_fails_ends_the_proxy_with_its_log(small: Path) -> None:
@@ -168,7 +242,30 @@ def test_a_run_that_fails_ends_the_proxy_with_its_log(small: Path) -> None:
     with pytest.raises(InputError, match=r"ended with exit code 2: its own message is in .*log\.txt"):
         proxy.run_proxy("reactnet", Path("out"), data="none", seeds=[0], only=["base"])
     assert "channels" in (Path("out") / "reactnet" / "base-seed0" / "log.txt").read_text()
-    assert not list(Path("out").rglob("run.json")) and not list(Path("out").glob("*.json"))
+    (kept,) = Path("out").rglob("run.json")
+    assert "value" not in json.loads(kept.read_text()) and not list(Path("out").glob("*.json"))
+    # mended, it is trained: nothing of the failed run is worth keeping
+    body["variants"]["base"]["options"]["in_channels"] = 1
+    path.write_text(yaml.safe_dump(body))
+    assert proxy.run_proxy("reactnet", Path("out"), data="none", seeds=[0], only=["base"])[0].seeds == [0]
+
+
+@pytest.mark.parametrize(("jobs", "started"), [(1, 1), (2, 2)])
+def test_behind_a_failed_run_no_other_is_started(
+    small: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, started: int
+) -> None:
+    seen: list[int] = []
+    both = threading.Barrier(jobs)
+
+    def train(found: object, variant: object, seed: int, *rest: object) -> None:
+        seen.append(seed)
+        both.wait()
+        raise InputError("it failed")
+
+    monkeypatch.setattr(proxy, "_train", train)
+    with pytest.raises(InputError, match="it failed"):
+        proxy.run_proxy("reactnet", Path("out"), data="none", seeds=[0, 1, 2], jobs=jobs)
+    assert len(seen) == started
 
 
 def test_bad_configs_are_one_sentence(small: Path) -> None:
