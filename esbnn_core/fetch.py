@@ -88,7 +88,8 @@ def fetch(source: Entry | str, folder: str | Path, *, files: str | Path = FOLDER
 
 def _by_hand(entry: Entry, folder: Path) -> Path:
     """The file that a person downloaded into `folder` under the entry's name. Raises InputError."""
-    found = sorted(folder.glob(f"{entry.name}.*"))
+    # what a browser has not finished has an ending of its own
+    found = sorted(path for path in folder.glob(f"{entry.name}.*") if path.suffix not in (".part", ".crdownload"))
     if len(found) > 1:
         raise InputError(f"checkpoint {entry.name} is there twice, {found[0]} and {found[1]}: keep one")
     if not found:
@@ -115,7 +116,13 @@ def check_file(path: Path, sha256: str, size: int | None, fix: str, label: str =
 
 def _name(wanted: _Wanted) -> str:
     """Named by what is known of the content, else by the address; the ending stays, readers go by it."""
-    parts = urlsplit(wanted.url)
+    try:
+        parts = urlsplit(wanted.url)
+        wanted.url.encode("ascii")
+    except ValueError as error:
+        raise InputError(
+            f"address {wanted.url} is none ({error}): write other letters as %XX and names in full"
+        ) from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InputError(f"address {wanted.url} was given, http://... or https://... was expected")
     last = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(parts.path)).name)[-80:] or "file"
@@ -129,8 +136,12 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"another process is fetching into {folder}: wait for it and run again") from error
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be locked ({error}): let ESBNN_CACHE name a folder on another file system"
+            ) from error
         yield
     finally:
         os.close(handle)
@@ -145,7 +156,10 @@ def _download(wanted: _Wanted, target: Path) -> None:
             part.unlink(missing_ok=True)
         with _open(wanted.url, 0) as answer:
             _receive(wanted, target, _part(target, answer), answer, 0)
-    except (http.client.HTTPException, OSError) as error:  # urllib's own are OSErrors
+    except InputError:
+        raise
+    # urllib's own are OSErrors; a host or a length that cannot be is a ValueError
+    except (http.client.HTTPException, OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             reason: object = f"HTTP {error.code} {error.reason}"
         else:
@@ -156,7 +170,7 @@ def _download(wanted: _Wanted, target: Path) -> None:
 def _continued(wanted: _Wanted, target: Path, part: Path) -> bool:
     """Whether the rest of `part` came; not if the server has another version of the file or sends it as a whole."""
     start = part.stat().st_size
-    if start == 0:
+    if start == 0 or _without_version(part):  # that of a process that was killed
         return False
     try:
         with _open(wanted.url, start) as answer:
@@ -187,6 +201,11 @@ def _part(target: Path, answer: Any) -> Path:
     return target.with_name(f"{target.name}.{tag}.part")
 
 
+def _without_version(part: Path) -> bool:
+    """Whether nothing tells that the server's file is still the one that the part was of."""
+    return part.name.endswith(f".{_ONCE}.part")
+
+
 def _receive(wanted: _Wanted, target: Path, part: Path, answer: Any, start: int) -> None:
     """Append the answer to `part`, check the whole and rename it. Raises InputError."""
     url, length = wanted.url, answer.headers.get("Content-Length")
@@ -196,7 +215,7 @@ def _receive(wanted: _Wanted, target: Path, part: Path, answer: Any, start: int)
     if wanted.bytes is not None and whole is not None and whole != wanted.bytes:
         part.unlink(missing_ok=True)
         raise InputError(f"{url} has {whole:,} bytes, {wanted.bytes:,} were expected: it is another file")
-    kept = not part.name.endswith(f".{_ONCE}.part")
+    kept = not _without_version(part)
     try:
         with open(part, "ab") as file:
             _copy(answer, file, wanted.bytes)

@@ -152,6 +152,12 @@ def test_without_a_version_nothing_is_kept_to_go_on_from(server: Server, tmp_pat
     server.stop, server.tag = 100_000, ""
     assert refused(server.url, tmp_path).endswith(": run again")
     assert names(tmp_path) == []
+    # a process that was killed could not take its part away: the file may be another one by now
+    server.stop = 0
+    path = fetch(server.url, tmp_path)
+    (tmp_path / f"{path.name}.once.part").write_bytes(b"old" * 1000)
+    path.unlink()
+    assert fetch(server.url, tmp_path).read_bytes() == DATA and names(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -220,6 +226,27 @@ def test_an_error_keeps_what_is_there_already(server: Server, tmp_path: Path) ->
 def test_other_addresses_are_not_opened(tmp_path: Path, address: str) -> None:
     assert f"address {address} was given, http://... or https://..." in refused(address, tmp_path)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1/\u00e4.pth", "is none"),
+        ("http://[abc/x.pth", "is none"),
+        (f"http://{'a' * 70}.org/x.pth", "cannot be fetched"),
+        ("http://127.0.0.1:99999/x.pth", "cannot be fetched"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_sentence(tmp_path: Path, address: str, words: str) -> None:
+    assert words in refused(address, tmp_path) and names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(handle: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    assert "cannot be locked ([Errno 38] Function not implemented)" in refused(entry(server), tmp_path)
 
 
 def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:

@@ -217,3 +217,26 @@ def test_files_that_are_not_plain_tensors(tmp_path: Path, capsys: pytest.Capture
     torch.save({"epoch": 3}, tmp_path / "no.pth")
     with pytest.raises(InputError, match="holds no mapping of tensors"):
         load_official(model, tmp_path / "no.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_one_sentence_wherever_it_is_cut(tmp_path: Path, zipped: bool) -> None:
+    """Both containers of torch.save, cut near both ends, where the pickle lies, and with one byte turned."""
+    model = create_model("recu_resnet20")
+    path = tmp_path / "whole.pth"
+    torch.save(to_official(model), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    cuts = [whole[:place] for place in (*range(0, 4000, 97), *range(len(whole) - 4000, len(whole), 97))]
+    damaged = [
+        *cuts,
+        *(bytes([*whole[:place], whole[place] ^ 0x55]) + whole[place + 1 :] for place in range(0, 2000, 53)),
+    ]
+    refused = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            load_official(model, path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused >= len(cuts)  # a turned byte may lie in a name that nothing reads
