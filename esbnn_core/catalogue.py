@@ -164,10 +164,17 @@ def make_entry(given: object, where: str) -> Entry:
     return entry
 
 
+def name_fault(name: str) -> str:
+    """What is wrong with the name of an entry, "" for nothing."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        return ""
+    return f"name {name!r}, small letters, digits, _ and - were expected"
+
+
 def _faults(entry: Entry) -> Iterable[str]:
     """What is wrong with an entry whose types are right."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry.name):
-        yield f"name {entry.name!r}, small letters, digits, _ and - were expected"
+    if told := name_fault(entry.name):
+        yield told
     for key, allowed in (("task", TASKS), ("access", ACCESS), ("container", CONTAINERS)):
         if getattr(entry, key) not in allowed:
             yield f"{key} {getattr(entry, key)!r}, one of {', '.join(allowed)} was expected"

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from esbnn_core.catalogue import CATALOGUE, TASKS, Entry, read_catalogue
+from esbnn_core.catalogue import CATALOGUE, TASKS, Entry, name_fault, read_catalogue
 from esbnn_core.checkpoint import read_checkpoint, write_atomically
 from esbnn_core.errors import InputError
 from esbnn_core.fetch import check_file, checkpoint_cache, fetch
@@ -32,7 +32,8 @@ WORKERS = min(8, os.cpu_count() or 1)
 _PREPARATION = ("image_size", "crop_pct", "interpolation", "mean", "std")
 """Options that change the images: what comes out then is not compared with the published value."""
 _OF_A_FILE = ("model", "tau", "groups", "num_classes", "dataset", "split", "task", "config")
-"""Options that say what a file holds, as an entry does."""
+"""Options that say what a file holds, as an entry does; a super-resolution entry can be asked for another dataset."""
+_OF_A_CLASSIFIER = ("model", "tau", "groups", "num_classes", *_PREPARATION)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,18 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(read_catalogue(args.catalogue).table())
             return 0
         result = _evaluate(args)
-        entry = None
+        print(text(result))  # before anything below can fail: an evaluation may have taken hours
+        if args.json:
+            write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
         if args.print_entry is not None:
             home, made_by = Path(args.catalogue).parent, args.made_by
             entry = own_entry(result, args.print_entry, home, args.config or "", made_by, args.tolerance)
-        if args.json:
-            write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+            print(f"\nthe entry for {args.catalogue}:\n{entry.json()}")
     except (InputError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
-    print(text(result))
-    if entry is not None:
-        print(f"\nthe entry for {args.catalogue}:\n{entry.json()}")
     return 1 if result["within"] is False else 0
 
 
@@ -65,6 +64,7 @@ def evaluate_name(
     name: str,
     *,
     data: str,
+    dataset: str | None = None,
     backend: str = "auto",
     device: str = "cpu",
     limit: int = 0,
@@ -75,7 +75,8 @@ def evaluate_name(
     """What --json writes, for an entry of the catalogue: expected and measured, file, hash, cost, images and time.
 
     Args:
-        name: of the entry. data: folder of its dataset. backend: auto, latent or packed. device: cpu or cuda.
+        name: of the entry. data: folder of its dataset. dataset: another set than the entry's, of super-resolution
+            alone; nothing is expected of it then. backend: auto, latent or packed. device: cpu or cuda.
         limit: the first so many images only, 0 for all; `within` is then None. batch_size: of a classifier, the others
             keep their config's. workers: processes that read images. catalogue: the manifest.
 
@@ -84,8 +85,8 @@ def evaluate_name(
     """
     if read_catalogue(catalogue).find(name).task != "classification":
         batch_size = None
-    given: dict[str, Any] = {"target": name, "catalogue": catalogue, "data": data, "backend": backend, "device": device}
-    given |= {"limit": limit, "batch_size": batch_size, "workers": workers}
+    given: dict[str, Any] = {"target": name, "catalogue": catalogue, "data": data, "dataset": dataset}
+    given |= {"backend": backend, "device": device, "limit": limit, "batch_size": batch_size, "workers": workers}
     return _evaluate(argparse.Namespace(**{**vars(_parser().parse_args([])), **given}))
 
 
@@ -137,20 +138,14 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"limit={args.limit} and workers={args.workers} were given, 0 or more was expected")
     if args.backend not in BACKENDS:
         raise InputError(f"backend {args.backend!r} was given, one of {', '.join(BACKENDS)} was expected")
+    if args.json and Path(args.json).is_dir():
+        raise InputError(f"--json {args.json} is a folder, a file was expected: name one in it")
+    whole = not args.limit and all(getattr(args, option) is None for option in _PREPARATION)
     path, entry = _file(args)
-    if args.print_entry is not None and (entry is not None or not path.endswith(".safetensors") or args.limit):
-        raise InputError(
-            f"--print-entry was given with {args.target}, the PATH of a .safetensors file of ours that the catalogue "
-            f"does not have was expected, and all images without --limit"
-        )
-    if entry is not None:
-        for option in _OF_A_FILE:
-            if getattr(args, option) is not None:
-                word = f"--{option.replace('_', '-')}"
-                raise InputError(
-                    f"{word} was given with the catalogue's {entry.name}, which says it itself: leave it out"
-                )
+    if args.print_entry is not None:
+        _check_new(args, path, entry, whole)
     task = entry.task if entry else _task(args, path)
+    _check_options(args, task, entry)
     if task == "classification":
         found = _classifier(path, entry, args)
     else:
@@ -159,8 +154,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if metric and metric not in found["metrics"]:
         raise InputError(f"metric {metric} of {path} was not measured, only {', '.join(found['metrics'])} were")
     measured = found["metrics"][metric] if metric else None
-    expected = entry.value if entry else None
-    whole = not args.limit and all(getattr(args, option) is None for option in _PREPARATION)
+    expected = entry.value if entry and args.dataset in (None, entry.dataset) else None
     within = None
     if expected is not None and measured is not None and whole:
         assert entry is not None
@@ -173,6 +167,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "metric": metric,
         "expected": expected,
         "measured": measured,
+        "whole": whole,
         "tolerance": entry.tolerance if entry else None,
         "within": within,
         "source": entry.source if entry else "",
@@ -180,6 +175,36 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "images_per_second": found["images"] / found["seconds"] if found["seconds"] else None,
         "entry_to_add": completed(entry, path) if entry else None,
     }
+
+
+def _check_new(args: argparse.Namespace, path: str, entry: Entry | None, whole: bool) -> None:
+    """Refuse --print-entry where no entry can come of it, before the evaluation."""
+    if entry is not None or not path.endswith(".safetensors") or not whole:
+        raise InputError(
+            f"--print-entry was given with {args.target}, the PATH of a .safetensors file of ours that the catalogue "
+            f"does not have was expected, and all images as the recipe prepares them, without --limit"
+        )
+    home = Path(args.catalogue).parent.resolve()
+    if not Path(path).resolve().is_relative_to(home):
+        raise InputError(f"{path} does not lie below {home}, where the catalogue looks for its files: copy it there")
+    if told := name_fault(args.print_entry):
+        raise InputError(f"--print-entry has the {told}: choose another")
+
+
+def _check_options(args: argparse.Namespace, task: str, entry: Entry | None) -> None:
+    """Refuse what would be passed over: what an entry says itself, and a classifier's options for another task."""
+    for option in _OF_A_FILE if entry is not None else ():
+        if getattr(args, option) is not None and (option, task) != ("dataset", "super_resolution"):
+            raise InputError(
+                f"--{option.replace('_', '-')} was given with the catalogue's {entry.name if entry else ''}, which "
+                f"says it itself: leave it out"
+            )
+    for option in _OF_A_CLASSIFIER if task != "classification" else ():
+        if getattr(args, option) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} was given with a network of {task}, which takes it from its config: "
+                f"leave it out"
+            )
 
 
 def _file(args: argparse.Namespace) -> tuple[str, Entry | None]:
@@ -208,7 +233,7 @@ def _task(args: argparse.Namespace, path: str) -> str:
     """What the file at a path is for: as said, else what the config lies under, else a classifier."""
     named = [part for part in Path(args.config or "").parts if part in TASKS]
     if args.task or named or args.config is None:
-        return str(args.task or [*named, "classification"][0])
+        return str(args.task or ["classification", *named][-1])
     # the networks of the other tasks have no name that their file could tell
     if not path.endswith(".safetensors") or not read_checkpoint(path).network:
         raise InputError(f"config {args.config} does not lie under the name of a task: give --task")
@@ -261,7 +286,7 @@ def _check_network(entry: Entry, path: str) -> None:
 def _by_config(task: str, path: str, entry: Entry | None, args: argparse.Namespace) -> dict[str, Any]:
     config, dataset, split = args.config, args.dataset, args.split or "test"
     if entry is not None:
-        config, dataset, split = entry.config, entry.dataset, entry.split
+        config, dataset, split = entry.config, dataset or entry.dataset, entry.split
     if config is None:
         raise InputError(f"{path} does not name its network: give --config, a recipe of configs/{task}")
     evaluate: Any

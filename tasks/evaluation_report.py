@@ -52,7 +52,11 @@ def _comparison(r: Mapping[str, Any]) -> list[str]:
         lines.append("nothing is measured of this file: it was read strictly and counted")
     elif r["name"]:
         source = f" ({r['source']})" if r["source"] else ""
-        wanted = "no value is known" if r["expected"] is None else f"{r['expected']:g} +- {r['tolerance']:g}{source}"
+        wanted = (
+            f"no value is known of {r['dataset']}"
+            if r["expected"] is None
+            else f"{r['expected']:g} +- {r['tolerance']:g}{source}"
+        )
         verdict = {True: "within the tolerance", False: "OUTSIDE the tolerance", None: "not compared"}[r["within"]]
         if r["within"] is None and r["expected"] is not None:
             verdict += ": not all images, or prepared in another way"
@@ -81,8 +85,8 @@ def own_entry(
     """The catalogue's entry of a file of ours.
 
     Args:
-        result: of the evaluation. name: of the entry. home: folder of the manifest. config, made_by: recipe and command
-            that trained it. tolerance: default that of TOLERANCE.
+        result: of the evaluation. name: of the entry. home: folder of the manifest, which holds the file.
+        config, made_by: recipe and command that trained it. tolerance: default that of TOLERANCE.
 
     Raises:
         InputError: a name, metric or tolerance that cannot be.
@@ -96,7 +100,7 @@ def own_entry(
         {
             **{"name": name, **given, "value": round(result["measured"], 4)},
             "tolerance": TOLERANCE[metric] if tolerance is None else tolerance,
-            "file": str(path.relative_to(home.resolve())) if path.is_relative_to(home.resolve()) else path.name,
+            "file": str(path.relative_to(home.resolve())),
             **{"url": None, "access": "file", "licence": "Apache-2.0", "container": "safetensors", "keys": ""},
             **{"config": config, "command": made_by, "source": "", "note": ""},
         },

@@ -134,7 +134,7 @@ def _proxy(args: argparse.Namespace, tables: list[Table]) -> None:
 
     systems = list(dict.fromkeys(system for table in tables for system in table.proxy))
     if not systems:
-        raise InputError(f"table {args.table} has no proxy comparison: figure1 and ablation have")
+        raise InputError(f"table {args.table} has no proxy comparison: choose another, e.g. figure1")
     for system in systems:
         run_proxy(system, args.out / "proxy", data=args.data, seeds=args.seeds, jobs=args.jobs or 1)
 
@@ -152,7 +152,8 @@ def _write(args: argparse.Namespace, tables: list[Table], measured: Found) -> No
     """The tables asked for, and the report of all that the folder holds."""
     out: Path = args.out
     for table in tables:
-        lines = make_lines(table, {key: value for key, value in measured.items() if _of(key, table)}, args.data)
+        own = {} if table.counts_alone else {key: value for key, value in measured.items() if _of(key, table)}
+        lines = make_lines(table, own, args.data)
         outcome = Outcome(table.name, table.title, list(table.notes), args.mode, lines)
         text = writing.markdown(outcome)
         write_atomically(out / f"{table.name}.md", text.encode())

@@ -44,8 +44,8 @@ def evaluate(
     """
     options: dict[str, Any] = {"model.backbone": None, "model.from_scratch": False, "data.test_size": limit}
     options |= {"data.num_workers": workers, "data.test": [f"{dataset}/{split}"]}
-    given = {"model.overrides": dict(overrides), "data.root": data, "data.batch_size": batch_size}
-    options |= {name: value for name, value in given.items() if value}
+    given = {"model.overrides": dict(overrides) or None, "data.root": data, "data.batch_size": batch_size}
+    options |= {name: value for name, value in given.items() if value is not None}
     module, seconds = run_test(DetectionModule, VOCDataModule, path, config, options, backend=backend, device=device)
     scores = module.scores
     try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,15 @@ def evaluate_tables(
             it, e.g. device.
     """
     evaluate = evaluate or evaluate_name
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[tuple[str, str], dict[str, Any]] = {}
     found: Found = {}
     for table in tables:
         for row in () if table.counts_alone else table.rows:
-            if row.cells and row.checkpoint and row.checkpoint not in results:
-                results[row.checkpoint] = _result(row, out, data, evaluate, catalogue, options)
-            found |= _cells(row, results.get(row.checkpoint, {}), data)
+            for dataset in row.cells:
+                key = (row.checkpoint, dataset)
+                if row.checkpoint and key not in results:
+                    results[key] = _result(row, dataset, out, data, evaluate, catalogue, options)
+                found |= _cells(row, dataset, results.get(key, {}), data)
     return found
 
 
@@ -51,73 +54,76 @@ def kept(tables: Iterable[Table], out: Path, data: str) -> Found:
     """What an earlier evaluation into the same folder measured; cells without are not in it.
 
     Raises:
-        InputError: a file in that folder that is no result.
+        InputError: a file in that folder that is no result, or of another checkpoint.
     """
     found: Found = {}
     for table in tables:
-        for row in table.rows:
-            path = out / FOLDER / f"{row.checkpoint}.json"
-            if row.checkpoint and path.is_file():
-                try:
-                    result = json.loads(path.read_text(encoding="utf-8"))
-                    cells = _cells(row, result, data)
-                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise InputError(f"{path} is no result of tasks.evaluate ({error}): remove it") from error
-                found |= {key: value for key, value in cells.items() if value.value is not None}
+        for row in () if table.counts_alone else table.rows:
+            for dataset in row.cells:
+                path = result_file(out, row.checkpoint, dataset)
+                if row.checkpoint and path.is_file():
+                    try:
+                        result = json.loads(path.read_text(encoding="utf-8"))
+                        met = (result["name"], result["dataset"])
+                        cells = _cells(row, dataset, result, data)
+                    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                        raise InputError(f"{path} is no result of tasks.evaluate ({error}): remove it") from error
+                    if met != (row.checkpoint, PLACES[dataset].name):
+                        raise InputError(
+                            f"{path} is a result of {met[0] or 'a file without a name'} on {met[1]}, one of "
+                            f"{row.checkpoint} on {PLACES[dataset].name} was expected: remove it, or evaluate with "
+                            f"--entry {row.checkpoint}"
+                        )
+                    found |= {key: value for key, value in cells.items() if value.value is not None}
     return found
 
 
+def result_file(out: Path, checkpoint: str, dataset: str) -> Path:
+    """Where --json of tasks.evaluate is looked for."""
+    return out / FOLDER / f"{checkpoint}-{PLACES[dataset].name}.json"
+
+
 def _result(
-    row: Row, out: Path, data: str, evaluate: Evaluate, catalogue: Path, options: dict[str, Any]
+    row: Row, dataset: str, out: Path, data: str, evaluate: Evaluate, catalogue: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What tasks.evaluate says of the row's checkpoint; {"lacking": sentences, ...} where it says nothing."""
-    path = out / FOLDER / f"{row.checkpoint}.json"
-    told: dict[str, Any] = {"lacking": [], "dataset": "", "file": "FILE"}
+    """What tasks.evaluate says of the row's checkpoint; {"lacking": sentences} where it says nothing."""
+    path, place = result_file(out, row.checkpoint, dataset), PLACES[dataset]
     try:
         entry = read_catalogue(catalogue).find(row.checkpoint)
-        names = {place.name: dataset for dataset, place in PLACES.items()}
-        if entry.dataset not in names:
-            raise InputError(f"checkpoint {entry.name} is of {entry.dataset or 'no data'}, no data of the tables")
-        told["dataset"], root = entry.dataset, data_folder(names[entry.dataset], data)
+        other = entry.dataset != place.name
+        if other and entry.task != "super_resolution":
+            raise InputError(f"checkpoint {entry.name} is of {entry.dataset or 'no data'}, not of {place.name}")
         if entry.access == "page" and not any(checkpoint_cache().glob(f"{entry.name}.*")):
+            words = ["python", "-m", "tasks.evaluate", "FILE", "--entry", entry.name]
+            words += [*(["--dataset", place.name] if other else []), "--data", data_folder(dataset, data)]
             raise InputError(
-                f"file {entry.name} lies behind a page for people: download it at {entry.url}, then python -m "
-                f"tasks.evaluate FILE --entry {entry.name} --data {root} --json {path}, and this table shows it"
+                f"file {entry.name} lies behind a page for people: download it at {entry.url}, then "
+                f"{shlex.join([*words, '--json', str(path)])}, and this table shows it"
             )
-        if missing_data(names[entry.dataset], data):
-            return told  # nothing is fetched that could not be measured; each cell says what it lacks itself
-        print(f"evaluating {row.checkpoint} on {entry.dataset}", flush=True)
-        result = evaluate(row.checkpoint, data=root, **options)
+        if missing_data(dataset, data):
+            return {"lacking": []}  # nothing is fetched that could not be measured; the cell says itself what it lacks
+        print(f"evaluating {row.checkpoint} on {place.name}", flush=True)
+        chosen = {"dataset": place.name} if other else {}
+        result = evaluate(row.checkpoint, data=data_folder(dataset, data), **chosen, **options)
     except (InputError, OSError) as error:
-        return {**told, "lacking": [_told(error)]}
+        return {"lacking": [_told(error)]}
     except ModuleNotFoundError as error:
-        return {**told, "lacking": [f"package {error.name} is not installed: pip install 'esbnn[{row.task}]'"]}
+        return {"lacking": [f"package {error.name} is not installed: pip install 'esbnn[{row.task}]'"]}
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
-def _cells(row: Row, result: dict[str, Any], data: str) -> Found:
-    return {
-        (row.name, dataset, metric): _cell(row, dataset, metric, result, data)
-        for dataset, metrics in row.cells.items()
-        for metric in metrics
-    }
+def _cells(row: Row, dataset: str, result: dict[str, Any], data: str) -> Found:
+    metrics = row.cells[dataset]
+    return {(row.name, dataset, metric): _cell(row, dataset, metric, result, data) for metric in metrics}
 
 
 def _cell(row: Row, dataset: str, metric: str, result: dict[str, Any], data: str) -> Measured:
     if not row.checkpoint:
         return _lacks(_untrained(row), missing_data(dataset, data))
-    place = PLACES[dataset]
-    other = ""
-    if result["dataset"] not in ("", place.name):
-        other = (
-            f"the entry {row.checkpoint} is evaluated on {result['dataset']} alone: python -m tasks.evaluate "
-            f"{result['file']} --config {row.recipe[0] if row.recipe else 'RECIPE'} --dataset {place.name} "
-            f"--data {data_folder(dataset, data)} measures {dataset}"
-        )
-    if other or "lacking" in result:
-        return _lacks(missing_data(dataset, data), *result.get("lacking", []), other)
-    if result.get("expected") is not None and result.get("within") is None:
+    if "lacking" in result:
+        return _lacks(missing_data(dataset, data), *result["lacking"])
+    if not result["whole"]:
         return _lacks(f"{row.checkpoint} was evaluated on a part of {dataset} or on other images: leave --limit out")
     value = result["metrics"].get(METRIC_NAMES.get(metric, metric))
     # LPIPS is a text where its weights are not at hand

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from esbnn_core.catalogue import read_catalogue
 from esbnn_core.errors import InputError
 from tasks.reproduction.ops import row_cost
-from tasks.reproduction.places import evaluate_command
+from tasks.reproduction.places import PLACES, evaluate_command
 from tasks.reproduction.published import decimals
 from tasks.reproduction.table import Row, Table
 
@@ -149,7 +150,8 @@ def _counted(row: Row) -> tuple[dict[str, Any], str]:
 
 def _command(row: Row, dataset: str, table: str, data: str) -> str:
     if row.checkpoint:
-        return evaluate_command(row.checkpoint, dataset, data)
+        own = read_catalogue().find(row.checkpoint).dataset == PLACES[dataset].name
+        return evaluate_command(row.checkpoint, dataset, data, own)
     words = ["python", "-m", "tasks.reproduce", table, "--mode", "train", "--rows", row.name, "--data", data]
     return shlex.join(words) if row.recipe else ""
 

@@ -33,6 +33,10 @@ def figure1(outcome: Outcome) -> Picture:
     """The pairs of bars: published, and measured here beside them where there is a measurement."""
     lines = {line.name: line for line in outcome.lines}
     pairs = [(line, lines[line.partner]) for line in outcome.lines if line.partner]
+    if not pairs:
+        raise InputError(
+            "table figure1 has no row with a partner, so there is nothing to draw: name partners in its rows"
+        )
     figure, panels = _panels(len(pairs), 2.5, 3.6)
     for panel, pair in zip(panels, pairs, strict=True):
         _pair(panel, *pair)
@@ -179,7 +183,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow's of a broken PNG
         raise InputError(f"picture {path} cannot be read ({error}): remove it or run predict anew") from error
 
 

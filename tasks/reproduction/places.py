@@ -70,6 +70,7 @@ def missing_data(dataset: str, data: str) -> str:
     return f"{dataset} is not at {Path(data) / place.sign[0]}: {place.get}"
 
 
-def evaluate_command(checkpoint: str, dataset: str, data: str) -> str:
-    """The command that measures an entry of the catalogue."""
-    return shlex.join(["python", "-m", "tasks.evaluate", checkpoint, "--data", data_folder(dataset, data)])
+def evaluate_command(checkpoint: str, dataset: str, data: str, own: bool) -> str:
+    """The command that measures an entry of the catalogue. own: on the dataset that the entry is of."""
+    words = ["python", "-m", "tasks.evaluate", checkpoint, *([] if own else ["--dataset", PLACES[dataset].name])]
+    return shlex.join([*words, "--data", data_folder(dataset, data)])

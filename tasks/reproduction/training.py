@@ -5,19 +5,28 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from esbnn_core.checkpoint import file_sha256, write_atomically
 from esbnn_core.errors import InputError
 from tasks.reproduction.ops import read_config, setting
 from tasks.reproduction.table import ROOT, Row
 
 CHECKPOINTS = ("last.ckpt", "recent.ckpt")
 LOGGER = "lightning.pytorch.loggers.CSVLogger"
-Runner = Callable[[Sequence[str]], int]
+NOTE = "reproduce.json"
+"""In the folder of a run, from its start: which command of which recipe it is."""
+MACHINE = {
+    "trainer": {"accelerator", "devices", "num_nodes", "strategy", "precision", "log_every_n_steps", "sync_batchnorm"},
+    "model": {"channels_last", "compile_backend"},
+    "data": {"batch_size", "num_workers", "on_device"},
+}
+"""What another machine's config may say of a run that goes on there."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,16 @@ class Stage:
 
     Attributes:
         words: "python", "-m", ... ; run: folder that it writes, below the repository. devices: GPUs it asks for.
-        finished: its weights are there.
+        finished: its weights are there. identity: what is trained, for NOTE. another: what else lies in the folder, ""
+            for nothing.
     """
 
     words: tuple[str, ...]
     run: str
     devices: int
     finished: bool
+    identity: dict[str, Any]
+    another: str
 
     @property
     def text(self) -> str:
@@ -97,9 +109,39 @@ def _stage(
     if run != written:
         logger = {"class_path": LOGGER, "init_args": {"save_dir": run, "name": "", "version": ""}}
         words += ["--trainer.default_root_dir", run, "--trainer.logger", json.dumps([logger])]
-    if (checkpoint := _newest(root, run)) is not None:
+    identity = _identity(recipe, own, seed, trainer or row.trainer)
+    checkpoint, finished = _newest(root, run), _finished(root, run)
+    another = _another(root, run, identity) if finished or checkpoint else ""
+    if checkpoint and not another:
         words += ["--ckpt_path", checkpoint]
-    return Stage(tuple(words), run, _processes(words, trainer or row.trainer), _finished(root, run))
+    devices = _processes(words, trainer or row.trainer)
+    return Stage(tuple(words), run, devices, finished and not another, identity, another)
+
+
+def _identity(recipe: tuple[str, ...], own: tuple[str, ...], seed: int | None, trainer: str) -> dict[str, Any]:
+    """What makes a run this one, on whatever machine: its configs by content, words, seed, and what `trainer` adds."""
+    added = {
+        part: {key: value for key, value in options.items() if key not in MACHINE.get(part, ())}
+        for part, options in read_config(ROOT / trainer).items()
+        if isinstance(options, dict)
+    }
+    return {
+        "configs": {name: file_sha256(ROOT / name)[:16] for name in recipe},
+        **{"words": list(own), "seed": seed, "added": {part: options for part, options in added.items() if options}},
+    }
+
+
+def _another(root: Path, run: str, identity: dict[str, Any]) -> str:
+    """What a folder with weights or checkpoints holds, if that is not the run of this identity."""
+    path = root / run / NOTE
+    if not path.is_file():
+        return f"a run that this command did not start (it has no {NOTE})"
+    try:
+        met = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"a run whose {NOTE} cannot be read ({error!r})"
+    apart = [key for key in identity if not isinstance(met, dict) or met.get(key) != identity[key]]
+    return f"a run that differs in {', '.join(apart)}" if apart else ""
 
 
 def _other_machine(words: list[str], recipe: tuple[str, ...], before: str, after: str) -> list[str]:
@@ -125,7 +167,7 @@ def _processes(words: Sequence[str], trainer: str) -> int:
 
 def _devices(trainer: str) -> int:
     """Processes of a config of configs/trainer."""
-    options = read_config(ROOT / trainer).get("trainer", {})
+    options = read_config(ROOT / trainer).get("trainer") or {}
     devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
     if type(devices) is not int or type(nodes) is not int:
         raise InputError(f"config {trainer} has devices {devices!r}, a number of processes was expected: set it")
@@ -162,7 +204,7 @@ def train(rows: Sequence[Row], data: str, *, trainer: str | None, seeds: Sequenc
     """Print and run the commands of the rows; dry_run prints alone. What is finished is left as it is.
 
     Raises:
-        InputError: a row without a recipe, GPUs that are not there, or a command that failed.
+        InputError: a row without a recipe, GPUs that are not there, a folder of another run, or a command that failed.
     """
     seen: set[str] = set()
     for row, seed in _planned(rows, seeds):
@@ -172,6 +214,11 @@ def train(rows: Sequence[Row], data: str, *, trainer: str | None, seeds: Sequenc
             if stage.run in seen:
                 continue
             seen.add(stage.run)
+            if stage.another:
+                told = f"{stage.run} holds {stage.another}: move it away"
+                if not dry_run:
+                    raise InputError(told)
+                print(f"# {told}")
             if stage.finished:
                 print(f"# {stage.run} has weights.safetensors and is finished; remove the folder to train anew")
                 if not dry_run:
@@ -179,6 +226,8 @@ def train(rows: Sequence[Row], data: str, *, trainer: str | None, seeds: Sequenc
             print(stage.text, flush=True)
             if not dry_run:
                 _check_machine(stage, trainer or row.trainer)
+                note = {"command": stage.text, "identity": stage.identity}
+                write_atomically(ROOT / stage.run / NOTE, (json.dumps(note, indent=2) + "\n").encode())
                 _run(stage)
 
 
@@ -189,7 +238,7 @@ def _planned(rows: Sequence[Row], seeds: Sequence[int] | None) -> Iterator[tuple
 
 
 def _check_machine(stage: Stage, trainer: str) -> None:
-    options = read_config(ROOT / trainer).get("trainer", {})
+    options = read_config(ROOT / trainer).get("trainer") or {}
     here = torch.cuda.device_count()
     nodes = options.get("num_nodes", 1)
     if options.get("accelerator") == "gpu" and here < stage.devices // nodes:

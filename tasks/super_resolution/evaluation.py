@@ -42,8 +42,8 @@ def evaluate(
     if split != "test":
         raise InputError(f"split {split!r} was given, test was expected: {dataset} has no other")
     options: dict[str, Any] = {"data.test_size": limit, "data.num_workers": workers, "data.test": [dataset]}
-    given = {"model.overrides": dict(overrides), "data.root": data, "data.batch_size": batch_size}
-    options |= {name: value for name, value in given.items() if value}
+    given = {"model.overrides": dict(overrides) or None, "data.root": data, "data.batch_size": batch_size}
+    options |= {name: value for name, value in given.items() if value is not None}
     module, seconds = run_test(
         SuperResolutionModule, SRDataModule, path, config, options, backend=backend, device=device, links=("scale",)
     )

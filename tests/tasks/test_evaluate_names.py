@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -227,7 +228,7 @@ def test_an_official_file_without_a_hash_is_read_and_gives_its_entry(
     words = [path, "--entry", "recu", "--catalogue", manifest, "--data", data_root, "--limit", "64"]
     code, out, err = run(*words, capsys=capsys)
     assert code == 0, err
-    assert "NOTICE: the catalogue has no sha256 of recu" in out and "expected no value is known" in out
+    assert "NOTICE: the catalogue has no sha256 of recu" in out and "expected no value is known of fashion_mnist" in out
     whole = json.loads(out[out.index("{") :])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert whole == {**linked, "sha256": digest, "bytes": path.stat().st_size}
@@ -310,6 +311,11 @@ def test_the_entry_of_a_new_file_of_ours(
     code, out, _ = run("es_new", "--catalogue", manifest, "--data", data_root, capsys=capsys)
     assert code == 0 and "within the tolerance" in out
     assert "without --limit" in failed(*words, "--limit", "3", capsys=capsys)
+    assert "as the recipe prepares them" in failed(*words, "--mean", "0.9", capsys=capsys)
+    shutil.copy(home / "es_tiny.safetensors", tmp_path)
+    elsewhere = [tmp_path / "es_tiny.safetensors", *words[1:]]
+    assert f"does not lie below {home}" in failed(*elsewhere, capsys=capsys)
+    assert "is a folder, a file was expected" in failed(*words, "--json", tmp_path, capsys=capsys)
     assert "name 'Es new', small letters" in failed(*words, "--print-entry", "Es new", capsys=capsys)
 
 

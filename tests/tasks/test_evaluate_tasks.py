@@ -92,6 +92,14 @@ def test_a_detector_by_name(
         code, _, err = run(*own, capsys=capsys)
         assert code == 0 and json.loads(Path(words[-1]).read_text())["backend"] == "packed", err
     assert "nowhere holds no folder VOC2007" in failed(*words, "--data", "nowhere", capsys=capsys)
+    # nothing is passed over in silence
+    for given, told in (
+        (["--image-size", "17"], "--image-size was given with a network of detection"),
+        (["--tau", "4"], "--tau was given with the catalogue's det"),
+        (["--dataset", "VOC2012"], "--dataset was given with the catalogue's det"),
+        (["--batch-size", "0"], "batch"),
+    ):
+        assert told in failed(*words, *given, capsys=capsys)
 
 
 @pytest.mark.parametrize("backend", ["latent", "packed"])
@@ -117,7 +125,26 @@ def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys
     assert result["measured"] == pytest.approx(want, abs=0.02) and result["images"] == len(items) == 2
     assert (result["metric"], result["backend"], result["network"]) == ("psnr", backend, "tiny")
     assert f"metrics      psnr {result['measured']:.4g}, ssim" in out and "expected" not in out
+    # by name, on the set of its entry and on another, of which nothing is expected
+    facts = {"name": "sr", "task": "super_resolution", "network": "tiny", "options": {}, "dataset": "small"}
+    facts |= {
+        "config": str(config),
+        "metric": "psnr",
+        "value": 99,
+        "file": "sr.safetensors",
+        "bytes": path.stat().st_size,
+    }
+    facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    named = ["sr", "--catalogue", write(tmp_path / "m.json", {**GIVEN, **facts}), *words[3:7], "--backend", backend]
+    assert run(*named, capsys=capsys)[0] == 1
+    assert json.loads((tmp_path / "r.json").read_text())["dataset"] == "small"
+    code, out, err = run(*named, "--dataset", "odd", capsys=capsys)
+    assert code == 0 and "no value is known of odd" in out, err
+    again = json.loads((tmp_path / "r.json").read_text())
+    assert (again["name"], again["dataset"], again["expected"]) == ("sr", "odd", None)
+    assert again["measured"] == pytest.approx(result["measured"])
     assert "holds no images of the set gone" in failed(*words[:-1], "gone", capsys=capsys)
     assert "was given without --dataset" in failed(*words[:-2], capsys=capsys)
+    assert "--groups was given with a network of super_resolution" in failed(*words, "--groups", "2", capsys=capsys)
     assert "does not exist" in failed(path, "--config", "gone/super_resolution/x.yaml", *words[3:], capsys=capsys)
     assert "does not lie under the name of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)

@@ -34,7 +34,7 @@ def result(name: str, dataset: str, metrics: dict[str, Any], **changes: Any) -> 
     """Stand-in for what tasks.evaluate.evaluate_name gives."""
     made = {"name": name, "dataset": dataset, "metrics": metrics, "sha256": "ab" * 32, "images": 10_000}
     made |= {"file": f"/files/{name}.pth", "backend": "latent", "expected": None, "within": None, "tolerance": 0.1}
-    return {**made, "warning": "", **changes}
+    return {**made, "warning": "", "whole": True, **changes}
 
 
 @pytest.fixture
@@ -55,7 +55,8 @@ def catalogue(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Folders that look like CIFAR-10 and Manga109."""
+    """Folders that look like CIFAR-10, Manga109 and B100."""
+    (tmp_path / "data" / "sr" / "benchmark" / "BSD100").mkdir(parents=True)
     (tmp_path / "data" / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "data" / "sr" / "Manga109").mkdir(parents=True)
     return str(tmp_path / "data")
@@ -67,14 +68,17 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     def evaluate(name: str, **options: Any) -> dict[str, Any]:
         asked.append((name, options))
         if name == "bi_diffsr_x2":
-            return result(name, "Manga109", {"psnr": 33.9, "ssim": 0.96, "lpips": "no weights at hand"})
+            dataset = options.get("dataset", "Manga109")
+            psnr = {"Manga109": 33.9, "B100": 32.1}[dataset]
+            return result(name, dataset, {"psnr": psnr, "ssim": 0.96, "lpips": "no weights at hand"})
         return result(name, "cifar10", {"top1": 86.0}, expected=87.5, within=False, warning="a warning")
 
     tables = [table("cifar10"), table("sr"), table("figure1")]
     found = evaluate_tables(tables, tmp_path, data, evaluate=evaluate, catalogue=catalogue(), device="cpu")
-    # each checkpoint once, with its own folder; Manga109's x4 has data too
-    assert [name for name, _ in asked] == [
-        *("recu_resnet20_cifar10", "recu_resnet18_cifar10", "bi_diffsr_x2", "bi_diffsr_x4"),
+    # each checkpoint once on each dataset that is there, with its own folder
+    assert [(name, options.get("dataset")) for name, options in asked] == [
+        *(("recu_resnet20_cifar10", None), ("recu_resnet18_cifar10", None)),
+        *((f"bi_diffsr_x{scale}", dataset) for scale in (2, 4) for dataset in ("B100", None)),
     ]
     assert asked[0][1] == {"data": data, "device": "cpu"} and asked[2][1]["data"] == f"{data}/sr"
     cell = found["recu_resnet20", "CIFAR-10", "top1"]
@@ -84,9 +88,9 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     assert found["bi_diffsr_x2", "Manga109", "LPIPS"].missing == (
         "LPIPS was not measured on Manga109: no weights at hand",
     )
-    set5, other = found["bi_diffsr_x2", "Set5", "PSNR_dB"].missing
+    assert found["bi_diffsr_x2", "B100", "PSNR_dB"].value == 32.1
+    (set5,) = found["bi_diffsr_x2", "Set5", "PSNR_dB"].missing
     assert set5.startswith(f"Set5 is not at {data}/sr/Set5: download")
-    assert "/files/bi_diffsr_x2.pth --config configs/super_resolution/bi_diffsr_x2.yaml --dataset Set5" in other
     # a later run in another mode shows them again
     again = kept([table("figure1"), table("cifar10")], tmp_path, data)
     assert again == {
@@ -94,14 +98,25 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
         ("recu_resnet20", "CIFAR-10", "top1"): cell,
         ("recu_resnet18", "CIFAR-10", "top1"): found["recu_resnet18", "CIFAR-10", "top1"],
     }
-    (tmp_path / "evaluated" / "recu_resnet20_cifar10.json").write_text("{}")
-    with pytest.raises(InputError, match=r"recu_resnet20_cifar10\.json is no result .* remove it"):
+    path = tmp_path / "evaluated" / "recu_resnet20_cifar10-cifar10.json"
+    good = json.loads(path.read_text())
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"recu_resnet20_cifar10-cifar10\.json is no result .* remove it"):
         kept([table("cifar10")], tmp_path, data)
+    # nor is that of another file, or of a part of the images
+    for change in ({"name": ""}, {"name": "recu_resnet18_cifar10"}, {"dataset": "fashion_mnist"}):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises(InputError, match="one of recu_resnet20_cifar10 on cifar10 was expected"):
+            kept([table("cifar10")], tmp_path, data)
+    path.write_text(json.dumps({**good, "whole": False}))
+    assert ("recu_resnet20", "CIFAR-10", "top1") not in kept([table("cifar10")], tmp_path, data)
+    # the table of operations shows none
+    assert kept([table("ops")], tmp_path, data) == {}
 
 
 def test_a_part_of_the_images_is_no_value(tmp_path: Path, catalogue: Any, data: str) -> None:
     def evaluate(name: str, **options: Any) -> dict[str, Any]:
-        return result(name, "cifar10", {"top1": 90.0}, expected=87.5)
+        return result(name, "cifar10", {"top1": 90.0}, expected=87.5, whole=False)
 
     found = evaluate_tables([table("cifar10")], tmp_path, data, evaluate=evaluate, catalogue=catalogue())
     cell = found["recu_resnet20", "CIFAR-10", "top1"]
@@ -210,7 +225,7 @@ def test_one_folder_gathers_what_several_runs_found(
 
 def test_eval_shows_an_earlier_value_where_there_is_none_now(tmp_path: Path, data: str) -> None:
     (tmp_path / "evaluated").mkdir()
-    path = tmp_path / "evaluated" / "recu_resnet20_cifar10.json"
+    path = tmp_path / "evaluated" / "recu_resnet20_cifar10-cifar10.json"
     path.write_text(json.dumps(result("recu_resnet20_cifar10", "cifar10", {"top1": 87.6}, expected=87.5, within=True)))
     assert reproduce.main(["cifar10", "--mode", "eval", "--out", str(tmp_path), "--data", data]) == 0
     by_name = {line["name"]: line for line in json.loads((tmp_path / "cifar10.json").read_text())["lines"]}

@@ -1,5 +1,6 @@
 """python -m tasks.reproduce --mode train: the exact commands of the recipes, their resume, and what stops them."""
 
+import json
 import os
 import runpy
 import shlex
@@ -48,6 +49,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "reactnet_r18_step2"
     first, second = stages("imagenet", "reactnet_resnet18", tmp_path)
     assert "--ckpt_path" not in first.words + second.words
+    note(run, second)
     for place in ("last.ckpt", "checkpoints/last.ckpt", "checkpoints/recent.ckpt"):
         (run / place).parent.mkdir(parents=True, exist_ok=True)
         (run / place).touch()
@@ -58,6 +60,49 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
         assert "--ckpt_path" not in first.words and not second.finished
     (run / "weights.safetensors").touch()
     assert [stage.finished for stage in stages("imagenet", "reactnet_resnet18", tmp_path)] == [False, True]
+
+
+def note(run: Path, stage: training.Stage) -> None:
+    """What the command leaves in a run's folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / training.NOTE).write_text(json.dumps({"command": stage.text, "identity": stage.identity}))
+
+
+def test_another_run_in_the_folder_is_neither_finished_nor_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = stages("ablation", "tau4_g2", tmp_path)
+    run = tmp_path / first.run
+    run.mkdir(parents=True)
+    for name in ("weights.safetensors", "last.ckpt"):
+        (run / name).touch()
+    options: list[dict[str, Any]] = [
+        {},
+        {"trainer": "configs/trainer/smoke.yaml"},
+        {"trainer": "configs/trainer/cpu.yaml"},
+    ]
+    (met,) = stages("ablation", "tau4_g2", tmp_path)
+    assert met.another == "a run that this command did not start (it has no reproduce.json)" and not met.finished
+    assert "--ckpt_path" not in met.words
+    note(run, first)
+    # the same on another machine; a few steps of it are another run
+    for (met,), another in zip(
+        (stages("ablation", "tau4_g2", tmp_path, **o) for o in options), ("", "added", ""), strict=True
+    ):
+        assert (met.another, met.finished) == (f"a run that differs in {another}" if another else "", not another)
+    (other,) = stages("ablation", "tau4_g1", tmp_path)
+    note(run, other)
+    assert stages("ablation", "tau4_g2", tmp_path)[0].another == "a run that differs in words"
+    (run / training.NOTE).write_text("{")
+    assert "cannot be read" in stages("ablation", "tau4_g2", tmp_path)[0].another
+    # told in one sentence where it would be trained
+    met = stages("ablation", "tau4_g2", tmp_path)
+    monkeypatch.setattr(training, "stages", lambda *given, **options: met)
+    monkeypatch.setattr(training, "_run", lambda stage: pytest.fail("it ran"))
+    with pytest.raises(InputError, match=r"^runs/ablation_tau4_g2 holds a run whose .*: move it away$"):
+        training.train(
+            [table("ablation").row("tau4_g2")], "d", trainer="configs/trainer/cpu.yaml", seeds=None, dry_run=False
+        )
 
 
 def test_a_seed_has_folders_of_its_own_all_the_way(tmp_path: Path) -> None:
@@ -110,6 +155,7 @@ def test_the_tasks_own_parser_takes_the_commands(
     run = stages(name, row, tmp_path, **options)[-1].run
     (tmp_path / run).mkdir(parents=True)
     (tmp_path / run / "last.ckpt").touch()
+    note(tmp_path / run, stages(name, row, tmp_path, **options)[-1])
     stage = stages(name, row, tmp_path, **options)[-1]
     assert stage.words[-2:] == ("--ckpt_path", f"{run}/last.ckpt")
     parsed: list[Any] = []
@@ -161,12 +207,19 @@ def test_train_runs_each_command_once_in_order_and_stops_at_a_failure(
         assert cwd == ROOT and shlex.join(["python", *command[1:]]) in capsys.readouterr().out  # printed before
         return types.SimpleNamespace(returncode=codes[len(ran) - 1])
 
+    notes: dict[str, str] = {}
+    monkeypatch.setattr(training, "write_atomically", lambda path, data: notes.update({str(path): data.decode()}))
     monkeypatch.setattr(training.subprocess, "run", run)
     monkeypatch.setattr(training, "_finished", lambda root, run: run == "runs/ablation_tau2_g1_seed0")
+    monkeypatch.setattr(training, "_another", lambda root, run, identity: "")
+    monkeypatch.setattr(training, "_newest", lambda root, run: None)
     words = ["--mode", "train", "--out", str(tmp_path), "--trainer", "configs/trainer/cpu.yaml", "--seeds", "0"]
     assert reproduce.main(["ablation", *words]) == 2
     homes = [command[command.index("--trainer.default_root_dir") + 1] for command in ran]
     assert homes == [f"runs/ablation_{v}_seed0" for v in ("tau1_g1", "tau4_g1", "tau1_g2")]
+    assert list(notes) == [str(ROOT / home / training.NOTE) for home in homes]
+    for text, command in zip(notes.values(), ran, strict=True):
+        assert json.loads(text)["command"] == shlex.join(["python", *command[1:]])
     error = capsys.readouterr().err
     assert error.startswith("error: the run into runs/ablation_tau1_g2_seed0 ended with exit code 1")
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
