@@ -44,8 +44,8 @@ def copy_agreement(model: nn.Module, images: Tensor) -> dict[str, float]:
     hooks = [watch(*each) for each in wide]
     if not hooks:
         raise InputError(
-            "the network has no expanded unit, one of tau or groups above 1 was expected: give a file of an ES network "
-            "that is not packed (weights.safetensors)"
+            "the network has no expanded convolution unit, one of tau or groups above 1 was expected: give a file of a "
+            "convolutional ES network that is not packed (weights.safetensors)"
         )
     with torch.inference_mode():
         model.eval()(images)

@@ -6,12 +6,13 @@ A table stands between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text aro
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import marked, table
 from benchmarks.timing import RESULTS
+from esbnn_core.checkpoint import write_atomically
+from esbnn_core.errors import InputError
 from tasks.reproduction.pictures import ablation, proxies
 from tasks.reproduction.proxy import read_proxy
 from tasks.reproduction.rows import ProxyRow
@@ -42,22 +43,28 @@ def rewrite(text: str, rows: Sequence[ProxyRow]) -> str:
     return marked(text, render)
 
 
+def take_over(out: Path, kept: Path) -> None:
+    """Copy the results of a proxy folder, all of them readable, or raise InputError and copy none."""
+    if not read_proxy(out):
+        raise InputError(f"{out} holds no SYSTEM.json of a proxy: give the folder proxy below --out")
+    for path in (out / f"{system}.json" for system in SYSTEMS):
+        if path.exists():
+            write_atomically(kept / path.name, path.read_bytes())
+
+
 def main() -> None:
     """Take results over, rewrite docs/evidence.md and draw docs/img/proxies.png and proxy_ablation.png."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
     if out is not None:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        for path in (out / f"{system}.json" for system in SYSTEMS):
-            if path.exists():
-                shutil.copy(path, KEPT / path.name)
+        take_over(out, KEPT)
     rows = read_proxy(KEPT)
-    DOCUMENT.write_text(rewrite(DOCUMENT.read_text(), rows))
+    write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), rows).encode())
     images = DOCUMENT.parent / "img"
-    (images / "proxies.png").write_bytes(proxies(rows).data)
+    write_atomically(images / "proxies.png", proxies(rows).data)
     if any(row.system == "ablation" for row in rows):
-        (images / "proxy_ablation.png").write_bytes(ablation(rows).data)
+        write_atomically(images / "proxy_ablation.png", ablation(rows).data)
     print(DOCUMENT)
 
 

@@ -1,6 +1,8 @@
 """The performance page quotes the json files beside it, and nothing else stands in its tables; what copies share."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from benchmarks.copies import copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.unit import BinaryUnit
-from tasks.reproduction.proxy import read_proxy
+from tasks.reproduction.proxy import command, read_proxy, read_proxy_config
 from tests.tasks.tables import proxy as proxy_row
 
 
@@ -43,6 +45,29 @@ def test_the_evidence_is_that_of_the_files() -> None:
     for row in rows:
         # run again elsewhere: a command names no folder of the machine that it ran on
         assert " /" not in row.command, row.command
+        # and is still what the repository would train
+        found = read_proxy_config(row.system)
+        (variant,) = (variant for variant in found.variants if variant.name == row.variant)
+        run = Path("runs", "proxy", row.system, f"{row.variant.replace(' ', '_')}-seed{row.seeds[0]}")
+        assert row.command == shlex.join(["python", *command(found, variant, row.seeds[0], run, "DATA")])
+        epochs = found.epochs if variant.epochs is None else variant.epochs
+        assert (row.network, row.options, row.epochs) == (variant.network, dict(variant.options), epochs)
+        assert (row.dataset, row.metric) == (found.dataset, found.metric)
+
+
+def test_results_are_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    with pytest.raises(InputError, match=r"out holds no SYSTEM\.json"):
+        evidence.take_over(out, kept)
+    out.mkdir()
+    shutil.copy(evidence.KEPT / "bnext.json", out)
+    evidence.take_over(out, kept)
+    assert read_proxy(kept) == [row for row in read_proxy(evidence.KEPT) if row.system == "bnext"]
+    (out / "reactnet.json").write_text("[{")
+    (out / "bnext.json").write_text("[]")
+    with pytest.raises(InputError, match=r"reactnet\.json is no list of proxy rows"):
+        evidence.take_over(out, kept)
+    assert len(read_proxy(kept)) > 0
 
 
 def test_evidence_without_results_stays() -> None:
@@ -75,5 +100,5 @@ def test_an_untrained_network_has_one_copy_many_times() -> None:
     same = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
     apart = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
     assert len(same) == len(apart) == 6 and set(same.values()) == {1.0} and max(apart.values()) < 0.9
-    with pytest.raises(InputError, match="no expanded unit"):
+    with pytest.raises(InputError, match="no expanded convolution unit"):
         copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)
