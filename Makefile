@@ -32,7 +32,7 @@ sanitize: $(STAMP)
 	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py \
 	  -k "not process and not compiler and not import and not opcheck"
 
-# about ten minutes on one core; the tables of docs/performance.md are made anew
+# about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/performance.md anew
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.networks --compile
@@ -54,5 +54,6 @@ lock:
 	uv pip compile --universal --python-version 3.10 --no-annotate --no-header \
 	  --extra all --extra dev requirements.in setup.cfg -o requirements.lock
 
+# also what was trained (runs/) and unpacked or downloaded (data/) here
 clean:
 	rm -rf $(VENV) results/demo runs data
