@@ -28,7 +28,7 @@ def system_table(rows: Sequence[ProxyRow]) -> str:
     """The columns of one system's comparison that differ from row to row."""
     grid = proxy_grid(rows)
     places = [grid.head.index(name) for name in COLUMNS]
-    metric = f"{rows[0].metric}, {rows[0].dataset}"
+    metric = f"{rows[0].metric_name}, {rows[0].dataset}"
     head = [f"mean ({metric})" if name == "mean" else name for name in COLUMNS]
     return table(head, [[line[place] for place in places] for line in grid.body])
 

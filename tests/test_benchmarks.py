@@ -79,6 +79,9 @@ def test_evidence_without_results_stays() -> None:
     assert base[1] == "80.50" and base[3] == "-"
     # differences 1.5 and 0.0: 0.75, and Student's 12.706 over sqrt(2) times 0.75 * sqrt(2)
     assert es[1] == "81.25" and es[3] == "+0.75 ± 9.53"
+    # a loss says that it falls
+    loss = evidence.rewrite(text, [proxy_row("bidet", "base", [3.0], metric="loss", dataset="d")])
+    assert "| mean (loss (lower is better), d) |" in loss and "mean (top1, fashion_mnist)" in made
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (1, 2), (4, 1)])

@@ -81,7 +81,7 @@ def proxies(rows: Sequence[ProxyRow]) -> Picture:
     rows = [row for row in rows if row.system != "ablation"]
     groups: dict[tuple[str, str, str], list[ProxyRow]] = {}
     for row in rows:
-        groups.setdefault((row.system, row.dataset, row.metric), []).append(row)
+        groups.setdefault((row.system, row.dataset, row.metric_name), []).append(row)
     if not groups:
         raise InputError("there is no proxy to draw: python -m tasks.reproduce figure1 --mode proxy trains them")
     most = max(len(members) for members in groups.values())

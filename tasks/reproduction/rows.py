@@ -51,6 +51,11 @@ class ProxyRow:
         return sum(self.values) / len(self.values)
 
     @property
+    def metric_name(self) -> str:
+        """With its direction where that is the other one."""
+        return f"{self.metric} (lower is better)" if self.metric == "loss" else self.metric
+
+    @property
     def half_width(self) -> float:
         """Of the 95 % interval around the mean (Student's t); nan for one seed."""
         return half_width(self.values)

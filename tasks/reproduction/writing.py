@@ -142,7 +142,7 @@ def proxy_grid(rows: Sequence[ProxyRow]) -> Grid:
                 row.system,
                 row.variant,
                 row.dataset,
-                row.metric,
+                row.metric_name,
                 f"{row.mean:.2f}",
                 _width(row.half_width) or NONE,
                 f"{apart[0]:+.2f} {_width(apart[1])}".strip() if apart else NONE,
