@@ -163,7 +163,7 @@ def test_the_lock_satisfies_setup_cfg() -> None:
 def test_the_environment_installs_the_project_with_its_extras() -> None:
     lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines()]
     pip = lines.index("- pip:")
-    assert "- pip" in lines[:pip] and "- -e .[all]" in lines[pip:] and "- -c requirements.lock" in lines[pip:]
+    assert "- pip" in lines[:pip] and "- -e .[all,dev]" in lines[pip:] and "- -c requirements.lock" in lines[pip:]
     assert any(re.fullmatch(r"- python=3\.1[0-2]", line) for line in lines[:pip])
 
 
