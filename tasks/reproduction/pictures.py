@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def proxies(rows: Sequence[ProxyRow]) -> Picture:
     if not groups:
         raise InputError("there is no proxy to draw: python -m tasks.reproduce figure1 --mode proxy trains them")
     most = max(len(members) for members in groups.values())
-    figure, panels = _panels(len(groups), max(2.6, 0.85 * most), 3.6)
+    figure, panels = _panels(len(groups), max(2.6, 0.85 * most), 3.6, most=3)
     for panel, ((system, dataset, metric), members) in zip(panels, groups.items(), strict=True):
         for place, row in enumerate(members):
             colour = COLOURS.get(row.variant, OTHERS[place % len(OTHERS)])
@@ -94,7 +95,7 @@ def proxies(rows: Sequence[ProxyRow]) -> Picture:
             panel.errorbar(place, row.mean, yerr=width, fmt="D", color=colour, capsize=5, markersize=6)
             # beside the mean, where no interval runs through it
             panel.text(place + 0.12, row.mean, f"{row.mean:.2f}", va="center", fontsize=8)
-        panel.set_xticks(range(len(members)), [row.variant.replace(" ", "\n", 1) for row in members], fontsize=8)
+        panel.set_xticks(range(len(members)), [textwrap.fill(row.variant, 9) for row in members], fontsize=8)
         panel.set_xlim(-0.5, len(members) - 0.2)
         panel.margins(y=0.12)
         panel.set_title(f"{system}\n{dataset}, {metric}", fontsize=9)
@@ -201,8 +202,8 @@ def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def _panels(number: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure with at most five panels in a row; matplotlib is imported here, what draws nothing does without."""
+def _panels(number: int, width: float, height: float, most: int = 5) -> tuple[Any, list[Any]]:
+    """A figure with at most `most` panels in a row; matplotlib is imported here, what draws nothing does without."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -210,7 +211,7 @@ def _panels(number: int, width: float, height: float) -> tuple[Any, list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = min(number, 5)
+    columns = min(number, most)
     rows = -(-number // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
