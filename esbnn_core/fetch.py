@@ -86,10 +86,15 @@ def fetch(source: Entry | str, folder: str | Path, *, files: str | Path = FOLDER
     return target
 
 
+def downloaded(entry: Entry, folder: Path) -> list[Path]:
+    """The files in `folder` that a person downloaded under the entry's name; one is what fetch takes."""
+    # what a browser has not finished has an ending of its own
+    return sorted(path for path in folder.glob(f"{entry.name}.*") if path.suffix not in (".part", ".crdownload"))
+
+
 def _by_hand(entry: Entry, folder: Path) -> Path:
     """The file that a person downloaded into `folder` under the entry's name. Raises InputError."""
-    # what a browser has not finished has an ending of its own
-    found = sorted(path for path in folder.glob(f"{entry.name}.*") if path.suffix not in (".part", ".crdownload"))
+    found = downloaded(entry, folder)
     if len(found) > 1:
         raise InputError(f"checkpoint {entry.name} is there twice, {found[0]} and {found[1]}: keep one")
     if not found:

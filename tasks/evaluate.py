@@ -193,12 +193,13 @@ def _check_new(args: argparse.Namespace, path: str, entry: Entry | None, whole: 
 
 def _check_options(args: argparse.Namespace, task: str, entry: Entry | None) -> None:
     """Refuse what would be passed over: what an entry says itself, and a classifier's options for another task."""
-    for option in _OF_A_FILE if entry is not None else ():
-        if getattr(args, option) is not None and (option, task) != ("dataset", "super_resolution"):
-            raise InputError(
-                f"--{option.replace('_', '-')} was given with the catalogue's {entry.name if entry else ''}, which "
-                f"says it itself: leave it out"
-            )
+    if entry is not None:
+        for option in _OF_A_FILE:
+            if getattr(args, option) is not None and (option, task) != ("dataset", "super_resolution"):
+                word = f"--{option.replace('_', '-')}"
+                raise InputError(
+                    f"{word} was given with the catalogue's {entry.name}, which says it itself: leave it out"
+                )
     for option in _OF_A_CLASSIFIER if task != "classification" else ():
         if getattr(args, option) is not None:
             raise InputError(

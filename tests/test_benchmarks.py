@@ -50,8 +50,7 @@ def test_the_evidence_is_that_of_the_files() -> None:
         (variant,) = (variant for variant in found.variants if variant.name == row.variant)
         run = Path("runs", "proxy", row.system, f"{row.variant.replace(' ', '_')}-seed{row.seeds[0]}")
         assert row.command == shlex.join(["python", *command(found, variant, row.seeds[0], run, "DATA")])
-        epochs = found.epochs if variant.epochs is None else variant.epochs
-        assert (row.network, row.options, row.epochs) == (variant.network, dict(variant.options), epochs)
+        assert (row.network, row.options, row.epochs) == (variant.network, dict(variant.options), found.length(variant))
         assert (row.dataset, row.metric) == (found.dataset, found.metric)
 
 

@@ -3,14 +3,14 @@
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from esbnn_core.catalogue import CATALOGUE, read_catalogue
 from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
-from esbnn_core.fetch import checkpoint_cache
+from esbnn_core.fetch import checkpoint_cache, downloaded
 from tasks.evaluate import evaluate_name
 from tasks.reproduction.lines import Measured
 from tasks.reproduction.places import METRIC_NAMES, PLACES, data_folder, missing_data
@@ -40,13 +40,11 @@ def evaluate_tables(
     evaluate = evaluate or evaluate_name
     results: dict[tuple[str, str], dict[str, Any]] = {}
     found: Found = {}
-    for table in tables:
-        for row in () if table.counts_alone else table.rows:
-            for dataset in row.cells:
-                key = (row.checkpoint, dataset)
-                if row.checkpoint and key not in results:
-                    results[key] = _result(row, dataset, out, data, evaluate, catalogue, options)
-                found |= _cells(row, dataset, results.get(key, {}), data)
+    for row, dataset in _measured_rows(tables):
+        key = (row.checkpoint, dataset)
+        if row.checkpoint and key not in results:
+            results[key] = _result(row, dataset, out, data, evaluate, catalogue, options)
+        found |= _cells(row, dataset, results.get(key, {}), data)
     return found
 
 
@@ -57,25 +55,31 @@ def kept(tables: Iterable[Table], out: Path, data: str) -> Found:
         InputError: a file in that folder that is no result, or of another checkpoint.
     """
     found: Found = {}
+    for row, dataset in _measured_rows(tables):
+        path = result_file(out, row.checkpoint, dataset)
+        if not row.checkpoint or not path.is_file():
+            continue
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            met = (result["name"], result["dataset"])
+            cells = _cells(row, dataset, result, data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no result of tasks.evaluate ({error}): remove it") from error
+        if met != (row.checkpoint, PLACES[dataset].name):
+            raise InputError(
+                f"{path} is a result of {met[0] or 'a file without a name'} on {met[1]}, one of {row.checkpoint} on "
+                f"{PLACES[dataset].name} was expected: remove it, or evaluate with --entry {row.checkpoint}"
+            )
+        found |= {key: value for key, value in cells.items() if value.value is not None}
+    return found
+
+
+def _measured_rows(tables: Iterable[Table]) -> Iterator[tuple[Row, str]]:
+    """Rows with each dataset that they are measured on."""
     for table in tables:
         for row in () if table.counts_alone else table.rows:
             for dataset in row.cells:
-                path = result_file(out, row.checkpoint, dataset)
-                if row.checkpoint and path.is_file():
-                    try:
-                        result = json.loads(path.read_text(encoding="utf-8"))
-                        met = (result["name"], result["dataset"])
-                        cells = _cells(row, dataset, result, data)
-                    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                        raise InputError(f"{path} is no result of tasks.evaluate ({error}): remove it") from error
-                    if met != (row.checkpoint, PLACES[dataset].name):
-                        raise InputError(
-                            f"{path} is a result of {met[0] or 'a file without a name'} on {met[1]}, one of "
-                            f"{row.checkpoint} on {PLACES[dataset].name} was expected: remove it, or evaluate with "
-                            f"--entry {row.checkpoint}"
-                        )
-                    found |= {key: value for key, value in cells.items() if value.value is not None}
-    return found
+                yield row, dataset
 
 
 def result_file(out: Path, checkpoint: str, dataset: str) -> Path:
@@ -93,7 +97,7 @@ def _result(
         other = entry.dataset != place.name
         if other and entry.task != "super_resolution":
             raise InputError(f"checkpoint {entry.name} is of {entry.dataset or 'no data'}, not of {place.name}")
-        if entry.access == "page" and not any(checkpoint_cache().glob(f"{entry.name}.*")):
+        if entry.access == "page" and not downloaded(entry, checkpoint_cache()):
             words = ["python", "-m", "tasks.evaluate", "FILE", "--entry", entry.name]
             words += [*(["--dataset", place.name] if other else []), "--data", data_folder(dataset, data)]
             raise InputError(

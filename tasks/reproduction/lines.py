@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from esbnn_core.catalogue import read_catalogue
+from esbnn_core.catalogue import Catalogue, read_catalogue
 from esbnn_core.errors import InputError
 from tasks.reproduction.ops import row_cost
 from tasks.reproduction.places import PLACES, evaluate_command
@@ -104,13 +104,15 @@ class Measured:
 
 def make_lines(table: Table, measured: dict[tuple[str, str, str], Measured], data: str) -> list[Line]:
     """The lines of a table. measured: by (row, dataset, metric); data: --data, for the commands."""
-    found = []
+    found, catalogue = [], read_catalogue()
     for row in table.rows:
         counted, uncounted = _counted(row)
         cells = [(dataset, metric) for dataset, metrics in row.cells.items() for metric in metrics] or [("", "")]
         for dataset, metric in cells:
             cell = table.published.get((row.name, dataset, metric))
             value = measured.get((row.name, dataset, metric), Measured())
+            told = dataset and not table.counts_alone
+            command = _command(row, dataset, table.name, data, catalogue) if told else ""
             found.append(
                 Line(
                     name=row.name,
@@ -131,7 +133,7 @@ def make_lines(table: Table, measured: dict[tuple[str, str, str], Measured], dat
                     published_params=cell.params if cell else "",
                     uncounted=uncounted,
                     checkpoint=row.checkpoint,
-                    command=_command(row, dataset, table.name, data) if dataset and not table.counts_alone else "",
+                    command=command,
                     **counted,
                 )
             )
@@ -148,9 +150,9 @@ def _counted(row: Row) -> tuple[dict[str, Any], str]:
     return {**{key: getattr(cost, key) for key in keys}, "size": list(cost.size)}, ""
 
 
-def _command(row: Row, dataset: str, table: str, data: str) -> str:
+def _command(row: Row, dataset: str, table: str, data: str, catalogue: Catalogue) -> str:
     if row.checkpoint:
-        own = read_catalogue().find(row.checkpoint).dataset == PLACES[dataset].name
+        own = catalogue.find(row.checkpoint).dataset == PLACES[dataset].name
         return evaluate_command(row.checkpoint, dataset, data, own)
     words = ["python", "-m", "tasks.reproduce", table, "--mode", "train", "--rows", row.name, "--data", data]
     return shlex.join(words) if row.recipe else ""

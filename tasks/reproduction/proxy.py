@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from esbnn_core.catalogue import TASKS
-from esbnn_core.checkpoint import file_sha256, write_atomically
+from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info
+from tasks.reproduction.identity import apart, config_digests
 from tasks.reproduction.ops import row_cost
 from tasks.reproduction.rows import ProxyRow
 from tasks.reproduction.table import ROOT, SYSTEMS, Row
@@ -70,6 +71,10 @@ class Proxy:
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
     root: str = ""
+
+    def length(self, variant: Variant) -> float:
+        """Epochs of a variant."""
+        return self.epochs if variant.epochs is None else variant.epochs
 
 
 def read_proxy_config(system: str, folder: Path | None = None) -> Proxy:
@@ -182,8 +187,8 @@ def _identity(proxy: Proxy, variant: Variant, seed: int) -> dict[str, Any]:
     whole = {
         **{"task": proxy.task, "metric": proxy.metric, "root": proxy.root, "network": variant.network},
         **{"options": dict(variant.options), "words": list(variant.words), "seed": seed},
-        "epochs": proxy.epochs if variant.epochs is None else variant.epochs,
-        "configs": {name: file_sha256(ROOT / name)[:16] for name in configs},
+        "epochs": proxy.length(variant),
+        "configs": config_digests(ROOT, configs),
     }
     return dict(json.loads(json.dumps(whole)))  # as it is read back
 
@@ -204,12 +209,9 @@ def _kept(proxy: Proxy, variant: Variant, seed: int, run: Path) -> dict[str, Any
         told, met = kept["command"], kept["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error!r}): remove its folder, which trains that run anew") from error
-    wanted = _identity(proxy, variant, seed)
-    if met != wanted and ("value" in kept or (run / LAST).exists()):
-        apart = [key for key in wanted if not isinstance(met, dict) or met.get(key) != wanted[key]]
-        raise InputError(
-            f"{run} holds a run that differs in {', '.join(apart) or 'more'} ({told}): remove it or change --out"
-        )
+    differing = apart(met, _identity(proxy, variant, seed))
+    if differing and ("value" in kept or (run / LAST).exists()):
+        raise InputError(f"{run} holds a run that differs in {differing} ({told}): remove it or change --out")
     return kept
 
 
@@ -298,7 +300,7 @@ def _row(proxy: Proxy, variant: Variant, out: Path) -> ProxyRow | None:
         values=[found[seed]["value"] for seed in seeds],
         ops=cost.ops,
         params=cost.params,
-        epochs=proxy.epochs if variant.epochs is None else variant.epochs,
+        epochs=proxy.length(variant),
         seconds=sum(found[seed]["seconds"] for seed in seeds),
         command=found[seeds[0]]["command"],
     )

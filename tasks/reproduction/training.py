@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from esbnn_core.checkpoint import file_sha256, write_atomically
+from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
+from tasks.reproduction.identity import apart, config_digests
 from tasks.reproduction.ops import read_config, setting
 from tasks.reproduction.table import ROOT, Row
 
@@ -126,7 +127,7 @@ def _identity(recipe: tuple[str, ...], own: tuple[str, ...], seed: int | None, t
         if isinstance(options, dict)
     }
     return {
-        "configs": {name: file_sha256(ROOT / name)[:16] for name in recipe},
+        "configs": config_digests(ROOT, recipe),
         **{"words": list(own), "seed": seed, "added": {part: options for part, options in added.items() if options}},
     }
 
@@ -140,8 +141,8 @@ def _another(root: Path, run: str, identity: dict[str, Any]) -> str:
         met = json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"a run whose {NOTE} cannot be read ({error!r})"
-    apart = [key for key in identity if not isinstance(met, dict) or met.get(key) != identity[key]]
-    return f"a run that differs in {', '.join(apart)}" if apart else ""
+    differing = apart(met, identity)
+    return f"a run that differs in {differing}" if differing else ""
 
 
 def _other_machine(words: list[str], recipe: tuple[str, ...], before: str, after: str) -> list[str]:
