@@ -14,6 +14,7 @@ from typing import Any
 from tasks.detection import mmcv_ext, patches
 
 try:
+    patches.YAPF_CACHE.apply()
     STAND_IN = mmcv_ext.install()
     import mmdet.datasets
     import mmdet.evaluation

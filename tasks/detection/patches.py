@@ -1,9 +1,10 @@
-"""What mmdet 3.3.0 gets wrong for us, one named patch a fault, set on mmdet's objects in memory.
+"""What mmdet 3.3.0 and what it imports get wrong for us, one named patch a fault, set on their objects in memory.
 
 No file of an installed package is touched. Each patch replaces one attribute and can be taken back, so that a test can
 show the fault without it: the day such a test fails, mmdet has mended it and the patch goes.
 """
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
+from esbnn_core.checkpoint import write_atomically
+
 _ABSENT: Any = object()
 _before: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of mmdet with another value.
+    """One attribute of mmdet, or of a library below it, with another value.
 
     Attributes:
         name: of the patch. why: the fault that it mends.
@@ -45,7 +48,7 @@ class Patch:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Inside, mmdet is as it was installed."""
+        """Inside, the library is as it was installed."""
         before = _before.pop(self.name)
         if before is _ABSENT:
             delattr(self.target(), self.attribute)
@@ -57,7 +60,27 @@ class Patch:
             self.apply()
 
 
+def dump_whole(grammar: Any, filename: str) -> None:
+    """Keep a grammar's tables in a file that is whole from the moment it has its name: yapf's Grammar.dump.
+
+    Raises:
+        OSError: the folder cannot be written to; yapf then goes on without the file.
+    """
+    write_atomically(filename, pickle.dumps(vars(grammar), pickle.HIGHEST_PROTOCOL))
+
+
+YAPF_CACHE = Patch(
+    name="yapf_cache",
+    why="yapf names its cached grammar before it is written: of two processes with an empty home one dies on import",
+    module="yapf_third_party._ylib2to3.pgen2.grammar",
+    owner="Grammar",
+    attribute="dump",
+    value=dump_whole,
+)
+"""Of use only before mmengine is imported, which imports yapf."""
+
 PATCHES = (
+    YAPF_CACHE,
     Patch(
         name="ssd_head_loss_cls",
         why="SSDHead never sets loss_cls, which the prediction of its base class reads: AttributeError",

@@ -1,11 +1,16 @@
-"""Every patch of mmdet is needed still: without it the fault shows, with it it is gone."""
+"""Every patch is needed still: without it the fault shows, with it it is gone."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +24,50 @@ BY_NAME = {patch.name: patch for patch in patches.PATCHES}
 
 
 def test_every_patch_has_a_test_here() -> None:
-    assert set(BY_NAME) == {"ssd_head_loss_cls", "voc_metric_threads"}
+    assert set(BY_NAME) == {"ssd_head_loss_cls", "voc_metric_threads", "yapf_cache"}
+
+
+def test_yapf_names_its_cache_once_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process reads the moment that the file has its name; a large one is whole by chance."""
+    grammars = import_module("yapf_third_party._ylib2to3.pygram")
+    file = str(tmp_path / "grammar.pickle")
+    read: list[Any] = []
+
+    def naming(rename: Callable[[str, str], None]) -> Callable[[str, str], None]:
+        def renamed(source: str, target: str) -> None:
+            rename(source, target)
+            other = type(grammars.pattern_grammar)()
+            other.load(target)
+            read.append(vars(other))
+
+        return renamed
+
+    monkeypatch.setattr(os, "rename", naming(os.rename))
+    monkeypatch.setattr(os, "replace", naming(os.replace))
+    with BY_NAME["yapf_cache"].undone(), pytest.raises(EOFError):
+        grammars.pattern_grammar.dump(file)
+    for grammar in (grammars.pattern_grammar, grammars.python_grammar):
+        grammar.dump(file)
+        assert read.pop() == vars(grammar)
+
+
+def test_the_cache_is_mended_before_anything_of_mmdet_is_imported() -> None:
+    """In an empty home the first import writes the cache; there the patch has to be in place."""
+    script = (
+        "import importlib, sys\n"
+        "grammar = importlib.import_module('yapf_third_party._ylib2to3.pgen2.grammar').Grammar\n"
+        "before = 'yapf' in sys.modules\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('mmcv', 'mmengine', 'yapf'):\n"
+        "            print(name, grammar.dump.__name__)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import tasks.detection.mm\n"
+        "print(before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines == ["mmcv dump_whole", "mmengine dump_whole", "yapf dump_whole", "False"]
 
 
 def test_ssd_predicts_with_the_patch_alone() -> None:
