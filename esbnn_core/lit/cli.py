@@ -115,6 +115,8 @@ def run(
             links=links,
             args=list(args) if args is not None else None,
             seed_everything_default=0,
+            # half an option's name is a slip more often than it is meant, and jsonargparse is about to refuse it too
+            parser_kwargs={"allow_abbrev": False},
             trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
             save_config_callback=TrainingConfig,
             # a second training into the same folder replaces its config, as it replaces its checkpoints

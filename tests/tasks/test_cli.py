@@ -10,6 +10,7 @@ import yaml
 
 from esbnn_core import load_checkpoint
 from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.lit.cli import run as run_task
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 
@@ -99,3 +100,12 @@ def test_a_mistyped_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         )
     assert stop.value.code == 2
     assert "taau" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--trainer.max_epoch=3", "--data.val_siz=7"])
+def test_half_an_option_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse would take it for the one option that begins so."""
+    with pytest.raises(SystemExit) as stop:
+        run_task(ClassificationModule, ClassificationDataModule, ["fit", "--config", str(CONFIGS[0]), word])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {word}" in capsys.readouterr().err
