@@ -63,7 +63,8 @@ class SuperResolutionModule(TaskModule):
             SuperResolutionPipeline's; 1 is the paper's.
         sample_batch: images of one size that are sampled together.
         eval_seed: of the noise that evaluation starts from; an image's own comes from this and its name.
-        predictions: folder that predict writes, default predictions in the run's own.
+        predictions: folder that predict writes, default predictions in the run's own; of several sets each has a folder
+            of its name in it.
 
     Logs train_loss; val_psnr, val_ssim and val_lpips, means over the images of all validation sets; test_psnr_SET and
     so on for every set of test. Every image counts once. PSNR and SSIM are those of the Y channel, LPIPS is measured
@@ -217,7 +218,13 @@ class SuperResolutionModule(TaskModule):
         return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
 
     def _target(self, item: Item) -> Path:
-        path = self.prediction_folder / f"{item.name}.png"
+        loaders = self.trainer.predict_dataloaders
+        folder = self.prediction_folder
+        if isinstance(loaders, Sequence) and len(loaders) > 1:
+            # two sets may have a name in common; and a set may be named by a path that leads elsewhere
+            dataset = Path(item.dataset)
+            folder = folder.joinpath(*(part for part in dataset.parts if part not in (dataset.anchor, "..")))
+        path = folder / f"{item.name}.png"
         if path.resolve() == Path(item.path).resolve():
             raise InputError(f"the prediction of {item.path} would replace it: set model.predictions to another folder")
         return path

@@ -213,6 +213,26 @@ def test_predict_writes_pictures_of_the_sources_modes_and_a_sheet(
     assert 0 < len(list(images.iterdir())) == 4
 
 
+def test_predict_keeps_the_sets_apart(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    elsewhere = tmp_path / "other"
+    for folder, side in ((tmp_path / "sets" / "a", 16), (tmp_path / "sets" / "b" / "c", 18), (elsewhere, 20)):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(folder / "same.webp")
+    for names, out in (
+        (["a"], "one"),
+        (["a", "b/c"], "two"),
+        (["b/c", str(elsewhere)], "three"),
+        (["a", "../other"], "four"),
+    ):
+        data = SRDataModule(root=str(tmp_path / "sets"), test=names, batch_size=2)
+        make_trainer().predict(make_module(weights=saved(tmp_path), predictions=str(tmp_path / out)), data)
+    found = {str(path.relative_to(tmp_path)): Image.open(path).width for path in tmp_path.glob("**/same.png")}
+    assert found == {
+        **{"one/same.png": 16, "two/a/same.png": 16, "two/b/c/same.png": 18, "three/b/c/same.png": 18},
+        **{f"three{elsewhere}/same.png": 20, "four/a/same.png": 16, "four/other/same.png": 20},
+    }
+
+
 def test_predict_never_replaces_its_sources(tmp_path: Path, make_trainer: MakeTrainer) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
