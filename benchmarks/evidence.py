@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.evidence_curves import reasons
 from benchmarks.report import marked, table
 from benchmarks.timing import RESULTS
 from esbnn_core.checkpoint import write_atomically
@@ -21,6 +22,8 @@ from tasks.reproduction.writing import proxy_grid
 
 KEPT = RESULTS / "proxy"
 DOCUMENT = RESULTS.parents[1] / "docs" / "evidence.md"
+REASONS = ("rates", "spread", "width")
+"""Why a comparison came out as it did: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
 
 
@@ -53,7 +56,7 @@ def take_over(out: Path, kept: Path) -> None:
 
 
 def main() -> None:
-    """Take results over, rewrite docs/evidence.md and draw docs/img/proxies.png and proxy_ablation.png."""
+    """Take results over, rewrite docs/evidence.md and draw its pictures in docs/img."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
@@ -62,7 +65,9 @@ def main() -> None:
     rows = read_proxy(KEPT)
     write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), rows).encode())
     images = DOCUMENT.parent / "img"
-    write_atomically(images / "proxies.png", proxies(rows).data)
+    compared = [row for row in rows if row.system not in REASONS]
+    write_atomically(images / "proxies.png", proxies(compared).data)
+    write_atomically(images / "proxy_reasons.png", reasons(rows))
     if any(row.system == "ablation" for row in rows):
         write_atomically(images / "proxy_ablation.png", ablation(rows).data)
     print(DOCUMENT)

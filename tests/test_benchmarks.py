@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import evidence, report
+from benchmarks import evidence, evidence_curves, report
 from benchmarks.copies import copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
@@ -81,6 +81,35 @@ def test_evidence_without_results_stays() -> None:
     # a loss says that it falls
     loss = evidence.rewrite(text, [proxy_row("bidet", "base", [3.0], metric="loss", dataset="d")])
     assert "| mean (loss (lower is better), d) |" in loss and "mean (top1, fashion_mnist)" in made
+
+
+def test_the_curves_go_by_rate_length_and_spread() -> None:
+    rows = {(row.system, row.variant): row for row in read_proxy(evidence.KEPT)}
+    rates = {key: evidence_curves.learning_rate(row) for key, row in rows.items()}
+    # of the command, of the recipe, and of the second of two recipes
+    assert rates["rates", "es lr 0.0125"] == 0.0125
+    assert rates["reactnet", "es"] == rates["ablation", "tau=4 g=2"] == 0.005
+    assert rates["bnext", "base"] == 0.002
+    found = evidence_curves.by_setting([*rows.values()])
+    for system, variant, key in (
+        ("reactnet", "base", ("reactnet_resnet8", 0.0, 0.005, 8)),
+        ("reactnet", "es spread 0.5", ("es_reactnet_resnet8", 0.5, 0.005, 8)),
+        ("ablation", "tau=1 g=1", ("reactnet_resnet8", 0.0, 0.005, 4)),
+        ("ablation", "tau=2 g=1", ("es_reactnet_resnet8", 0.0, 0.005, 4)),
+        ("spread", "spread 0.5 2 epochs", ("es_reactnet_resnet8", 0.5, 0.005, 2)),
+        ("rates", "base lr 0.0125", ("reactnet_resnet8", 0.0, 0.0125, 4)),
+    ):
+        row = rows[system, variant]
+        assert found[key] == dict(zip(row.seeds, row.values, strict=True)), key
+
+
+def test_the_gain_is_taken_seed_by_seed() -> None:
+    base, es = ("reactnet_resnet8", 0.0, 0.005, 8.0), ("es_reactnet_resnet8", 0.5, 0.005, 8.0)
+    found = {base: {0: 80.0, 2: 83.0}, es: {2: 84.0, 1: 70.0, 0: 80.5}}
+    assert sorted(evidence_curves.gain(found, es)) == [0.5, 1.0]
+    # Student's 12.706 over sqrt(2) times the deviation 0.25 * sqrt(2)
+    assert evidence_curves.interval([0.5, 1.0]) == pytest.approx((0.75, 12.706 * 0.25))
+    assert evidence_curves.interval([0.5]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (1, 2), (4, 1)])
