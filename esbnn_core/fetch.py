@@ -28,6 +28,9 @@ TIMEOUT = 60
 """Seconds that a server may be silent."""
 BLOCK = 1 << 20
 
+_UNFINISHED = (".part", ".crdownload", ".download")
+"""Endings of what Firefox, Chrome and Safari have not finished."""
+
 _ONCE = "once"
 """In the name of a part whose server names no version: it cannot be continued, and is not kept."""
 
@@ -59,8 +62,9 @@ def fetch(source: Entry | str, folder: str | Path, *, files: str | Path = FOLDER
         before is taken as it is.
 
     Raises:
-        InputError: an entry that a person has to download; a missing, unreachable or interrupted file; a size or hash
-            that differs, or a page in place of a file, of which nothing is left behind.
+        InputError: an entry that a person has to download; a missing, unreachable or interrupted file; a folder that
+            cannot be made; a size or hash that differs, or a page or nothing in place of a file, of which nothing is
+            left behind.
     """
     if isinstance(source, str):
         wanted = _Wanted(source, "", None)
@@ -80,16 +84,40 @@ def fetch(source: Entry | str, folder: str | Path, *, files: str | Path = FOLDER
             check_file(target, wanted.sha256, wanted.bytes, "")
             return target
         target.unlink()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.parent):
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror  # without the path again
+        raise InputError(
+            f"{target.parent}, the folder for downloads, cannot be made ({why}): let ESBNN_CACHE name another"
+        ) from error
+    with _alone(wanted.url, target):
         _download(wanted, target)
     return target
 
 
+def drop(path: str | Path) -> bool:
+    """Remove a fetched file that cannot be read, so that the next fetch asks the server again.
+
+    Nothing but a file directly in checkpoint_cache() goes that `fetch` named by its address: one whose sha256 was
+    known is what it should be, and what a person keeps there has another name.
+
+    Returns:
+        whether it was removed.
+    """
+    path = Path(path)
+    if not re.fullmatch(r"[0-9a-f]{16}-[\w.-]+", path.name) or path.suffix == ".part":
+        return False
+    with contextlib.suppress(OSError):  # the caller has an error to tell already
+        if path.is_file() and not path.is_symlink() and path.parent.resolve() == checkpoint_cache().resolve():
+            path.unlink()
+            return True
+    return False
+
+
 def downloaded(entry: Entry, folder: Path) -> list[Path]:
     """The files in `folder` that a person downloaded under the entry's name; one is what fetch takes."""
-    # what a browser has not finished has an ending of its own
-    return sorted(path for path in folder.glob(f"{entry.name}.*") if path.suffix not in (".part", ".crdownload"))
+    return sorted(path for path in folder.glob(f"{entry.name}.*") if path.suffix not in _UNFINISHED)
 
 
 def _by_hand(entry: Entry, folder: Path) -> Path:
@@ -135,21 +163,26 @@ def _name(wanted: _Wanted) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time fetch into a folder: two would write one part. Raises InputError for the second."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+def _alone(url: str, target: Path) -> Iterator[None]:
+    """Let one process at a time fetch a file: two would write one part. Raises InputError for the second."""
+    lock = target.with_name(f".{target.name}.lock")
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                file = held.enter_context(open(lock, "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # the process before removes its lock as it ends: what was opened until then locks nobody out
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                        break
         except BlockingIOError as error:
-            raise InputError(f"another process is fetching into {folder}: wait for it and run again") from error
+            raise InputError(f"another process is fetching {url}: wait for it and run again") from error
         except OSError as error:
             raise InputError(
-                f"{folder} cannot be locked ({error}): let ESBNN_CACHE name a folder on another file system"
+                f"{target.parent} cannot be locked ({error}): let ESBNN_CACHE name one that can be written and locked"
             ) from error
+        held.callback(lock.unlink, missing_ok=True)  # before the file is closed, while it is held
         yield
-    finally:
-        os.close(handle)
 
 
 def _download(wanted: _Wanted, target: Path) -> None:
@@ -169,7 +202,8 @@ def _download(wanted: _Wanted, target: Path) -> None:
             reason: object = f"HTTP {error.code} {error.reason}"
         else:
             reason = getattr(error, "reason", None) or error
-        raise InputError(f"{wanted.url} cannot be fetched ({reason}): check the address and the network") from error
+        told = " ".join(str(reason).split())  # that of a redirect loop has three lines
+        raise InputError(f"{wanted.url} cannot be fetched ({told}): check the address and the network") from error
 
 
 def _continued(wanted: _Wanted, target: Path, part: Path) -> bool:
@@ -215,6 +249,8 @@ def _receive(wanted: _Wanted, target: Path, part: Path, answer: Any, start: int)
     """Append the answer to `part`, check the whole and rename it. Raises InputError."""
     url, length = wanted.url, answer.headers.get("Content-Length")
     whole = start + int(length) if length is not None else None
+    if answer.status == 204:
+        raise InputError(f"{url} answers that it has no content (HTTP 204), a file was expected: check the address")
     if answer.headers.get_content_type() == "text/html":
         raise InputError(f"{url} answers with a page, not with a file: download it in a browser and give its PATH")
     if wanted.bytes is not None and whole is not None and whole != wanted.bytes:
@@ -236,6 +272,8 @@ def _receive(wanted: _Wanted, target: Path, part: Path, answer: Any, start: int)
         again = "run again, it goes on from there" if kept else "run again"
         raise InputError(f"the download of {url} broke off ({error}): {again}") from error
     try:
+        if not part.stat().st_size:
+            raise InputError(f"{url} answers with 0 bytes, a file was expected: check the address, or fetch it again")
         check_file(part, wanted.sha256, wanted.bytes, "fetch it again, or correct the entry", url)
     except InputError:
         part.unlink()

@@ -60,8 +60,12 @@ def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ({"bytes": 0}, "has bytes 0, 1 or more"),
         ({"bytes": True}, "has bytes True, int or null"),
         ({"value": "87"}, "has value '87', int or float or null"),
-        ({"value": float("nan")}, "has value NaN"),
+        *[({"value": float(word)}, f"has value {word}, a finite number") for word in ("NaN", "Infinity", "-Infinity")],
+        ({"value": -(10**400)}, "has value -Infinity, a finite number or null"),
         ({"tolerance": -1}, "has tolerance -1, 0 or more"),
+        ({"tolerance": float("nan")}, "has tolerance nan, 0 or more"),
+        ({"tolerance": 10**400}, "has tolerance inf, 0 or more"),
+        ({"keys": "zzz"}, "has keys 'zzz', one of "),
         ({"options": []}, r"has options [], dict was expected"),
         ({"name": "Es tiny"}, "has name 'Es tiny', small letters"),
         ({"task": "segmentation"}, "has task 'segmentation', one of classification, detection"),
@@ -95,6 +99,13 @@ def test_a_wrong_entry_is_one_sentence_with_entry_and_key(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("family", ["bnext", "recu", "bidet_vgg16"])
+def test_a_classifier_names_a_family_that_is_declared(tmp_path: Path, family: str) -> None:
+    assert read_catalogue(write(tmp_path / "m.json", {**GIVEN, "keys": family})).find("es_tiny").keys == family
+    # another task's family is declared by its own code, which is not needed to read the catalogue
+    read_catalogue(write(tmp_path / "m.json", {**GIVEN, "keys": "of_a_detector", "task": "detection"}))
+
+
 @pytest.mark.parametrize("key", list(GIVEN))
 def test_no_key_may_be_missing(tmp_path: Path, key: str) -> None:
     entry = {name: value for name, value in GIVEN.items() if name != key}
@@ -110,6 +121,9 @@ def test_no_key_may_be_missing(tmp_path: Path, key: str) -> None:
         ('{"checkpoints": {}}', "has another form"),
         ('{"checkpoints": [], "more": 1}', "has another form"),
         ('{"checkpoints": ["es"]}', "entry 1 is str, a json object was expected"),
+        ('{"checkpoints": [], "checkpoints": []}', "m.json has the key 'checkpoints' in one object twice: take one"),
+        ('{"checkpoints": [{"bytes": 1, "bytes": 1, "name": "es"}]}', "m.json has the key 'bytes' of 'es' twice: take"),
+        ('{"checkpoints": [{"options": {"tau": 2, "tau": 3}}]}', "m.json has the key 'tau' in one object twice: take"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -1,12 +1,10 @@
 """Fetching a checkpoint from a server of this machine: whole, continued, refused; nothing is left that is not right."""
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from esbnn_core import InputError
 from esbnn_core.catalogue import Entry, make_entry
-from esbnn_core.fetch import checkpoint_cache, fetch
+from esbnn_core.fetch import fetch
 from tests.core.test_catalogue import GIVEN, LINKED
 
 DATA = bytes(i * i % 251 for i in range(300_000))
@@ -29,12 +27,14 @@ class Server:
     Attributes:
         data: the file. tag: its ETag, "" for none. ranges: whether it sends the rest of a file.
         stop: it hangs up behind so many bytes of an answer, 0 for never. length: whether it says how long an answer is.
-        status, kind: of the answer. asked: the header Range of each request, "" for none.
+        status, kind: of the answer. to: where it redirects to, "" for nowhere. pause: called behind the header.
+        asked: the header Range of each request, "" for none.
     """
 
     def __init__(self) -> None:
         self.data, self.tag, self.ranges, self.stop, self.length = DATA, '"1"', True, 0, True
-        self.status, self.kind = 200, "application/octet-stream"
+        self.status, self.kind, self.to = 200, "application/octet-stream", ""
+        self.pause: Callable[[], object] = lambda: None
         self.asked: list[str] = []
         outer = self
 
@@ -58,6 +58,10 @@ class Server:
         start = int(match.group(1)) if match and self.ranges else 0
         if start and start >= len(self.data):
             return request.send_error(416)
+        if self.to:
+            request.send_response(302)
+            request.send_header("Location", self.to)
+            return request.end_headers()
         if self.status != 200:
             return request.send_error(self.status)
         request.send_response(206 if start else 200)
@@ -69,6 +73,7 @@ class Server:
         if self.length:
             request.send_header("Content-Length", str(len(self.data) - start))
         request.end_headers()
+        self.pause()
         with contextlib.suppress(ConnectionError):  # the other side has seen enough
             request.wfile.write(self.data[start : start + self.stop] if self.stop else self.data[start:])
 
@@ -222,6 +227,25 @@ def test_an_error_keeps_what_is_there_already(server: Server, tmp_path: Path) ->
     assert fetch(entry(server), tmp_path).read_bytes() == DATA and server.asked[-1] == "bytes=100000-"
 
 
+@pytest.mark.parametrize("tag", ['"1"', ""])
+def test_an_answer_of_nothing_is_no_file(server: Server, tmp_path: Path, tag: str) -> None:
+    server.data, server.tag = b"", tag
+    for server.length in (True, False):
+        assert f"{server.url} answers with 0 bytes, a file was expected" in refused(server.url, tmp_path)
+        assert names(tmp_path) == []
+    server.data, server.status = DATA, 204
+    assert f"{server.url} answers that it has no content (HTTP 204)" in refused(server.url, tmp_path)
+    assert names(tmp_path) == []
+    server.status = 200
+    assert fetch(server.url, tmp_path).read_bytes() == DATA
+
+
+def test_what_redirects_to_itself_is_one_sentence(server: Server, tmp_path: Path) -> None:
+    server.to = server.url
+    assert "cannot be fetched (HTTP 302 The HTTP server returned a redirect error" in refused(server.url, tmp_path)
+    assert len(server.asked) > 1 and names(tmp_path) == []
+
+
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/es.pth", "es.pth", "http:///es.pth"])
 def test_other_addresses_are_not_opened(tmp_path: Path, address: str) -> None:
     assert f"address {address} was given, http://... or https://..." in refused(address, tmp_path)
@@ -241,40 +265,6 @@ def test_an_address_that_cannot_be_is_one_sentence(tmp_path: Path, address: str,
     assert words in refused(address, tmp_path) and names(tmp_path) == []
 
 
-def test_a_file_system_without_locks_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(handle: int, operation: int) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", without)
-    assert "cannot be locked ([Errno 38] Function not implemented)" in refused(entry(server), tmp_path)
-
-
-def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    assert "another process is fetching into" in refused(entry(server), tmp_path)
-    os.close(handle)
-    assert fetch(entry(server), tmp_path).read_bytes() == DATA
-
-
-def test_a_page_for_people_is_named_and_not_opened(server: Server, tmp_path: Path) -> None:
-    message = refused(entry(server, access="page"), tmp_path)
-    assert f"download it in a browser from {server.url}" in message
-    assert message.endswith(f"evaluate PATH --entry es_tiny, or keep it as {tmp_path}/es_tiny.pth")
-    assert server.asked == [] and names(tmp_path) == []
-
-
-def test_what_a_person_downloaded_is_found_by_its_name(server: Server, tmp_path: Path) -> None:
-    page = entry(server, access="page")
-    (tmp_path / "es_tiny_other.pth").write_bytes(b"another")
-    (tmp_path / "es_tiny.pth.tar").write_bytes(DATA)
-    assert fetch(page, tmp_path) == tmp_path / "es_tiny.pth.tar"
-    assert f"es_tiny.pth.tar has sha256 {SHA256}, {'0' * 64} was" in refused(replace(page, sha256="0" * 64), tmp_path)
-    (tmp_path / "es_tiny.pth").write_bytes(DATA)
-    assert "is there twice" in refused(page, tmp_path)
-    assert len(names(tmp_path)) == 3 and server.asked == []
-
-
 def test_files_of_the_repository_are_checked_where_they_lie(tmp_path: Path) -> None:
     (tmp_path / "es.safetensors").write_bytes(DATA)
     given = {**GIVEN, "file": "es.safetensors", "sha256": SHA256, "bytes": len(DATA)}
@@ -287,8 +277,3 @@ def test_files_of_the_repository_are_checked_where_they_lie(tmp_path: Path) -> N
     with pytest.raises(InputError, match="has 300,000 bytes, 12 were expected"):
         fetch(replace(own, bytes=12), tmp_path, files=tmp_path)
     assert names(tmp_path) == ["es.safetensors"]  # the repository's file stays
-
-
-def test_the_cache_lies_beside_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
-    assert checkpoint_cache() == tmp_path / "checkpoints"
