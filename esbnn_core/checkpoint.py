@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import DamagedError, InputError
 from esbnn_core.models.registry import model_spec
 from esbnn_core.packed import PackedLayer
 from esbnn_core.quantizers import RealWeights
@@ -173,7 +173,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
             # read after the header says it is ours: another project's file gets its own sentence
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(
+        raise DamagedError(
             f"checkpoint {path} is not a whole safetensors file ({error}): write or fetch it again"
         ) from error
     if metadata.get("format") != "esbnn":
@@ -186,7 +186,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     _check_metadata(path, metadata)
     digest = metadata.pop("digest", "")
     if digest != _digest(tensors, metadata):
-        raise InputError(
+        raise DamagedError(
             f"checkpoint {path} is damaged, its content does not have the sha256 it was written with: fetch it again"
         )
     _check_finite(tensors, str(path))

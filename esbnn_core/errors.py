@@ -8,5 +8,9 @@ class InputError(ValueError):
     """
 
 
+class DamagedError(InputError):
+    """A file that is not whole, or not what its writer wrote: another copy of it may be."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on: the step, the first layer at fault and what to try, in one sentence."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.checkpoint import check_state
-from esbnn_core.errors import InputError
+from esbnn_core.errors import DamagedError, InputError
 from esbnn_core.official_keys import apply_rules, key_map, looks_like, official_names
 from esbnn_core.quantizers import Temperature
 from esbnn_core.unit import binary_layers, exact_zeros
@@ -94,7 +94,7 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dic
             found = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything: struct.error, IndexError, AssertionError, ...
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
+            raise DamagedError(
                 f"official file {label} cannot be read as plain tensors ({reason}): fetch it again"
             ) from error
     history = found.get("temp") if isinstance(found, Mapping) else None

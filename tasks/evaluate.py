@@ -5,7 +5,8 @@
     python -m tasks.evaluate packed.safetensors --data data --dataset cifar10 --json result.json
 
 Exit code 0: within the tolerance, or nothing to compare with; 1: outside the tolerance; 2: an error, told in one
-sentence on stderr. docs/checkpoints.md says more. What a task does itself is in its evaluation.py.
+sentence on stderr; 130: stopped by Ctrl-C. docs/checkpoints.md says more. What a task does itself is in its
+evaluation.py.
 """
 
 import argparse
@@ -19,21 +20,22 @@ from typing import Any
 
 import torch
 
-from esbnn_core.catalogue import CATALOGUE, TASKS, Entry, name_fault, read_catalogue
+from esbnn_core.catalogue import CATALOGUE, TASKS, Entry, read_catalogue
 from esbnn_core.checkpoint import read_checkpoint, write_atomically
-from esbnn_core.errors import InputError
-from esbnn_core.fetch import check_file, checkpoint_cache, fetch
+from esbnn_core.errors import DamagedError, InputError
+from esbnn_core.fetch import check_file, checkpoint_cache, drop, fetch
+from tasks.evaluation_options import PREPARATION, check, check_new, check_options
 from tasks.evaluation_report import completed, own_entry, text
+from tasks.evaluation_sizes import published_images
 
 OWN_METRIC = {"classification": "top1", "detection": "map_11point", "super_resolution": "psnr"}
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 BACKENDS = ("auto", "latent", "packed")
 WORKERS = min(8, os.cpu_count() or 1)
-_PREPARATION = ("image_size", "crop_pct", "interpolation", "mean", "std")
-"""Options that change the images: what comes out then is not compared with the published value."""
-_OF_A_FILE = ("model", "tau", "groups", "num_classes", "dataset", "split", "task", "config")
-"""Options that say what a file holds, as an entry does; a super-resolution entry can be asked for another dataset."""
-_OF_A_CLASSIFIER = ("model", "tau", "groups", "num_classes", *_PREPARATION)
+_OWN_WORDS = {
+    **{" or data.download to true": ", or unpack its archive there", "data.root": "--data"},
+    **{"data.batch_size": "--batch-size", "data.num_workers": "--workers"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.target is None) != args.list:
         parser.error("a NAME, PATH or URL is expected, or --list alone")
     try:
+        check(args, parser)
         if args.list:
             print(read_catalogue(args.catalogue).table())
             return 0
@@ -51,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
         if args.print_entry is not None:
-            home, made_by = Path(args.catalogue).parent, args.made_by
+            home, made_by = Path(args.catalogue).parent, args.made_by or ""
             entry = own_entry(result, args.print_entry, home, args.config or "", made_by, args.tolerance)
             print(f"\nthe entry for {args.catalogue}:\n{entry.json()}")
     except (InputError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as a shell has it; 1 would say that the file misses its value
     return 1 if result["within"] is False else 0
 
 
@@ -92,7 +98,9 @@ def evaluate_name(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.evaluate", description="A checkpoint's metric against the published one, with its cost"
+        prog="python -m tasks.evaluate",
+        description="A checkpoint's metric against the published one, with its cost",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -125,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=WORKERS, help="processes that read images")
     add("--json", metavar="FILE", help="write the result here too")
     add("--print-entry", metavar="NAME", help="print the catalogue's entry of a .safetensors file of ours")
-    add("--made-by", metavar="COMMAND", default="", help="with --print-entry: the command that trained it")
+    add("--made-by", metavar="COMMAND", help="with --print-entry: the command that trained it")
     add("--tolerance", type=float, help="with --print-entry: how far a measurement may lie from this one")
     return parser
 
@@ -138,23 +146,27 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"limit={args.limit} and workers={args.workers} were given, 0 or more was expected")
     if args.backend not in BACKENDS:
         raise InputError(f"backend {args.backend!r} was given, one of {', '.join(BACKENDS)} was expected")
-    if args.json and Path(args.json).is_dir():
-        raise InputError(f"--json {args.json} is a folder, a file was expected: name one in it")
-    whole = not args.limit and all(getattr(args, option) is None for option in _PREPARATION)
+    prepared = any(getattr(args, option) is not None for option in PREPARATION)
     path, entry = _file(args)
     if args.print_entry is not None:
-        _check_new(args, path, entry, whole)
-    task = entry.task if entry else _task(args, path)
-    _check_options(args, task, entry)
-    if task == "classification":
-        found = _classifier(path, entry, args)
-    else:
-        found = _by_config(task, path, entry, args)
+        check_new(args, path, entry, not args.limit and not prepared)
+    try:
+        task, found = _measure(path, entry, args)
+    except DamagedError as error:
+        if drop(path):  # else it would be taken from the cache for ever
+            raise InputError(f"{error}; it was taken out of the cache") from error
+        raise
     metric = entry.metric if entry else OWN_METRIC[task]
     if metric and metric not in found["metrics"]:
         raise InputError(f"metric {metric} of {path} was not measured, only {', '.join(found['metrics'])} were")
     measured = found["metrics"][metric] if metric else None
     expected = entry.value if entry and args.dataset in (None, entry.dataset) else None
+    known = published_images(found["dataset"], found["split"])
+    whole = not prepared and (not args.limit if known is None else found["images"] == known)
+    if args.print_entry is not None and not whole:
+        raise InputError(
+            f"{found['images']:,} images of {found['dataset']} lie in --data, all {known:,} were expected for an entry"
+        )
     within = None
     if expected is not None and measured is not None and whole:
         assert entry is not None
@@ -168,6 +180,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "expected": expected,
         "measured": measured,
         "whole": whole,
+        "images_published": known,
         "tolerance": entry.tolerance if entry else None,
         "within": within,
         "source": entry.source if entry else "",
@@ -177,57 +190,44 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_new(args: argparse.Namespace, path: str, entry: Entry | None, whole: bool) -> None:
-    """Refuse --print-entry where no entry can come of it, before the evaluation."""
-    if entry is not None or not path.endswith(".safetensors") or not whole:
-        raise InputError(
-            f"--print-entry was given with {args.target}, the PATH of a .safetensors file of ours that the catalogue "
-            f"does not have was expected, and all images as the recipe prepares them, without --limit"
-        )
-    home = Path(args.catalogue).parent.resolve()
-    if not Path(path).resolve().is_relative_to(home):
-        raise InputError(f"{path} does not lie below {home}, where the catalogue looks for its files: copy it there")
-    if told := name_fault(args.print_entry):
-        raise InputError(f"--print-entry has the {told}: choose another")
-
-
-def _check_options(args: argparse.Namespace, task: str, entry: Entry | None) -> None:
-    """Refuse what would be passed over: what an entry says itself, and a classifier's options for another task."""
-    if entry is not None:
-        for option in _OF_A_FILE:
-            if getattr(args, option) is not None and (option, task) != ("dataset", "super_resolution"):
-                word = f"--{option.replace('_', '-')}"
-                raise InputError(
-                    f"{word} was given with the catalogue's {entry.name}, which says it itself: leave it out"
-                )
-    for option in _OF_A_CLASSIFIER if task != "classification" else ():
-        if getattr(args, option) is not None:
-            raise InputError(
-                f"--{option.replace('_', '-')} was given with a network of {task}, which takes it from its config: "
-                f"leave it out"
-            )
+def _measure(path: str, entry: Entry | None, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The task of a file, and what its evaluation gives."""
+    task = entry.task if entry else _task(args, path)
+    if entry is None:
+        check_options(args, task, None)
+    return task, _classifier(path, entry, args) if task == "classification" else _by_config(task, path, entry, args)
 
 
 def _file(args: argparse.Namespace) -> tuple[str, Entry | None]:
     """The file on this machine, checked if its hash is known, and its entry."""
     target = args.target
     address = target.startswith(("http://", "https://"))
-    plain = address or os.sep in target or target.endswith(SUFFIXES) or args.model is not None or Path(target).is_file()
+    plain = address or os.sep in target or target.endswith(SUFFIXES) or Path(target).is_file()
     if plain and args.entry is None:
+        if not address:
+            _check_file_there(target)
         return (str(fetch(target, checkpoint_cache())) if address else target), None
     catalogue = read_catalogue(args.catalogue)
     entry = catalogue.find(args.entry or target)
     if entry.container == "pytorch" and not entry.keys:
         raise InputError(f"checkpoint {entry.name} cannot be read by this project: {entry.note}")
+    check_options(args, entry.task, entry)  # before anything is fetched
     if args.entry is None:
         return str(fetch(entry, checkpoint_cache(), files=catalogue.folder)), entry
     if address:
         known = replace(entry, file=None, url=target, access="direct")
         return str(fetch(known, checkpoint_cache())), entry
-    if not Path(target).is_file():
-        raise InputError(f"checkpoint {target} does not exist: check the path")
+    _check_file_there(target)
     check_file(Path(target), entry.sha256, entry.bytes, f"it is not the file of {entry.name}, fetch it again")
     return target, entry
+
+
+def _check_file_there(target: str) -> None:
+    if "://" in target:
+        raise InputError(f"address {target} was given, http://... or https://... was expected, or a PATH")
+    if not Path(target).is_file():
+        told = "is a folder" if Path(target).is_dir() else "does not exist"
+        raise InputError(f"checkpoint {target} {told}: give the path of a file, or a name of --list")
 
 
 def _task(args: argparse.Namespace, path: str) -> str:
@@ -314,11 +314,15 @@ def _by_config(task: str, path: str, entry: Entry | None, args: argparse.Namespa
 
 
 def _sentence(error: Exception) -> str:
-    if not str(error).startswith("Caught "):
-        return str(error)
-    from esbnn_core.lit.cli import sentence  # of a data worker: Lightning is loaded by then
+    text = str(error)
+    if text.startswith("Caught "):
+        from esbnn_core.lit.cli import sentence  # of a data worker: Lightning is loaded by then
 
-    return sentence(error)
+        text = sentence(error)
+    # the tasks name the options of their recipes
+    for option, own in _OWN_WORDS.items():
+        text = text.replace(option, own)
+    return text
 
 
 if __name__ == "__main__":

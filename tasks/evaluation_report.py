@@ -59,16 +59,23 @@ def _comparison(r: Mapping[str, Any]) -> list[str]:
         )
         verdict = {True: "within the tolerance", False: "OUTSIDE the tolerance", None: "not compared"}[r["within"]]
         if r["within"] is None and r["expected"] is not None:
-            verdict += ": not all images, or prepared in another way"
+            verdict += f": {_why_not(r)}"
         lines += [f"{r['metric']:12} measured {r['measured']:.4f}", f"{'':12} expected {wanted}", f"{'':12} {verdict}"]
     if r["entry_to_add"] is not None:
         lines += [
             "",
             f"NOTICE: the catalogue has no sha256 of {r['name']}, nobody had the file yet: if you trust where it came "
-            f"from, replace its entry by",
+            f"from{' although it misses its value' if r['within'] is False else ''}, replace its entry by",
             json.dumps(r["entry_to_add"], indent=2),
         ]
     return ["", *lines] if lines else []
+
+
+def _why_not(r: Mapping[str, Any]) -> str:
+    known = r["images_published"]
+    if known is not None and r["images"] != known:
+        return f"{r['images']:,} images, the published value is of {known:,}"
+    return "not all images, or prepared in another way"
 
 
 def completed(entry: Entry, path: str) -> dict[str, Any] | None:

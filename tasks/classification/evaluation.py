@@ -67,7 +67,7 @@ def evaluate(asked: Request) -> dict[str, Any]:
     Raises:
         InputError: a request, file or data set that does not fit.
     """
-    check_counts(**{"batch size": asked.batch_size, "image size": asked.image_size or 1})
+    check_counts(**{"batch size": asked.batch_size, "image size": 1 if asked.image_size is None else asked.image_size})
     if asked.limit < 0 or asked.workers < 0:
         raise InputError(f"limit={asked.limit} and workers={asked.workers} were given, 0 or more was expected")
     if asked.split not in ("test", "val"):

@@ -41,6 +41,7 @@ except ImportError as error:
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.recipes import below_repository
 
 patches.apply_patches()
 
@@ -85,12 +86,13 @@ def scope() -> Iterator[None]:
 
 
 def load_config(path: str | Path) -> Config:
-    """An mmdet config file, with its bases.
+    """An mmdet config file, with its bases; a recipe's `configs/...` is found from any folder.
 
     Raises:
         InputError: a missing file, or one that mmengine cannot read.
     """
-    if not Path(path).is_file():
+    path = below_repository(path)
+    if not path.is_file():
         raise InputError(f"config {path} does not exist: give the path of an mmdet config file")
     try:
         # without it mmengine would import whatever a config file names

@@ -287,4 +287,6 @@ def test_the_command_itself() -> None:
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "error: official file none.pth does not exist: check the path"
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: checkpoint none.pth does not exist: give the path of a file, or a name of --list"
+    )

@@ -23,11 +23,18 @@ from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.catalogue import read_catalogue
 from esbnn_core.errors import InputError
 from esbnn_core.foreign import to_official
+from tasks import evaluate, evaluation_sizes
 from tasks.evaluate import evaluate_name, main
 from tests.core.test_catalogue import GIVEN, LINKED, write
 
 ROOT = Path(__file__).parents[2]
 QUIET = ["--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 300 images of these tests are the whole set."""
+    monkeypatch.setitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"), 300)
 
 
 def run(*words: Any, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -133,8 +140,44 @@ def test_outside_the_tolerance_is_exit_code_1(
     # a part of the images, or other images, are not held against it
     for more in (["--limit", "30"], ["--mean", "0.5"]):
         code, out, _ = run(*words, *more, capsys=capsys)
-        assert code == 0 and "not compared: not all images" in out
+        assert code == 0 and "not compared: " in out
+        assert ("30 images, the published value is of 300" in out) is (more[0] == "--limit")
     assert evaluate_name("es_tiny", data=data_root, catalogue=manifest, workers=0, limit=30)["images"] == 30
+    assert run(*words, "--limit", "1000", capsys=capsys)[0] == 1  # all there are
+
+
+def test_a_part_of_a_set_is_not_the_set(
+    home: Path,
+    right: float,
+    data_root: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"), 10_000)
+    manifest = write(home / "manifest.json", own(home, value=right + 5))
+    words = ["--catalogue", manifest, "--data", data_root, "--json", tmp_path / "r.json"]
+    code, out, _ = run("es_tiny", *words, capsys=capsys)
+    assert code == 0 and "not compared: 300 images, the published value is of 10,000" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["whole"], result["within"], result["images_published"]) == (False, None, 10_000)
+    new = [home / "es_tiny.safetensors", *words, "--dataset", "fashion_mnist", "--print-entry", "es_new"]
+    assert "300 images of fashion_mnist lie in --data, all 10,000 were expected" in failed(*new, capsys=capsys)
+    # a set that nobody has counted is taken as it is
+    monkeypatch.delitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"))
+    assert run("es_tiny", *words, capsys=capsys)[0] == 1
+
+
+def test_the_sizes_are_those_of_the_sets_at_hand() -> None:
+    """The sets that lie here whole, counted on disk."""
+    with lzma.open(ROOT / "tests" / "data" / "fashion_mnist" / "t10k-labels-idx1-ubyte.xz") as file:
+        labels = file.read()
+    assert evaluation_sizes.published_images("fashion_mnist_mini", "test") == len(labels) - 8
+    assert evaluation_sizes.published_images("Set5", "test") == len(
+        [*(ROOT / "tests" / "data" / "sr" / "Set5" / "HR").iterdir()]
+    )
+    known = {(entry.dataset, entry.split) for entry in read_catalogue() if entry.value is not None}
+    assert known <= set(evaluation_sizes.SIZES), known - set(evaluation_sizes.SIZES)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +213,10 @@ def test_errors_are_one_sentence_and_write_nothing(
     sentence: str,
 ) -> None:
     if words[:1] == ["--data"]:
-        words, sentence = ["--data", str(tmp_path)], f"fashion_mnist cannot be read from {tmp_path} .*data.root"
+        words, sentence = (
+            ["--data", str(tmp_path)],
+            f"fashion_mnist cannot be read from {tmp_path} .*, set --data to",
+        )
     manifest = write(home / "manifest.json", own(home, **changes))
     base = ["--catalogue", manifest, "--json", tmp_path / "out.json"]
     data = [] if "--data" in words else ["--data", data_root]
@@ -185,6 +231,11 @@ def test_names_that_are_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nearest: bnext_tiny" in failed("gone.pth", "--entry", "bnext_tin", capsys=capsys)
     for name in ("recu_vgg_small_cifar10", "recu_resnet34"):  # no network, or no official names, of ours
         assert f"checkpoint {name} cannot be read by this project" in failed(name, capsys=capsys)
+    for target, told in (("gone.pth", "does not exist"), (str(ROOT), "is a folder"), ("a/b", "does not exist")):
+        assert f"checkpoint {target} {told}: give the path of a file" in failed(target, capsys=capsys)
+    assert "address ftp://host/x.pth was given, http://" in failed("ftp://host/x.pth", capsys=capsys)
+    told = failed("es_bnext_tiny", "--model", "es_bnext_tiny", capsys=capsys)
+    assert "--model was given with the catalogue's es_bnext_tiny, which says it itself" in told
     with pytest.raises(InputError, match="backend 'gpu' was given, one of auto, latent, packed"):
         evaluate_name("es_bnext_tiny", data="data", backend="gpu")
     for words in ([], ["es_bnext_tiny", "--list"]):
@@ -316,7 +367,81 @@ def test_the_entry_of_a_new_file_of_ours(
     elsewhere = [tmp_path / "es_tiny.safetensors", *words[1:]]
     assert f"does not lie below {home}" in failed(*elsewhere, capsys=capsys)
     assert "is a folder, a file was expected" in failed(*words, "--json", tmp_path, capsys=capsys)
+    assert "--print-entry es_new is a name that" in failed(*words, capsys=capsys)
+    assert "--config gone.yaml does not exist" in failed(
+        *words[:-1], "gone.yaml", "--print-entry", "another", capsys=capsys
+    )
     assert "name 'Es new', small letters" in failed(*words, "--print-entry", "Es new", capsys=capsys)
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+def test_a_damaged_file_is_not_kept(
+    name: str,
+    home: Path,
+    data_root: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
+    www = tmp_path / "www"
+    www.mkdir()
+    whole = (home / "es_tiny.safetensors").read_bytes()
+    if name.endswith(".pth"):
+        whole = official(tmp_path / "official.pth").read_bytes()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(www))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        words: list[Any] = [f"http://127.0.0.1:{server.server_address[1]}/{name}", "--dataset", "fashion_mnist"]
+        words += ["--data", data_root, "--limit", "8"]
+        words += ["--model", "es_recu_resnet20", "--tau", "4"] if name.endswith(".pth") else []
+        for damaged in (whole[: len(whole) // 2], b"nothing of the kind", whole[:-9] + bytes(9)):
+            (www / name).write_bytes(damaged)
+            if damaged[-9:] == bytes(9) and name.endswith(".pth"):
+                continue  # the end of a zip file holds its names alone
+            assert "; it was taken out of the cache" in failed(*words, capsys=capsys)
+            assert [*(tmp_path / "cache" / "checkpoints").iterdir()] == []
+        (www / name).write_bytes(whole)
+        assert run(*words, capsys=capsys)[0] == 0
+        server.shutdown()
+    # what lies elsewhere stays
+    (tmp_path / name).write_bytes(whole[:100])
+    told = failed(tmp_path / name, *words[1:], capsys=capsys)
+    assert "taken out" not in told and (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--list", "--limit", "3"], "--limit was given with --list, which takes --catalogue alone"),
+        (["es_bnext_tiny", "--tolerance", "5"], "--tolerance was given without --print-entry"),
+        (["es_bnext_tiny", "--made-by", "me"], "--made-by was given without --print-entry"),
+        (["es_bnext_tiny", "--json", f"{__file__}/r.json"], "takes no file: name another"),
+    ],
+)
+def test_nothing_is_passed_over(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and (out, err.count("\n")) == ("", 1)
+
+
+def test_options_of_a_file_that_knows_its_network(
+    home: Path, data_root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [home / "es_tiny.safetensors", "--data", data_root, "--dataset", "fashion_mnist"]
+    assert "--config x.yaml was given with a classifier" in failed(*words, "--config", "x.yaml", capsys=capsys)
+    assert "image size" in failed(*words, "--image-size", "0", capsys=capsys)
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--back", "packed"])
+    assert stop.value.code == 2
+
+
+def test_an_interruption_is_no_result(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_evaluate", stopped)
+    assert run("es_bnext_tiny", capsys=capsys) == (130, "", "interrupted\n")
 
 
 def test_the_list_needs_no_task() -> None:

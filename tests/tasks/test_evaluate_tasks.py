@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from esbnn_core import save_checkpoint
 from esbnn_core.catalogue import read_catalogue
 from esbnn_core.official_keys import KEY_MAPS
 from esbnn_core.packed import is_packed
+from tasks import evaluation_sizes
 from tasks.detection.evaluation import METRICS
 from tasks.detection.module import DetectionModule
 from tasks.super_resolution.metrics import psnr_y
@@ -21,6 +23,12 @@ from tests.core.test_catalogue import GIVEN, write
 from tests.tasks.detection.conftest import EMBEDDED, TINY, make_detector
 from tests.tasks.super_resolution.tiny import OPTIONS, make_module, make_sets, make_unet, write_sets
 from tests.tasks.test_evaluate_names import failed, run
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four images of these tests are the whole set."""
+    monkeypatch.setitem(evaluation_sizes.SIZES, ("VOC2007", "test"), 4)
 
 
 def test_the_catalogue_names_families_that_the_tasks_declare() -> None:
@@ -148,3 +156,36 @@ def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys
     assert "--groups was given with a network of super_resolution" in failed(*words, "--groups", "2", capsys=capsys)
     assert "does not exist" in failed(path, "--config", "gone/super_resolution/x.yaml", *words[3:], capsys=capsys)
     assert "does not lie under the name of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)
+
+
+def test_an_interruption_of_lightning_is_no_result(
+    detector: tuple[list[Any], nn.Module], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning itself leaves with 1, which would say that the file misses its value."""
+
+    def stopped(self: DetectionModule, batch: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DetectionModule, "detect", stopped)
+    before = signal.getsignal(signal.SIGINT)  # Lightning switches it off
+    try:
+        code, _, err = run(*detector[0], capsys=capsys)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130 and err.endswith("interrupted\n")
+    assert not Path(detector[0][-1]).exists()
+
+
+def test_a_recipe_is_found_from_any_folder(
+    detector: tuple[list[Any], nn.Module],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both the recipe and the mmdet config that it names: what is wrong is the file."""
+    monkeypatch.chdir(tmp_path)
+    words = ["det.safetensors", "--config", "configs/detection/bidet_ssd300.yaml", *detector[0][3:]]
+    assert "does not fit the network" in failed(*words, capsys=capsys)
+    assert "config configs/detection/gone.yaml does not exist" in failed(
+        *words[:2], "configs/detection/gone.yaml", *words[3:], capsys=capsys
+    )
