@@ -6,11 +6,12 @@
     python -m tasks.reproduce ablation --mode proxy --seeds 0 1 2         small networks of equal operations
 
 Everything that was found in one --out folder is gathered in its report.html. An error is one sentence on stderr and
-exit code 2; data or a file that is missing is no error but a line that says so.
+exit code 2, Ctrl-C is 130; data or a file that is missing is no error but a line that says so.
 """
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells have it
     return 0
 
 
@@ -54,7 +58,9 @@ def _read(folder: Path, names: Iterable[str]) -> list[Table]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks.reproduce", description="The papers' tables")
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.reproduce", description="The papers' tables", allow_abbrev=False
+    )
     parser.add_argument("table", choices=(*NAMES, "all"), help="which table")
     parser.add_argument("--mode", choices=MODES, default="ops", help="what to do beside counting (ops: nothing)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("results/tables"), help="folder of the report")
@@ -85,18 +91,37 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, tables: list[Table]) -> None:
     chosen = _chosen(tables, args.rows)
+    rows = _trained(args, chosen) if args.mode == "train" else []
+    systems = _systems(args, tables) if args.mode == "proxy" else []
+    if not args.dry_run:
+        _check_out(args.out)
     if args.mode == "train":
-        _train(args, chosen)
+        # the commands run in the repository, where their configs and runs lie
+        data = args.data if Path.cwd() == ROOT else str(Path(args.data).absolute())
+        train(rows, data, trainer=args.trainer, seeds=args.seeds, dry_run=bool(args.dry_run))
         if args.dry_run:
             return
-    if args.mode == "proxy":
-        _proxy(args, tables)
+    failed = _proxy(args, systems)
     measured = kept(tables, args.out, args.data)
     if args.mode == "eval":
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         found = evaluate_tables(chosen, args.out, args.data, device=device, backend=args.backend or "auto")
         measured |= {key: _or_earlier(value, measured.get(key)) for key, value in found.items()}
     _write(args, tables, measured)
+    if failed is not None:
+        raise failed
+
+
+def _check_out(out: Path) -> None:
+    """Make the folder of the report and try it out, before hours of work are to be written there. Raises InputError."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file, a folder was expected: name another")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix="."):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to ({error.strerror}): name another folder") from error
 
 
 def _chosen(tables: list[Table], names: list[str] | None) -> list[Table]:
@@ -116,7 +141,8 @@ def _or_earlier(value: Measured, earlier: Measured | None) -> Measured:
     return replace(earlier, source=f"{earlier.source}; measured earlier, not now: {'; '.join(value.missing)}")
 
 
-def _train(args: argparse.Namespace, tables: list[Table]) -> None:
+def _trained(args: argparse.Namespace, tables: list[Table]) -> list[Row]:
+    """The rows that --mode train is to train."""
     rows = [row for table in tables if not table.counts_alone for row in table.rows]
     if args.rows is None:
         rows = [row for row in rows if row.recipe]
@@ -124,19 +150,36 @@ def _train(args: argparse.Namespace, tables: list[Table]) -> None:
         raise InputError(f"table {args.table} has no row with a recipe: there is nothing to train")
     if args.trainer is not None and not (ROOT / args.trainer).is_file():
         raise InputError(f"--trainer {args.trainer} does not exist: give a config of configs/trainer")
-    # the commands run in the repository, where their configs and runs lie
-    data = args.data if Path.cwd() == ROOT else str(Path(args.data).absolute())
-    train(rows, data, trainer=args.trainer, seeds=args.seeds, dry_run=bool(args.dry_run))
+    return rows
 
 
-def _proxy(args: argparse.Namespace, tables: list[Table]) -> None:
-    from tasks.reproduction.proxy import run_proxy
-
+def _systems(args: argparse.Namespace, tables: list[Table]) -> list[str]:
+    """The systems that --mode proxy is to train."""
     systems = list(dict.fromkeys(system for table in tables for system in table.proxy))
     if not systems:
         raise InputError(f"table {args.table} has no proxy comparison: choose another, e.g. figure1")
-    for system in systems:
-        run_proxy(system, args.out / "proxy", data=args.data, seeds=args.seeds, jobs=args.jobs or 1)
+    return systems
+
+
+def _proxy(args: argparse.Namespace, systems: list[str]) -> InputError | OSError | None:
+    """Train what has its data, and say what lacks it; a failure is given back: what went before it is to be shown."""
+    if not systems:
+        return None
+    from tasks.reproduction.proxy import gather_proxy, lacking, run_proxy
+
+    out: Path = args.out / "proxy"
+    try:
+        lacks = {system: lacking(system, out, data=args.data, seeds=args.seeds) for system in systems}
+        for system, told in lacks.items():
+            gather_proxy(system, out)
+            if told:
+                print(f"{system} is not trained: {told}", flush=True)
+        for system in systems:
+            if not lacks[system]:
+                run_proxy(system, out, data=args.data, seeds=args.seeds, jobs=args.jobs or 1)
+    except (InputError, OSError) as error:
+        return error
+    return None
 
 
 def _read_proxies(folder: Path) -> list[ProxyRow]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info
 from tasks.reproduction.identity import apart, config_digests
 from tasks.reproduction.ops import row_cost
+from tasks.reproduction.proxy_data import missing_proxy_data
 from tasks.reproduction.rows import ProxyRow
 from tasks.reproduction.table import ROOT, SYSTEMS, Row
 
@@ -129,7 +131,7 @@ def command(proxy: Proxy, variant: Variant, seed: int, run: Path, data: str) -> 
 def run_proxy(
     system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None, jobs: int = 1, only: Sequence[str] = ()
 ) -> list[ProxyRow]:
-    """Train what is missing of a system and write OUT/SYSTEM.json.
+    """Train what is missing of a system and write OUT/SYSTEM.json, also before a failure is raised.
 
     Returns: a row for each variant that has a run, with every seed trained so far, by this call or by others.
 
@@ -138,8 +140,8 @@ def run_proxy(
         jobs: runs at a time; they share the cores. only: names of variants, default all.
 
     Raises:
-        InputError: see read_proxy_config; an unknown variant; a run that failed, whose own message is in its log: no
-            other is started then.
+        InputError: see read_proxy_config; an unknown variant; a run that failed, with what its log says last: no other
+            is started then.
     """
     proxy = read_proxy_config(system)
     names = [variant.name for variant in proxy.variants]
@@ -159,13 +161,45 @@ def run_proxy(
                 failed.set()
                 raise
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        for _ in pool.map(lambda run: train(*run), runs):
-            pass
+    try:
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            for _ in pool.map(lambda run: train(*run), runs):
+                pass
+    except (InputError, OSError):
+        with suppress(InputError, OSError):  # what is to be told is why the run failed
+            gather_proxy(system, out)
+        raise
+    return gather_proxy(system, out)
+
+
+def gather_proxy(system: str, out: Path) -> list[ProxyRow]:
+    """The rows of the runs that have ended, written to OUT/SYSTEM.json if there are any; nothing is trained.
+
+    Raises:
+        InputError: see read_proxy_config; a run.json that is damaged or of another run.
+    """
+    proxy = read_proxy_config(system)
     rows = [row for variant in proxy.variants if (row := _row(proxy, variant, out)) is not None]
-    text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-    write_atomically(out / f"{system}.json", text.encode())
+    if rows:
+        text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+        write_atomically(out / f"{system}.json", text.encode())
     return rows
+
+
+def lacking(system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None) -> str:
+    """What data the runs of a system lack that have not ended, and how to get it; "" for nothing.
+
+    Raises:
+        InputError: see gather_proxy.
+    """
+    proxy = read_proxy_config(system)
+    for variant in proxy.variants:
+        for seed in proxy.seeds if seeds is None else seeds:
+            if "value" not in _kept(proxy, variant, seed, _folder(proxy, variant, seed, out)):
+                recipe = (*variant.configs, *proxy.configs)
+                if told := missing_proxy_data(proxy.task, proxy.dataset, proxy.root, recipe, data):
+                    return told
+    return ""
 
 
 def read_proxy(out: Path) -> list[ProxyRow]:
@@ -239,9 +273,11 @@ def _train(proxy: Proxy, variant: Variant, seed: int, out: Path, data: str, jobs
     start = time.perf_counter()
     # run by run its own log: several at a time would mix their progress
     with (run / "log.txt").open("ab" if more else "wb") as log:
+        begin = log.tell()
         done = subprocess.run([sys.executable, *words, *more], env=environment, stdout=log, stderr=log)
     if done.returncode:
-        raise InputError(f"{text} ended with exit code {done.returncode}: its own message is in {run / 'log.txt'}")
+        told = _said(run / "log.txt", begin)
+        raise InputError(f"{text} ended with exit code {done.returncode}, its log {run / 'log.txt'} says: {told}")
     try:
         result["value"] = last_value(run / "metrics.csv", _COLUMNS[proxy.metric])
     except InputError:
@@ -250,6 +286,13 @@ def _train(proxy: Proxy, variant: Variant, seed: int, out: Path, data: str, jobs
     result["seconds"] = round(time.perf_counter() - start, 1)
     print(f"{variant.name} seed {seed}: {proxy.metric} {result['value']:.3f}, {result['seconds']} s", flush=True)
     write_atomically(run / "run.json", (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _said(log: Path, begin: int) -> str:
+    """The last error that a log tells behind its first `begin` bytes, which are of earlier attempts; else its end."""
+    lines = [line.strip() for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["nothing"])[-1]
 
 
 def last_value(metrics: Path, column: str) -> float:

@@ -243,9 +243,11 @@ def _check_machine(stage: Stage, trainer: str) -> None:
     here = torch.cuda.device_count()
     nodes = options.get("num_nodes", 1)
     if options.get("accelerator") == "gpu" and here < stage.devices // nodes:
+        asked = stage.devices // nodes
+        smaller = ("configs/trainer/gpu1.yaml or " if here else "") + "configs/trainer/cpu.yaml"
         raise InputError(
-            f"the recipe of {stage.run} is written for {stage.devices // nodes} GPUs a machine and torch sees {here}: "
-            f"give --trainer configs/trainer/gpu1.yaml or cpu.yaml, which keeps the global batch"
+            f"the recipe of {stage.run} is written for {asked} GPU{'' if asked == 1 else 's'} a machine and torch sees "
+            f"{here}: give --trainer {smaller}, which keeps the global batch"
         )
 
 

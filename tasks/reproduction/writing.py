@@ -73,8 +73,9 @@ def cell_grid(outcome: Outcome) -> Grid | None:
                 told.append(entry)
     if not body:
         return None
+    # "; ": names have commas of their own
     below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)] + told
-    return Grid(head, body, below + [f"{MISSING} ({', '.join(names)}): {why}" for why, names in lacking.items()])
+    return Grid(head, body, below + [f"{MISSING} ({'; '.join(names)}): {why}" for why, names in lacking.items()])
 
 
 def cost_grid(outcome: Outcome) -> Grid:

@@ -77,10 +77,10 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     found = evaluate_tables(tables, tmp_path, data, evaluate=evaluate, catalogue=catalogue(), device="cpu")
     # each checkpoint once on each dataset that is there, with its own folder
     assert [(name, options.get("dataset")) for name, options in asked] == [
-        *(("recu_resnet20_cifar10", None), ("recu_resnet18_cifar10", None)),
+        ("recu_resnet20_cifar10", None),
         *((f"bi_diffsr_x{scale}", dataset) for scale in (2, 4) for dataset in ("B100", None)),
     ]
-    assert asked[0][1] == {"data": data, "device": "cpu"} and asked[2][1]["data"] == f"{data}/sr"
+    assert asked[0][1] == {"data": data, "device": "cpu"} and asked[1][1]["data"] == f"{data}/sr"
     cell = found["recu_resnet20", "CIFAR-10", "top1"]
     assert cell.value == 86.0 and "sha256 abababababab, 10,000 images" in cell.source
     assert "OUTSIDE the entry's tolerance of 0.1 around 87.5" in cell.source and "a warning" in cell.source
@@ -96,7 +96,6 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     assert again == {
         ("bi_diffsr_x2", "Manga109", "PSNR_dB"): found["bi_diffsr_x2", "Manga109", "PSNR_dB"],
         ("recu_resnet20", "CIFAR-10", "top1"): cell,
-        ("recu_resnet18", "CIFAR-10", "top1"): found["recu_resnet18", "CIFAR-10", "top1"],
     }
     path = tmp_path / "evaluated" / "recu_resnet20_cifar10-cifar10.json"
     good = json.loads(path.read_text())
@@ -165,7 +164,7 @@ def test_an_evaluation_that_cannot_be_is_a_sentence(
 def test_a_file_that_a_person_downloaded_is_looked_at(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real catalogue, whose files lie behind pages, with one of them in the cache and the other not."""
+    """The real catalogue, whose files lie behind pages, with one of them in the cache and the others not."""
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
     (tmp_path / "cache" / "checkpoints" / "recu_resnet20_cifar10.pth").write_bytes(b"x")
@@ -175,9 +174,45 @@ def test_a_file_that_a_person_downloaded_is_looked_at(
         asked.append(name)
         return result(name, "cifar10", {"top1": 87.4}, expected=87.5, within=True)
 
-    found = evaluate_tables([table("cifar10")], tmp_path, data, evaluate=evaluate)
+    found = evaluate_tables([table("cifar10"), table("sr")], tmp_path, data, evaluate=evaluate)
     assert asked == ["recu_resnet20_cifar10"] and found["recu_resnet20", "CIFAR-10", "top1"].value == 87.4
-    assert "lies behind a page" in found["recu_resnet18", "CIFAR-10", "top1"].missing[0]
+    assert "lies behind a page" in found["bi_diffsr_x2", "Manga109", "SSIM"].missing[0]
+
+
+def test_a_file_that_this_project_cannot_read_is_asked_of_nobody(
+    tmp_path: Path, catalogue: Any, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the cache or not, by hand or fetched: no command that could not work, but the recipe's where there is one."""
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "cache" / "checkpoints" / "recu_resnet18_cifar10.pth").write_bytes(b"x")
+    (tmp_path / "data" / "imagenet" / "val").mkdir(parents=True)
+    tables = [table("cifar10"), table("imagenet")]
+    for access in ("page", "direct"):
+        asked: list[str] = []
+
+        def evaluate(name: str, asked: list[str] = asked, **options: Any) -> dict[str, Any]:
+            asked.append(name)
+            raise InputError("no file")
+
+        found = evaluate_tables(tables, tmp_path, data, evaluate=evaluate, catalogue=catalogue(access))
+        for row, dataset, name in (
+            ("recu_resnet18", "CIFAR-10", "recu_resnet18_cifar10"),
+            ("recu_resnet18", "ImageNet-1k", "recu_resnet18"),
+            ("recu_resnet34", "ImageNet-1k", "recu_resnet34"),
+        ):
+            (told,) = found[row, dataset, "top1"].missing
+            assert told.startswith(f"file {name} is released but cannot be read by this project: The README links")
+            assert "tasks.evaluate" not in told and told.endswith("the file cannot be read yet") and name not in asked
+    commands = {
+        (one.name, line.name): line.command
+        for one in tables
+        for line in lines.make_lines(one, {}, data)
+        if line.dataset
+    }
+    assert commands["cifar10", "recu_resnet18"] == commands["imagenet", "recu_resnet34"] == ""
+    assert commands["imagenet", "recu_resnet18"].startswith("python -m tasks.reproduce imagenet --mode train --rows")
+    assert commands["cifar10", "recu_resnet20"].startswith("python -m tasks.evaluate recu_resnet20_cifar10")
 
 
 def test_one_folder_gathers_what_several_runs_found(
@@ -195,6 +230,7 @@ def test_one_folder_gathers_what_several_runs_found(
         return []
 
     room.run_proxy, room.read_proxy = run_proxy, lambda out: PROXIES  # type: ignore[attr-defined]
+    room.lacking, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tasks.reproduction.proxy", room)
     monkeypatch.setattr(reproduce, "_predictions", lambda row: tmp_path / row.name)
     (tmp_path / "bidet_faster_rcnn_r18").mkdir()
