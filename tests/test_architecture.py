@@ -20,6 +20,7 @@ CORE: dict[str, tuple[str, str]] = {
     "__init__": ("*", ""),
     "errors": ("", ""),
     "version": ("", ""),
+    "recipes": ("", ""),
     "kernels": ("errors", "cuda"),  # cuda-bindings, which torch brings: esbnn_core/kernels/cuda/library.py
     "channels": ("errors", ""),
     "quantizers": ("channels errors", ""),

@@ -65,7 +65,6 @@ def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ({"tolerance": -1}, "has tolerance -1, 0 or more"),
         ({"tolerance": float("nan")}, "has tolerance nan, 0 or more"),
         ({"tolerance": 10**400}, "has tolerance inf, 0 or more"),
-        ({"keys": "zzz"}, "has keys 'zzz', one of "),
         ({"options": []}, r"has options [], dict was expected"),
         ({"name": "Es tiny"}, "has name 'Es tiny', small letters"),
         ({"task": "segmentation"}, "has task 'segmentation', one of classification, detection"),
@@ -97,13 +96,6 @@ def test_a_wrong_entry_is_one_sentence_with_entry_and_key(
         message.startswith(f"catalogue {path}, entry 2 ({change.get('name', 'es_tiny')}) has ") and sentence in message
     )
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("family", ["bnext", "recu", "bidet_vgg16"])
-def test_a_classifier_names_a_family_that_is_declared(tmp_path: Path, family: str) -> None:
-    assert read_catalogue(write(tmp_path / "m.json", {**GIVEN, "keys": family})).find("es_tiny").keys == family
-    # another task's family is declared by its own code, which is not needed to read the catalogue
-    read_catalogue(write(tmp_path / "m.json", {**GIVEN, "keys": "of_a_detector", "task": "detection"}))
 
 
 @pytest.mark.parametrize("key", list(GIVEN))

@@ -23,7 +23,7 @@ from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.catalogue import read_catalogue
 from esbnn_core.errors import InputError
 from esbnn_core.foreign import to_official
-from tasks import evaluate, evaluation_sizes
+from tasks import evaluation_sizes
 from tasks.evaluate import evaluate_name, main
 from tests.core.test_catalogue import GIVEN, LINKED, write
 
@@ -144,40 +144,6 @@ def test_outside_the_tolerance_is_exit_code_1(
         assert ("30 images, the published value is of 300" in out) is (more[0] == "--limit")
     assert evaluate_name("es_tiny", data=data_root, catalogue=manifest, workers=0, limit=30)["images"] == 30
     assert run(*words, "--limit", "1000", capsys=capsys)[0] == 1  # all there are
-
-
-def test_a_part_of_a_set_is_not_the_set(
-    home: Path,
-    right: float,
-    data_root: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"), 10_000)
-    manifest = write(home / "manifest.json", own(home, value=right + 5))
-    words = ["--catalogue", manifest, "--data", data_root, "--json", tmp_path / "r.json"]
-    code, out, _ = run("es_tiny", *words, capsys=capsys)
-    assert code == 0 and "not compared: 300 images, the published value is of 10,000" in out
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert (result["whole"], result["within"], result["images_published"]) == (False, None, 10_000)
-    new = [home / "es_tiny.safetensors", *words, "--dataset", "fashion_mnist", "--print-entry", "es_new"]
-    assert "300 images of fashion_mnist lie in --data, all 10,000 were expected" in failed(*new, capsys=capsys)
-    # a set that nobody has counted is taken as it is
-    monkeypatch.delitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"))
-    assert run("es_tiny", *words, capsys=capsys)[0] == 1
-
-
-def test_the_sizes_are_those_of_the_sets_at_hand() -> None:
-    """The sets that lie here whole, counted on disk."""
-    with lzma.open(ROOT / "tests" / "data" / "fashion_mnist" / "t10k-labels-idx1-ubyte.xz") as file:
-        labels = file.read()
-    assert evaluation_sizes.published_images("fashion_mnist_mini", "test") == len(labels) - 8
-    assert evaluation_sizes.published_images("Set5", "test") == len(
-        [*(ROOT / "tests" / "data" / "sr" / "Set5" / "HR").iterdir()]
-    )
-    known = {(entry.dataset, entry.split) for entry in read_catalogue() if entry.value is not None}
-    assert known <= set(evaluation_sizes.SIZES), known - set(evaluation_sizes.SIZES)
 
 
 @pytest.mark.parametrize(
@@ -408,40 +374,6 @@ def test_a_damaged_file_is_not_kept(
     (tmp_path / name).write_bytes(whole[:100])
     told = failed(tmp_path / name, *words[1:], capsys=capsys)
     assert "taken out" not in told and (tmp_path / name).exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--list", "--limit", "3"], "--limit was given with --list, which takes --catalogue alone"),
-        (["es_bnext_tiny", "--tolerance", "5"], "--tolerance was given without --print-entry"),
-        (["es_bnext_tiny", "--made-by", "me"], "--made-by was given without --print-entry"),
-        (["es_bnext_tiny", "--json", f"{__file__}/r.json"], "takes no file: name another"),
-    ],
-)
-def test_nothing_is_passed_over(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    out, err = capsys.readouterr()
-    assert sentence in err and (out, err.count("\n")) == ("", 1)
-
-
-def test_options_of_a_file_that_knows_its_network(
-    home: Path, data_root: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [home / "es_tiny.safetensors", "--data", data_root, "--dataset", "fashion_mnist"]
-    assert "--config x.yaml was given with a classifier" in failed(*words, "--config", "x.yaml", capsys=capsys)
-    assert "image size" in failed(*words, "--image-size", "0", capsys=capsys)
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, words), "--back", "packed"])
-    assert stop.value.code == 2
-
-
-def test_an_interruption_is_no_result(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluate, "_evaluate", stopped)
-    assert run("es_bnext_tiny", capsys=capsys) == (130, "", "interrupted\n")
 
 
 def test_the_list_needs_no_task() -> None:
