@@ -4,22 +4,20 @@ The runs are those of the ResNet-8 of 16, 32 and 64 channels and its ES at tau =
 learning rate, the length and `copy_spread`.
 """
 
-import io
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-import yaml
 
+from tasks.reproduction.ops import setting
+from tasks.reproduction.pictures import COLOURS, OTHERS, png
 from tasks.reproduction.rows import ProxyRow, half_width
 
-ROOT = Path(__file__).parents[1]
-OPTION = "--model.optimizer.init_args.lr"
+OPTION = "model.optimizer.init_args.lr"
 BASE, ES = "reactnet_resnet8", "es_reactnet_resnet8"
 RATE, LENGTH = 0.005, 8
 """Of the proxy's own recipe; one of the two stays there while the other changes."""
@@ -31,14 +29,12 @@ Key = tuple[str, float, float, float]
 def learning_rate(row: ProxyRow) -> float:
     """That of the command, else that of the last config of the command that has one."""
     words = shlex.split(row.command)
-    if OPTION in words:
-        return float(words[words.index(OPTION) + 1])
-    configs = [words[place + 1] for place, word in enumerate(words) if word == "--config"]
-    for config in reversed(configs):
-        arguments = yaml.safe_load((ROOT / config).read_text()).get("model", {}).get("optimizer", {})
-        if "lr" in arguments.get("init_args", {}):
-            return float(arguments["init_args"]["lr"])
-    raise ValueError(f"no learning rate in {row.command}")
+    if f"--{OPTION}" in words:
+        return float(words[words.index(f"--{OPTION}") + 1])
+    found = setting(tuple(words[place + 1] for place, word in enumerate(words) if word == "--config"), OPTION)
+    if found is None:
+        raise ValueError(f"no learning rate in {row.command}")
+    return float(found)
 
 
 def by_setting(rows: Sequence[ProxyRow]) -> dict[Key, dict[int, float]]:
@@ -62,7 +58,7 @@ def reasons(rows: Sequence[ProxyRow]) -> bytes:
     """A PNG of top-1 over the learning rate, and of ES against base over the length with and without `copy_spread`."""
     found = by_setting(rows)
     figure, (rates, lengths) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-    for network, name, colour in ((BASE, "base", "#8c8c8c"), (ES, "ES", "#c44e52")):
+    for network, name, colour in ((BASE, "base", COLOURS["base"]), (ES, "ES", COLOURS["es"])):
         for epochs, style in ((LENGTH, "-"), (4, "--")):
             points = {
                 key[2]: interval([*seeds.values()])
@@ -71,11 +67,11 @@ def reasons(rows: Sequence[ProxyRow]) -> bytes:
             }
             shift = 1.03 if network == ES else 1.0  # intervals side by side, not on one another
             _line(rates, points, shift, label=f"{name}, {epochs} epochs", color=colour, linestyle=style)
-    for spread, colour in ((0.0, "#c44e52"), (0.5, "#55a868")):
+    for spread, colour in ((0.0, COLOURS["es"]), (0.5, OTHERS[0])):
         paired = [key for key in found if key[:3] == (ES, spread, RATE) and (BASE, 0, *key[2:]) in found]
         gains = {key[3]: interval(gain(found, key)) for key in paired}
         _line(lengths, gains, 1 + 0.06 * spread, label=f"copy_spread {spread:g}", color=colour, linestyle="-")
-    lengths.axhline(0, color="#8c8c8c", linewidth=1, label="base")
+    lengths.axhline(0, color=COLOURS["base"], linewidth=1, label="base")
     for panel, title, axis in (
         (rates, "top-1", "learning rate"),
         (lengths, f"top-1 of ES less base, learning rate {RATE}", "epochs"),
@@ -88,10 +84,7 @@ def reasons(rows: Sequence[ProxyRow]) -> bytes:
         panel.legend(fontsize=8)
     rates.set_xticks(*_ticks({key[2] for key in found if key[3] in (4, LENGTH)}))
     lengths.set_xticks(*_ticks({key[3] for key in found if key[:3] == (ES, 0, RATE)}))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def gain(found: Mapping[Key, Mapping[int, float]], key: Key) -> list[float]:

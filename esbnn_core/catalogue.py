@@ -73,6 +73,11 @@ class Entry:
         """Whether it is a file of this project, not of the originals."""
         return self.container == "safetensors"
 
+    @property
+    def readable(self) -> bool:
+        """Whether this project can read its file: it has no names for the weights of some official ones."""
+        return self.ours or bool(self.keys)
+
     def json(self) -> str:
         """The entry as it stands in the manifest."""
         return json.dumps(asdict(self), indent=2)

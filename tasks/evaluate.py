@@ -209,7 +209,7 @@ def _file(args: argparse.Namespace) -> tuple[str, Entry | None]:
         return (str(fetch(target, checkpoint_cache())) if address else target), None
     catalogue = read_catalogue(args.catalogue)
     entry = catalogue.find(args.entry or target)
-    if entry.container == "pytorch" and not entry.keys:
+    if not entry.readable:
         raise InputError(f"checkpoint {entry.name} cannot be read by this project: {entry.note}")
     check_options(args, entry.task, entry)  # before anything is fetched
     if args.entry is None:

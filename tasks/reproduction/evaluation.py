@@ -12,7 +12,7 @@ from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
 from esbnn_core.fetch import checkpoint_cache, downloaded
 from tasks.evaluate import evaluate_name
-from tasks.reproduction.lines import Measured, readable
+from tasks.reproduction.lines import Measured
 from tasks.reproduction.places import METRIC_NAMES, PLACES, data_folder, missing_data
 from tasks.reproduction.table import Row, Table
 
@@ -97,7 +97,7 @@ def _result(
         other = entry.dataset != place.name
         if other and entry.task != "super_resolution":
             raise InputError(f"checkpoint {entry.name} is of {entry.dataset or 'no data'}, not of {place.name}")
-        if not readable(entry):
+        if not entry.readable:
             note = entry.note.rstrip(".")
             raise InputError(f"file {entry.name} is released but cannot be read by this project: {note}")
         if entry.access == "page" and not downloaded(entry, checkpoint_cache()):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from esbnn_core.catalogue import Catalogue, Entry, read_catalogue
+from esbnn_core.catalogue import Catalogue, read_catalogue
 from esbnn_core.errors import InputError
 from tasks.reproduction.ops import row_cost
 from tasks.reproduction.places import PLACES, evaluate_command
@@ -150,13 +150,8 @@ def _counted(row: Row) -> tuple[dict[str, Any], str]:
     return {**{key: getattr(cost, key) for key in keys}, "size": list(cost.size)}, ""
 
 
-def readable(entry: Entry) -> bool:
-    """Whether tasks.evaluate takes its file: this project has no names for the weights of some official ones."""
-    return entry.ours or bool(entry.keys)
-
-
 def _command(row: Row, dataset: str, table: str, data: str, catalogue: Catalogue) -> str:
-    if row.checkpoint and readable(entry := catalogue.find(row.checkpoint)):
+    if row.checkpoint and (entry := catalogue.find(row.checkpoint)).readable:
         return evaluate_command(row.checkpoint, dataset, data, entry.dataset == PLACES[dataset].name)
     words = ["python", "-m", "tasks.reproduce", table, "--mode", "train", "--rows", row.name, "--data", data]
     return shlex.join(words) if row.recipe else ""

@@ -46,7 +46,7 @@ def figure1(outcome: Outcome) -> Picture:
         f"Grey: base, red: ES. Plain bars are published, hatched ones measured here ({measured} of {len(lines)}). The "
         f"axes do not start at 0."
     )
-    return Picture("figure1.png", outcome.title, caption, _png(figure))
+    return Picture("figure1.png", outcome.title, caption, png(figure))
 
 
 def _pair(panel: Any, base: Line, es: Line) -> None:
@@ -104,7 +104,7 @@ def proxies(rows: Sequence[ProxyRow]) -> Picture:
         "Proxies: small networks, short runs, equal operations. Diamond: mean over the seeds with its 95 % interval "
         "(none for one seed); dots: the seeds. No value compares with a published one."
     )
-    return Picture("proxies.png", "Proxy comparisons", caption, _png(figure))
+    return Picture("proxies.png", "Proxy comparisons", caption, png(figure))
 
 
 def ablation(rows: Sequence[ProxyRow]) -> Picture:
@@ -148,7 +148,7 @@ def ablation(rows: Sequence[ProxyRow]) -> Picture:
     ops = sorted({round(row.ops) for points in curves.values() for _, row in points})
     equal = f"{ops[0] / 1e6:.3f} M OPs in every point" if len(ops) == 1 else f"{ops[0]:,} to {ops[-1]:,} OPs"
     caption = f"Proxy: {equal}. Bars are 95 % intervals over the seeds (none for one seed)."
-    return Picture("ablation.png", "Ablation: tau and groups", caption, _png(figure))
+    return Picture("ablation.png", "Ablation: tau and groups", caption, png(figure))
 
 
 def drawn(folders: Iterable[tuple[str, Path]]) -> list[Picture]:
@@ -224,7 +224,8 @@ def _panels(number: int, width: float, height: float, most: int = 5) -> tuple[An
     return figure, panels[:number]
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A figure of matplotlib as a file, which is closed with it."""
     from matplotlib import pyplot as plt
 
     buffer = io.BytesIO()

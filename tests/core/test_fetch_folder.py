@@ -2,7 +2,6 @@
 
 import fcntl
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -10,15 +9,9 @@ from typing import IO
 import pytest
 
 from esbnn_core.fetch import checkpoint_cache, downloaded, drop, fetch
-from tests.core.test_fetch import DATA, SHA256, Server, entry, names, refused
+from tests.core.test_fetch import DATA, SHA256, Server, entry, names, refused, server
 
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+__all__ = ["server"]  # fixture
 
 
 @pytest.mark.parametrize("folder", ["/dev/null", "/proc/esbnn"])
