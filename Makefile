@@ -34,10 +34,10 @@ sanitize: $(STAMP)
 
 # about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/performance.md anew
 bench: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.layers --compile
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.networks --compile
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_NUM_THREADS=1 $(PY) -m benchmarks.training
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.sizes
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.layers --compile
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.networks --compile
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.training
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.sizes
 	$(PY) -m benchmarks.report
 
 # what waits for a GPU (docs/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the
@@ -47,7 +47,7 @@ gpu-check: $(STAMP)
 	$(PY) -m pytest tests/core/test_cuda.py tests/core/test_cuda_compile.py
 	if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
 	  $(PY) -m pytest --timeout 0 'tests/core/test_cuda.py::test_every_bit_is_the_cpus[0]' || exit 1; done; fi
-	$(PY) -m benchmarks.gpu
+	$(PY) -m benchmarks.speed.gpu
 
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import RESULTS
+from esbnn_core.files import ROOT
 
-DOCUMENT = RESULTS.parents[1] / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

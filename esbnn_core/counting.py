@@ -1,4 +1,4 @@
-"""BOPs, FLOPs, OPs, parameters and bytes of a network (spec 0.6).
+"""BOPs, FLOPs, OPs, parameters and bytes of a network (papers.md#operations).
 
 One multiply-accumulate is one operation, binary or real. Convolutions and linear layers count; BatchNorm, activations,
 signs, biases, pooling and residual additions do not. OPs = BOPs / 64 + FLOPs.
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryMatmul
-from esbnn_core.layers.base import BinaryLayer
-from esbnn_core.packed import PackedLayer
-from esbnn_core.packed_kinds import drop_training_parts_, packed_like
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import BinaryLayer, binary_layers
+from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.match import drop_training_parts_, packed_like
 
 
 @dataclass(frozen=True)

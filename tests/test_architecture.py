@@ -9,45 +9,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW_UNIT = "layers channels quantizers errors"
-BELOW_SURGERY = f"packed packed_chain packed_kinds timestep_unit unit {BELOW_UNIT}"
 TASKS = ("classification", "detection", "super_resolution")
-# the rooms of a task that tasks/reproduction may enter
+# the modules of a task that tasks/reproduce may use
 ENTRIES = ("evaluation", "cost", "module", "data", "datasets")
+FRONT = ("lit", "cli", "__init__")
+"""The top floor: nothing in the core may import these."""
 
-# room of esbnn_core -> (rooms it may import beside itself, "*" for all but lit and the console; packages beside torch)
+# room of esbnn_core -> (rooms it imports beside itself, packages beside torch); from the ground floor up
 CORE: dict[str, tuple[str, str]] = {
-    "__init__": ("*", ""),
-    "errors": ("", ""),
-    "version": ("", ""),
-    "recipes": ("", ""),
-    "kernels": ("errors", "cuda"),  # cuda-bindings, which torch brings: esbnn_core/kernels/cuda/library.py
-    "channels": ("errors", ""),
-    "quantizers": ("channels errors", ""),
-    "layers": ("channels quantizers errors", ""),
-    "unit": (BELOW_UNIT, ""),
-    "token_unit": (f"unit {BELOW_UNIT}", ""),
-    "timestep_unit": (BELOW_UNIT, ""),
-    "latent": (f"unit {BELOW_UNIT}", ""),
-    "models": (f"unit token_unit {BELOW_UNIT}", ""),
-    "packed": (f"kernels unit token_unit {BELOW_UNIT}", ""),
-    "packed_timestep": ("packed timestep_unit", ""),
-    "packed_kinds": (f"packed packed_timestep unit token_unit timestep_unit {BELOW_UNIT}", ""),
-    "packed_chain": ("packed", ""),
-    "bit_training": (f"kernels unit token_unit {BELOW_UNIT}", ""),
-    "surgery": (BELOW_SURGERY, ""),
-    "width_flow": (f"unit {BELOW_UNIT}", ""),
-    "expansion": (f"width_flow models {BELOW_SURGERY}", ""),
-    "counting": (f"models.registry {BELOW_SURGERY}", ""),
-    "checkpoint": (f"models.registry version {BELOW_SURGERY}", "safetensors"),
-    "catalogue": ("errors", ""),
-    "fetch": ("catalogue checkpoint kernels version errors", ""),
-    "official_keys": (f"models {BELOW_UNIT}", ""),
-    "foreign": (f"official_keys checkpoint {BELOW_SURGERY}", ""),
-    "distill": ("layers errors", ""),
-    "release": (f"checkpoint counting models surgery expansion {BELOW_SURGERY}", ""),
-    "console": ("*", ""),
-    "lit": ("*", "lightning numpy torchmetrics"),
+    **dict.fromkeys(("errors", "files", "version"), ("", "")),
+    "kernels": ("errors files", "cuda"),  # cuda-bindings, which torch brings: esbnn_core/kernels/cuda/library.py
+    "layers": ("errors", ""),
+    "units": ("layers errors", ""),
+    "models": ("units layers errors", ""),
+    "packed": ("kernels units layers errors", ""),
+    "training": ("kernels units layers errors", ""),
+    "counting": ("packed layers errors", ""),
+    "transforms": ("models packed units layers errors", ""),
+    "checkpoint": ("transforms models packed layers errors files version", "safetensors"),
+    "lit": ("checkpoint transforms models packed training layers errors files", "lightning numpy"),
+    "cli": ("checkpoint counting models kernels errors version", ""),
+    "__init__": ("checkpoint counting transforms models training errors version", ""),
+}
+# inside a task and inside tasks/reproduce: rooms from the ground floor up, each knows those before it alone
+STACKS = {
+    "tasks.detection": ("mmdet", "models"),
+    "tasks.reproduce": ("tables", "modes", "report", "command"),
 }
 TOP_LEVEL = {
     *("esbnn_core", "tasks", "configs", "checkpoints", "tests", "setup.cfg", "environment.yml"),
@@ -117,15 +104,12 @@ def core_fault(path: Path, name: str) -> str:
     if top != "esbnn_core":
         allowed = ["torch", *packages.split()]
         return "" if top in allowed else f"{room} may import only {', '.join(allowed)} from outside"
-    known = name.removeprefix("esbnn_core").lstrip(".")
+    known = name.removeprefix("esbnn_core").lstrip(".").split(".")[0]
     if not known:
         return f"{room} must name the room it wants, not the front door esbnn_core"
-    if within(known, room):
+    if known in (room, *rooms.split()):
         return ""
-    if rooms == "*":
-        open_to_all = not within(known, "lit") and not within(known, "console")
-        return "" if open_to_all else f"{room} may not import {known.split('.')[0]}"
-    return "" if any(within(known, r) for r in rooms.split()) else f"{room} may import only: {rooms or 'no other room'}"
+    return f"{room} may import only: {rooms or 'no other room'}"
 
 
 def task_fault(path: Path, name: str) -> str:
@@ -133,13 +117,28 @@ def task_fault(path: Path, name: str) -> str:
     if within(name, "tests") or within(name, "benchmarks"):
         return "tasks may import neither tests nor benchmarks"
     own = path.parts[1]
-    if not within(name, "tasks") or own.endswith(".py") or within(name, f"tasks.{own}"):
+    if not within(name, "tasks"):
         return ""
-    if own == "reproduction":
+    if within(name, f"tasks.{own}"):
+        return stack_fault(path, name)
+    if own == "evaluate":
+        return "" if name.split(".")[1] in TASKS else "tasks.evaluate may import the three tasks and its own files only"
+    if own == "reproduce":
         task, _, room = name.removeprefix("tasks.").partition(".")
-        entry = name == "tasks.evaluate" or (task in TASKS and room.split(".")[0] in ENTRIES)
-        return "" if entry else f"tasks.reproduction may import of a task only {', '.join(ENTRIES)}, and tasks.evaluate"
+        entry = within(name, "tasks.evaluate") or (task in TASKS and room.split(".")[0] in ENTRIES)
+        return "" if entry else f"tasks.reproduce may import of a task only {', '.join(ENTRIES)}, and tasks.evaluate"
     return f"tasks.{own} may import esbnn_core and its own files only, never another task"
+
+
+def stack_fault(path: Path, name: str) -> str:
+    """What is wrong with a file of tasks/X importing `name` of the same tasks/X."""
+    stack = STACKS.get(f"tasks.{path.parts[1]}", ())
+    here, there = path.parts[2].removesuffix(".py"), name.split(".")[2] if name.count(".") > 1 else ""
+    if here not in stack or there == here:
+        return ""
+    if there in stack and stack.index(there) < stack.index(here):
+        return ""
+    return f"{here} may import only {', '.join(stack[: stack.index(here)]) or 'its own files'} of its task"
 
 
 def faults(path: Path, source: str) -> list[str]:
@@ -165,39 +164,44 @@ def test_imports_keep_to_the_table(folder: str) -> None:
 @pytest.mark.parametrize(
     ("file", "line", "allowed"),
     [
-        ("esbnn_core/kernels/naive.py", "import torch.nn.functional", True),
-        ("esbnn_core/kernels/naive.py", "from esbnn_core.kernels.checks import words_of", True),
-        ("esbnn_core/kernels/naive.py", "from . import checks", True),
-        ("esbnn_core/kernels/naive.py", "from esbnn_core.channels import tile", False),
-        ("esbnn_core/kernels/naive.py", "from ..channels import tile", False),
-        ("esbnn_core/channels.py", "import numpy", False),
-        ("esbnn_core/unit.py", "from esbnn_core import kernels", False),
-        ("esbnn_core/packed.py", "from esbnn_core import kernels", True),
-        ("esbnn_core/unit.py", "def f():\n    from esbnn_core.models import create_model", False),
-        ("esbnn_core/models/resnet.py", "from esbnn_core.surgery import pack_", False),
+        ("esbnn_core/kernels/reference.py", "import torch.nn.functional", True),
+        ("esbnn_core/kernels/reference.py", "from esbnn_core.kernels.checks import words_of", True),
+        ("esbnn_core/kernels/reference.py", "from . import checks", True),
+        ("esbnn_core/kernels/reference.py", "from esbnn_core.layers.widths import tile", False),
+        ("esbnn_core/kernels/reference.py", "from ..layers.widths import tile", False),
+        ("esbnn_core/layers/widths.py", "import numpy", False),
+        ("esbnn_core/units/conv.py", "from esbnn_core import kernels", False),
+        ("esbnn_core/packed/layers.py", "from esbnn_core import kernels", True),
+        ("esbnn_core/units/conv.py", "def f():\n    from esbnn_core.models import create_model", False),
+        ("esbnn_core/models/resnet.py", "from esbnn_core.transforms import pack_", False),
         ("esbnn_core/models/resnet.py", "from .registry import register_model", True),
-        ("esbnn_core/counting.py", "from esbnn_core.models.registry import model_spec", True),
-        ("esbnn_core/counting.py", "from esbnn_core.models.resnet import BinaryResNet", False),
-        ("esbnn_core/checkpoint.py", "from safetensors.torch import save", True),
-        ("esbnn_core/release.py", "import safetensors", False),
-        ("esbnn_core/console.py", "from esbnn_core import create_model", False),
-        ("esbnn_core/console.py", "from esbnn_core.lit.cli import run", False),
+        ("esbnn_core/counting.py", "from esbnn_core.transforms.pack import pack_", False),
+        ("esbnn_core/checkpoint/format.py", "from safetensors.torch import save", True),
+        ("esbnn_core/models/registry.py", "import safetensors", False),
+        ("esbnn_core/cli.py", "from esbnn_core import create_model", False),
+        ("esbnn_core/cli.py", "from esbnn_core.lit.cli import run", False),
         ("esbnn_core/lit/cli.py", "from lightning.pytorch.cli import LightningCLI", True),
         ("esbnn_core/lit/cli.py", "import torchvision", False),
         ("esbnn_core/lit/cli.py", "import importlib\nimportlib.import_module('tasks.classification')", False),
-        ("esbnn_core/quantizers.py", "import tasks.classification.data", False),
+        ("esbnn_core/layers/quantizers.py", "import tasks.classification.data", False),
         ("esbnn_core/attic.py", "import torch", False),
         ("tasks/detection/module.py", "from tasks.detection.data import boxes", True),
+        ("tasks/detection/models/roi.py", "from tasks.detection.mmdet import api", True),
+        ("tasks/detection/mmdet/api.py", "from tasks.detection.models import roi", False),
+        ("tasks/detection/models/roi.py", "from tasks.detection.module import DetectionModule", False),
         ("tasks/detection/module.py", "from tasks.classification.data import ClassificationDataModule", False),
         ("tasks/detection/module.py", "from ..classification import data", False),
-        ("tasks/detection/module.py", "from tests.core.golden import fill", False),
-        ("tasks/evaluate.py", "from tasks.classification.module import ClassificationModule", True),
-        ("tasks/reproduce.py", "from tasks.reproduction import page", True),
-        ("tasks/reproduction/ops.py", "from tasks.detection.cost import detector_cost", True),
-        ("tasks/reproduction/ops.py", "from tasks.detection.anchors import Anchors", False),
-        ("tasks/reproduction/evaluation.py", "from tasks.evaluate import evaluate_name", True),
-        ("tasks/reproduction/evaluation.py", "import tasks.detection", False),
-        ("tasks/detection/module.py", "from tasks.reproduction.table import Row", False),
+        ("tasks/detection/module.py", "from tests.helpers.golden import fill", False),
+        ("tasks/evaluate/command.py", "from tasks.classification.module import ClassificationModule", True),
+        ("tasks/evaluate/command.py", "from tasks.reproduce.tables.table import Row", False),
+        ("tasks/reproduce/command.py", "from tasks.reproduce.report import page", True),
+        ("tasks/reproduce/tables/table.py", "from tasks.reproduce.modes.lines import Line", False),
+        ("tasks/reproduce/modes/ops.py", "from tasks.reproduce.report import page", False),
+        ("tasks/reproduce/modes/ops.py", "from tasks.detection.cost import detector_cost", True),
+        ("tasks/reproduce/modes/ops.py", "from tasks.detection.models.anchors import Anchors", False),
+        ("tasks/reproduce/modes/evaluation.py", "from tasks.evaluate import evaluate_name", True),
+        ("tasks/reproduce/modes/evaluation.py", "import tasks.detection", False),
+        ("tasks/detection/module.py", "from tasks.reproduce.tables.table import Row", False),
     ],
 )
 def test_the_table_can_be_broken(file: str, line: str, allowed: bool) -> None:
@@ -206,14 +210,33 @@ def test_the_table_can_be_broken(file: str, line: str, allowed: bool) -> None:
     assert all(fault.startswith(f"{file} imports ") for fault in found)
 
 
-def test_the_table_has_no_circles() -> None:
-    seen: set[str] = set()
-    waiting = {room: {r.split(".")[0] for r in rooms.split()} for room, (rooms, _) in CORE.items() if rooms != "*"}
+def test_the_table_has_seven_floors_and_no_circles() -> None:
+    floors: list[set[str]] = []
+    waiting = {room: set(rooms.split()) for room, (rooms, _) in CORE.items()}
     while waiting:
-        free = {room for room, needs in waiting.items() if needs <= seen}
-        assert free, f"rooms that wait for each other: {sorted(waiting)}"
-        seen |= free
-        waiting = {room: needs for room, needs in waiting.items() if room not in free}
+        below = set().union(*floors)
+        floors.append({room for room, needs in waiting.items() if needs <= below})
+        assert floors[-1], f"rooms that wait for each other: {sorted(waiting)}"
+        waiting = {room: needs for room, needs in waiting.items() if room not in floors[-1]}
+    assert len(floors) == 7 and floors[-1] == set(FRONT)
+
+
+def test_every_right_that_is_granted_is_used() -> None:
+    used: dict[str, set[str]] = {room: set() for room in CORE}
+    for path in python_files("esbnn_core"):
+        room = path.parts[1].removesuffix(".py")
+        for name in imports(path, (ROOT / path).read_text()):
+            top, *rest = name.split(".")
+            used[room].add(rest[0] if top == "esbnn_core" else top)
+    unused = {room: set(f"{rooms} {packages}".split()) - used[room] for room, (rooms, packages) in CORE.items()}
+    assert {room: rights for room, rights in unused.items() if rights} == {}
+
+
+def test_every_room_begins_with_its_sentence() -> None:
+    for path in python_files("esbnn_core", "tasks", "benchmarks"):
+        if path.name == "__init__.py":
+            first = (ast.get_docstring(ast.parse((ROOT / path).read_text())) or "").split("\n\n")[0]
+            assert len(first) > 20 and first.endswith("."), f"{path} does not say what its room is for"
 
 
 def test_the_top_level_holds_what_it_may() -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import evidence, evidence_curves, report
-from benchmarks.copies import copy_agreement
+from benchmarks import report
+from benchmarks.evidence import curves as evidence_curves
+from benchmarks.evidence import tables as evidence
+from benchmarks.evidence.copies import copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
-from esbnn_core.unit import BinaryUnit
-from tasks.reproduction.proxy import command, read_proxy, read_proxy_config
+from esbnn_core.units.conv import BinaryUnit
+from tasks.reproduce.modes.proxy import command, read_proxy, read_proxy_config
 from tests.tasks.tables import proxy as proxy_row
 
 

@@ -56,7 +56,7 @@ def test_commands_that_are_marked_end_with_code_0(page: str, tmp_path: Path) -> 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for line in COMMANDS[page]:
         words = shlex.split(line)
-        start = {"python": [], "esbnn": ["-m", "esbnn_core.console"]}[words[0]]
+        start = {"python": [], "esbnn": ["-m", "esbnn_core.cli"]}[words[0]]
         done = subprocess.run(
             [sys.executable, *start, *words[1:]],
             cwd=tmp_path,

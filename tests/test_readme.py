@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from esbnn_core import list_models
-from esbnn_core.console import main
+from esbnn_core.cli import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -104,7 +104,7 @@ def test_a_bad_line_is_found(name: str, line: str) -> None:
         "# 2.6.2 and 2.6.3 of lightning carried a stealer",
         "import lightning as L",
         "lightning = 2.5.1",
-        "lightning = esbnn_core.console:main",
+        "lightning = esbnn_core.cli:main",
         "torchmetrics>=1.9",
     ],
 )

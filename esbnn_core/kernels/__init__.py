@@ -30,7 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from esbnn_core.kernels import cpu, cuda, naive
+from esbnn_core.kernels import cpu, cuda
+from esbnn_core.kernels import reference as naive
 from esbnn_core.kernels.checks import check_conv, check_linear, check_pack, words_of
 from esbnn_core.kernels.linear import long_row
 

@@ -1,12 +1,12 @@
-"""Sign, RSign and RPReLU (ReActNet; spec 0.3, 3.1)."""
+"""Sign, RSign and RPReLU (ReActNet; papers.md#estimators, #reactnet-activations)."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.channels import thermometer_shift
 from esbnn_core.errors import InputError
-from esbnn_core.quantizers import STE, sign_ste
+from esbnn_core.layers.quantizers import STE, sign_ste
+from esbnn_core.layers.widths import thermometer_shift
 
 
 def per_channel(parameter: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -20,7 +20,7 @@ class Sign(nn.Module):
     """sign(x) with a straight-through estimator; with "tent" the gradient is that of ReCU.
 
     For "tent" in training the input is first divided by the deviation of its sample (over all but the batch), which
-    leaves the sign alone and rescales the gradient (spec 5.3).
+    leaves the sign alone and rescales the gradient (papers.md#recu).
     """
 
     shift: Tensor | None
@@ -45,12 +45,12 @@ class Sign(nn.Module):
 
 
 class RSign(Sign):
-    """sign(x + b) with a learnable b per channel (ReActNet, spec 3.1).
+    """sign(x + b) with a learnable b per channel (ReActNet, papers.md#reactnet-activations).
 
     Args:
         channels: C. ste, clip: of the sign. channel_dim: 1 for (N, C, H, W), -1 for (B, N, C).
         copies: how many tiled copies the input holds. copy_spread: 0 is the paper's zero start; s > 0 starts the
-            copies as a thermometer code (esbnn_core.channels.thermometer_shift; Differs from the paper).
+            copies as a thermometer code (esbnn_core.layers.widths.thermometer_shift; Differs from the paper).
     """
 
     def __init__(
@@ -107,7 +107,10 @@ def spread_sign(
 
 
 class RPReLU(nn.Module):
-    """PReLU(x + b_in) + b_out, everything per channel (ReActNet, spec 3.1); slope starts at 0.25, shifts at 0."""
+    """PReLU(x + b_in) + b_out, everything per channel (ReActNet, papers.md#reactnet-activations).
+
+    Slope starts at 0.25, shifts at 0.
+    """
 
     def __init__(self, channels: int, channel_dim: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Parts of binary attention: 1-bit probabilities, products of binary tensors, LayerScale (BinaryViT; spec 6.3)."""
+"""Parts of binary attention: 1-bit probabilities, products of binary tensors, LayerScale (BinaryViT.
+
+Papers.md#binaryvit-attention).
+"""
 
 from typing import Any
 
@@ -26,7 +29,7 @@ class _Probabilities(torch.autograd.Function):
 
 
 def binarize_probabilities(p: Tensor, threshold: Tensor) -> Tensor:
-    """clip(round(p / c), 0, 1) * c: probabilities become 0 or c, halves round to even (spec 6.3).
+    """clip(round(p / c), 0, 1) * c: probabilities become 0 or c, halves round to even (papers.md#binaryvit-attention).
 
     Args:
         p: attention probabilities, any shape. threshold: the learned scalar c (0-d), above 0.
@@ -54,7 +57,10 @@ class BinarySoftmax(nn.Module):
         return p if self.training else p / self.threshold
 
     def project_(self) -> None:
-        """Keep c above 0, where p/c has a value; the optimizer hook of esbnn_core.latent calls it after every step."""
+        """Keep c above 0, where p/c has a value.
+
+        The optimizer hook of esbnn_core.training.latent_clip calls it after every step.
+        """
         self.threshold.clamp_(min=self.LOWEST)
 
 
@@ -73,7 +79,7 @@ class BinaryMatmul(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """alpha * x + move, per channel of the last dimension (BinaryViT's own form; spec 6.3).
+    """alpha * x + move, per channel of the last dimension (BinaryViT's own form; papers.md#binaryvit-attention).
 
     Args:
         channels: C. alpha: its start value; move starts at 0.

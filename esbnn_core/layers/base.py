@@ -10,7 +10,7 @@ from torch.nn import init
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign
-from esbnn_core.quantizers import STE, WeightQuantizer, make_weight_quantizer
+from esbnn_core.layers.quantizers import STE, WeightQuantizer, make_weight_quantizer
 
 LatentInit = Literal["uniform", "normal", "kaiming", "xavier", "fan_in"]
 
@@ -23,7 +23,8 @@ class BinaryLayer(nn.Module):
 
     Args:
         weight_shape: of the latent weight. bias: real bias (O,) added after the scale.
-        weight_quantizer: name or instance (esbnn_core.quantizers). activation: STE of the input's sign, a Sign or
+        weight_quantizer: name or instance (esbnn_core.layers.quantizers). activation: STE of the input's sign, a Sign
+        or
             RSign module, or None where the input is +-1 already. clip: half width of the "clip" STE.
         learned_scale: a learnable scale (O,) of the output, start U[0, 1) (ReCU).
         latent_init: start of the latent weight: "uniform" U(-1e-3, 1e-3), "normal" N(0, 1e-3), "kaiming" and
@@ -33,7 +34,7 @@ class BinaryLayer(nn.Module):
     """
 
     training_path: TrainingPath | None = None
-    """Another way to the sums in training (esbnn_core.bit_training sets it)."""
+    """Another way to the sums in training (esbnn_core.training.on_bits sets it)."""
 
     def __init__(
         self,
@@ -113,3 +114,20 @@ class BinaryLayer(nn.Module):
         if scale is not None:
             total = total * scale.view(channel_shape)
         return total if self.bias is None else total + self.bias.view(channel_shape)
+
+
+def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:
+    """(name, layer) of every latent binary layer of the model, in the order of named_modules."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
+
+
+@torch.no_grad()
+def exact_zeros(model: nn.Module) -> int:
+    """How many numbers are exactly 0 that a latent weight's sign is taken of: +1 here, 0 by torch.sign."""
+    return sum(int((layer.quantizer.signed(layer.weight) == 0).sum()) for _, layer in binary_layers(model))
+
+
+@torch.no_grad()
+def latent_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the latent weights by layer name, for comparing signs over time."""
+    return {name: layer.weight.detach().clone() for name, layer in binary_layers(model)}

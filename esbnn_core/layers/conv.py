@@ -1,14 +1,14 @@
-"""BinaryConv2d and its expand-shrink version (spec 0.4, 0.5, 1.1, 14)."""
+"""BinaryConv2d and its expand-shrink version (papers.md#weight-quantizers, #borders, #es)."""
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from esbnn_core.channels import es_widths, tile
 from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign, spread_sign
 from esbnn_core.layers.base import BinaryLayer, LatentInit
-from esbnn_core.quantizers import STE, WeightQuantizer
+from esbnn_core.layers.quantizers import STE, WeightQuantizer
+from esbnn_core.layers.widths import es_widths, tile
 
 
 class BinaryConv2d(BinaryLayer):
@@ -18,8 +18,8 @@ class BinaryConv2d(BinaryLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as torch.nn.Conv2d.
-        pad_value: what the border holds after the sign: 0 (most papers) or -1 (BiDet) (spec 0.5).
-        weight_quantizer: "absmean" (default), another name of esbnn_core.quantizers, or an instance.
+        pad_value: what the border holds after the sign: 0 (most papers) or -1 (BiDet) (papers.md#borders).
+        weight_quantizer: "absmean" (default), another name of esbnn_core.layers.quantizers, or an instance.
         activation: STE of the input's sign (default "poly2") or a Sign/RSign module; None promises +-1 input.
         clip, learned_scale, latent_init: see BinaryLayer.
 
@@ -92,7 +92,7 @@ class ESBinaryConv2d(BinaryConv2d):
     Args:
         in_channels, out_channels: nominal widths C and O. tau, groups: expansion factor and groups g.
         copy_spread: > 0 makes the input's sign an RSign whose copies start as a thermometer code
-            (esbnn_core.channels.thermometer_shift; Differs from the paper); 0 leaves it as `activation` says.
+            (esbnn_core.layers.widths.thermometer_shift; Differs from the paper); 0 leaves it as `activation` says.
         name: the layer's name, for errors alone. The others: as BinaryConv2d.
 
     Raises:

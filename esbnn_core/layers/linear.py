@@ -1,14 +1,14 @@
-"""BinaryLinear and its expand-shrink version (spec 0.4, 6.6)."""
+"""BinaryLinear and its expand-shrink version (papers.md#weight-quantizers, #es-transformer)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.channels import es_widths, tile
 from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign, spread_sign
 from esbnn_core.layers.base import BinaryLayer, LatentInit
-from esbnn_core.quantizers import STE, WeightQuantizer
+from esbnn_core.layers.quantizers import STE, WeightQuantizer
+from esbnn_core.layers.widths import es_widths, tile
 
 
 class BinaryLinear(BinaryLayer):

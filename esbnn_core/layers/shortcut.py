@@ -5,7 +5,10 @@ from torch.nn import functional as F
 
 
 class PadShortcut(nn.Module):
-    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides (spec 2.4, 5.3)."""
+    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides.
+
+    Source: papers.md#rep-recu, #recu.
+    """
 
     def __init__(self, copies: int) -> None:
         super().__init__()

@@ -1,9 +1,11 @@
-"""Squeeze-excite of BNext with the expand-shrink treatment of its two real 1x1 convolutions (spec 1.5, 4.2)."""
+"""Squeeze-excite of BNext with the expand-shrink treatment of its two real 1x1 convolutions.
+
+Source: papers.md#es-bnext, #bnext.
+"""
 
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_factors
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_factors
 from esbnn_core.layers.tile import Tile
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from esbnn_core.channels import tile
+from esbnn_core.layers.widths import tile
 
 
 class Tile(nn.Module):
@@ -21,7 +21,7 @@ class Tile(nn.Module):
 
 
 class SliceChannels(nn.Module):
-    """Keep the first `channels` channels: the read-out of ES networks (spec 1.5, 1.9)."""
+    """Keep the first `channels` channels: the read-out of ES networks (papers.md#es-bnext, #es-elsewhere)."""
 
     def __init__(self, channels: int, dim: int = 1) -> None:
         super().__init__()

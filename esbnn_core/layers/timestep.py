@@ -1,4 +1,6 @@
-"""Timestep-aware parts of BI-DiffSR (spec 8.2): one learnable shift, and one RPReLU, for each group of timesteps.
+"""Timestep-aware parts of BI-DiffSR: one learnable shift, and one RPReLU, for each group of timesteps.
+
+Source: papers.md#timestep-units.
 
 What flows through a diffusion network changes with the timestep. The timesteps fall into K equal groups, and each
 sample of a batch takes the numbers of its own group. A group that no sample is in has a gradient of zeros, not none: an
@@ -11,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.channels import check_counts, thermometer_shift
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_counts
+from esbnn_core.layers.widths import thermometer_shift
 
 
 def timestep_group(timestep: Tensor, timestep_groups: int, total_steps: int) -> Tensor:
-    """clamp(int(t * K / total), 0, K - 1) as int64, in the shape of t (spec 8.2).
+    """clamp(int(t * K / total), 0, K - 1) as int64, in the shape of t (papers.md#timestep-units).
 
     Args:
         timestep: t, whole numbers or floating. timestep_groups: K. total_steps: of the training schedule.

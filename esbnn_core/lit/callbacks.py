@@ -11,14 +11,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint import load_state, save_checkpoint
+from esbnn_core.checkpoint.format import load_state, save_checkpoint
+from esbnn_core.checkpoint.network import pack_checkpoint
 from esbnn_core.errors import InputError
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import ReCU, Temperature
 from esbnn_core.lit.data import seed_everything_at
 from esbnn_core.models.registry import model_spec
-from esbnn_core.quantizers import ReCU, Temperature
-from esbnn_core.release import pack_checkpoint
-from esbnn_core.surgery import pack_
-from esbnn_core.unit import binary_layers
+from esbnn_core.transforms.pack import pack_
 
 
 class EpochSeed(Callback):
@@ -47,7 +47,7 @@ class TemperatureSchedule(Callback):
     """Set the temperature of BNext's weights to factor^epoch at every epoch start: sign mode from epoch 153 at 0.9.
 
     It depends on the epoch alone, so a resumed run has it right. Differs from the paper's ES script, whose schedule
-    never reaches its own layers (spec 1.8-Q1).
+    never reaches its own layers (papers.md#es-quirk-1).
     """
 
     def __init__(self, factor: float = 0.9) -> None:
@@ -65,7 +65,7 @@ class TemperatureSchedule(Callback):
 
 
 class ReCUSchedule(Callback):
-    """Set ReCU's tau at every epoch start: A * exp(e / E) + B, from `start` up to `end` (spec 5.3).
+    """Set ReCU's tau at every epoch start: A * exp(e / E) + B, from `start` up to `end` (papers.md#recu).
 
     It depends on the epoch and the length of the run alone, so a resumed run has it right.
     """

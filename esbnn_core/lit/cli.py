@@ -10,8 +10,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
-from esbnn_core.lit.curve import CurveFromHere, keep_curves
-from esbnn_core.lit.memory import keeps_freed_memory
+from esbnn_core.lit.malloc import keeps_freed_memory
+from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 
 
 class TaskCLI(LightningCLI):

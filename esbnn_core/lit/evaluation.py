@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 
 from esbnn_core.errors import InputError
+from esbnn_core.files import below_repository
 from esbnn_core.lit.cli import TaskCLI
-from esbnn_core.packed import is_packed
-from esbnn_core.recipes import below_repository
-from esbnn_core.surgery import pack_
+from esbnn_core.packed.layers import is_packed
+from esbnn_core.transforms.pack import pack_
 
 
 def run_test(

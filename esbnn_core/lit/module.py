@@ -6,10 +6,10 @@ import lightning as L
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from esbnn_core.errors import InputError
-from esbnn_core.latent import attach_latent_clip
-from esbnn_core.lit.decay import DecayRule
 from esbnn_core.lit.schedules import ProgressLR
-from esbnn_core.packed import is_packed
+from esbnn_core.lit.weight_decay import DecayRule
+from esbnn_core.packed.layers import is_packed
+from esbnn_core.training.latent_clip import attach_latent_clip
 
 
 class TaskModule(L.LightningModule):

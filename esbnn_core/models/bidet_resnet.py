@@ -1,4 +1,7 @@
-"""The ResNet-18 trunk of BiDet's Faster R-CNN (SC), plain and expanded (spec 7.2, 7.4, 7.9)."""
+"""The ResNet-18 trunk of BiDet's Faster R-CNN (SC), plain and expanded.
+
+Source: papers.md#bidet-conv, #bidet-faster-rcnn, #es-bidet.
+"""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -6,11 +9,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_counts
+from esbnn_core.models.parts import Expansion, real_shortcut, resnet_stem
 from esbnn_core.models.registry import register_model
 from esbnn_core.models.resnet import R18, Style, binary_stages
-from esbnn_core.models.trunk import Expansion, real_shortcut, resnet_stem
 
 BIDET = Style(
     shift=False,
@@ -19,10 +21,16 @@ BIDET = Style(
     latent_init="kaiming",
     pad_value=-1,
 )
-"""Bare sign (poly2), gradient through the scale, borders of -1 (spec 0.4, 0.5); the start is ours, none is given."""
+"""Bare sign (poly2), gradient through the scale, borders of -1; the start is ours, none is given.
+
+Source: papers.md#weight-quantizers, #borders.
+"""
 
 Variant = Literal["bidet", "bireal", "xnor"]
-"""How a trunk of BiDet binarises: its own way, as Bi-Real Net, or as XNOR-Net (spec 0.4, 0.5, 5.1, 5.2)."""
+"""How a trunk of BiDet binarises: its own way, as Bi-Real Net, or as XNOR-Net.
+
+Source: papers.md#weight-quantizers, #borders, #bireal, #xnor.
+"""
 
 
 def variant_style(variant: Variant, bidet: Style = BIDET) -> Style:

@@ -1,8 +1,8 @@
-"""BinaryViT, a pyramid vision transformer of binary layers, and its three expanded designs (spec 6).
+"""BinaryViT, a pyramid vision transformer of binary layers, and its three expanded designs (papers.md#binaryvit).
 
 Tokens are (B, N, C), norms are BatchNorm per channel over batch and tokens. The paper's own way of expanding a
-transformer is not published; the designs F1, F2 and F3 are cost-neutral answers of ours (spec 6.6), and for each of
-them tau = groups = 1 is the plain network.
+transformer is not published; the designs F1, F2 and F3 are cost-neutral answers of ours (papers.md#es-transformer), and
+for each of them tau = groups = 1 is the plain network.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_counts
 from esbnn_core.layers import Tile
+from esbnn_core.models.parts import Expansion
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion
 from esbnn_core.models.vit_blocks import BinaryAttention, FeedForward, PatchMerge, PoolBranches, to_tokens
-from esbnn_core.token_unit import normalise
+from esbnn_core.units.token import normalise
 
 Design = Literal["F1", "F2", "F3"]
 

@@ -1,4 +1,6 @@
-"""BNext tiny, small, middle and large with their ES and Rep versions (spec 1.5, 4.1-4.4), and a micro one of ours.
+"""BNext tiny, small, middle and large with their ES and Rep versions, and a micro one of ours.
+
+Source: papers.md#es-bnext, #bnext, #bnext-temperature.
 
 A unit is a binary convolution whose output a squeeze-excite gate scales; the gate looks at a learned mix of the unit's
 input and output (info-recoupling). Weights are clamp(W/T) until the temperature T falls below 1e-7, sign(W) from then.
@@ -11,12 +13,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
+from esbnn_core.errors import check_counts
 from esbnn_core.layers import SqueezeExcite
+from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.models.parts import Expansion, halving_pool, real_shortcut, real_stem
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, halving_pool, real_shortcut, real_stem
-from esbnn_core.quantizers import Temperature
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 
 SIZES = {
     "micro": (32, 32, *[64] * 2, *[128] * 2),
@@ -32,7 +34,7 @@ _STEM_STRIDES = {"micro": 1}
 
 
 class BNextUnit(nn.Module):
-    """One binary convolution of BNext: FFN_3x3, ELM attention (3x3) or FFN_1x1 (spec 4.2).
+    """One binary convolution of BNext: FFN_3x3, ELM attention (3x3) or FFN_1x1 (papers.md#bnext).
 
         u = PReLU(BN(tile(conv(sign(x + shift)))));  g = gate(s * pool(x) + (1 - s) * u) * u
         FFN:  BN(g) + pool(x)          ELM:  BN(g * r) + r  with r = pool(PReLU(x))
@@ -43,7 +45,8 @@ class BNextUnit(nn.Module):
         channels: nominal C. kernel: 3 or 1. stride: 1 or 2. elm: attention in place of FFN.
         recoupling: gate, mix and second BN; without it the output is u + pool(x), or BN(u * r) + r for ELM.
         expansion: see Expansion. name: for errors.
-        out_channels: nominal O, default C; another one makes pool AvgPool2 + real 1x1 + BN (BNext-18, spec 4.9).
+        out_channels: nominal O, default C; another one makes pool AvgPool2 + real 1x1 + BN (BNext-18,
+        papers.md#bnext-18).
         mixes_residual: the mix takes r, or pool(x) of an FFN, in place of pool(x) (BNext-18).
         sign_below: temperature from which on the weights are signs.
     """
@@ -90,7 +93,7 @@ class BNextUnit(nn.Module):
         self.norm2: nn.Module = nn.BatchNorm2d(wide) if elm or recoupling else nn.Identity()
         self.act_in: nn.Module | None = nn.PReLU(e.wide * channels) if elm else None
         if not elm:
-            # the original's files have these slopes, its forward does not read them (spec 1.8-Q2)
+            # the original's files have these slopes, its forward does not read them (papers.md#es-quirk-2)
             self.unused_act = nn.Parameter(torch.full((wide,), 0.25), requires_grad=False)
         if recoupling:
             self.scale = nn.Parameter(torch.full((1, wide, 1, 1), 0.5))
@@ -101,7 +104,9 @@ class BNextUnit(nn.Module):
         shortcut = self.pool(x if self.act_in is None else self.act_in(x))
         if self.recoupling:
             scale: Tensor = self.scale
-            if self.training or self.kernel == 1:  # the original clamps its 1x1 units in evaluation too (spec 1.8-Q5)
+            if (
+                self.training or self.kernel == 1
+            ):  # the original clamps its 1x1 units in evaluation too (papers.md#es-quirk-5)
                 scale = scale.clamp(0, 1)
             mixed = shortcut if self.mixes_residual or self.act_in is None else self.pool(x)
             # the gate starts with a global mean, and the mean of a mix is the mix of the means: no full map is mixed
@@ -113,7 +118,10 @@ class BNextUnit(nn.Module):
         return out
 
     def project_(self) -> None:
-        """Put the mix back into [0, 1]; the optimizer hook of esbnn_core.latent calls it after every step."""
+        """Put the mix back into [0, 1].
+
+        The optimizer hook of esbnn_core.training.latent_clip calls it after every step.
+        """
         if self.recoupling:
             self.scale.clamp_(0, 1)
 
@@ -162,7 +170,7 @@ class BNext(nn.Module):
         conv = nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False)
         self.stem = nn.Sequential(real_stem(conv, expansion, tile_first=True))
         wide = expansion.wide * widths[0]
-        # of the original's files, not read by its forward; starts at its own width (spec 1.8-Q2)
+        # of the original's files, not read by its forward; starts at its own width (papers.md#es-quirk-2)
         unused = nn.Parameter(torch.full((wide,), float(wide)), requires_grad=False)
         self.stem.register_parameter("unused_prelu", unused)
         blocks = OrderedDict[str, nn.Module]()

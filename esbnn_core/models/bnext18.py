@@ -1,14 +1,14 @@
-"""BNext-18: the units of BNext in the layout of a ResNet-18, with ES and Rep (spec 4.9)."""
+"""BNext-18: the units of BNext in the layout of a ResNet-18, with ES and Rep (papers.md#bnext-18)."""
 
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
+from esbnn_core.errors import check_counts
 from esbnn_core.models.bnext import BNextUnit
+from esbnn_core.models.parts import Expansion, Stem, resnet_stem
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, Stem, resnet_stem
 
 WIDTHS = (64, 128, 256, 512)
 """Nominal output width of every stage of two blocks."""

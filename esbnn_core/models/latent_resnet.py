@@ -1,4 +1,6 @@
-"""ResNets that put their latent weights to use in training: a real stream beside the binary one (spec 5.5).
+"""ResNets that put their latent weights to use in training: a real stream beside the binary one.
+
+Source: papers.md#latent-weights.
 
 Differs from the paper: how "Fully Utilizing Latent Weights" (arXiv 2110.05850) wires its real features is not public
 beyond the abstract; this is our own variant of the idea.
@@ -12,9 +14,9 @@ from torch.nn import functional as F
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import RPReLU
+from esbnn_core.models.parts import Expansion
 from esbnn_core.models.resnet import R18, R34, REACTNET, BinaryResNet, Layout, family
-from esbnn_core.models.trunk import Expansion
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 
 # The real stream starts as an ordinary ResNet does. Behind a BatchNorm its gradient grows as the weight shrinks, the
 # binary stream's does not: from U(-1e-3, 1e-3) the binary one would hardly be heard.

@@ -1,4 +1,4 @@
-"""ReActNet-A, the MobileNet-style ReActNet, with its ES and Rep versions (spec 2.2, 3.2)."""
+"""ReActNet-A, the MobileNet-style ReActNet, with its ES and Rep versions (papers.md#repbnn, #reactnet-a)."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
+from esbnn_core.errors import check_counts
 from esbnn_core.layers import RPReLU
+from esbnn_core.models.parts import Expansion, halving_pool, real_stem
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, halving_pool, real_stem
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Nominal output width of the stem and of each block; a block strides where the width grows, the first one aside."""

@@ -1,8 +1,10 @@
-"""Binary ResNets of single-convolution units: Bi-Real, ReActNet (spec 3.3, 5.1) and ReCU (spec 5.3), with ES and Rep.
+"""Binary ResNets of single-convolution units: Bi-Real, ReActNet and ReCU (papers.md#recu), with ES and Rep.
+
+Source: papers.md#reactnet-r18, #bireal.
 
 Every binary 3x3 convolution has a shortcut of its own, so a stage is a flat row of BinaryUnits: 4 a stage for 18
-layers, 6 a stage for the CIFAR ResNet-20. `es_*` follow spec 1.9 (tile before the stem's BN, sliced read-out),
-`rep_*` spec 2.2 (tile after the stem's BN, read-out over all channels).
+layers, 6 a stage for the CIFAR ResNet-20. `es_*` follow papers.md#es-elsewhere (tile before the stem's BN, sliced
+read-out), `rep_*` papers.md#repbnn (tile after the stem's BN, read-out over all channels).
 """
 
 from collections import OrderedDict
@@ -14,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts
+from esbnn_core.errors import check_counts
 from esbnn_core.layers import PadShortcut
 from esbnn_core.layers.base import LatentInit
+from esbnn_core.layers.quantizers import STE
+from esbnn_core.models.parts import Expansion, Stem, real_shortcut, resnet_stem
 from esbnn_core.models.registry import register_model
-from esbnn_core.models.trunk import Expansion, Stem, real_shortcut, resnet_stem
-from esbnn_core.quantizers import STE
-from esbnn_core.unit import Act, BinaryUnit
+from esbnn_core.units.conv import Act, BinaryUnit
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Style:
     norm_start: float = 1.0
     """Start of the weight of every BatchNorm2d."""
     rep_tiles_before_norm: bool = False
-    """Where the rep_ stem tiles: after its BN (ReActNet-A's code, spec 2.2) or before it (ReCU, spec 2.4)."""
+    """Where the rep_ stem tiles: after its BN (ReActNet-A's code, papers.md#repbnn) or before it (ReCU,
+    papers.md#rep-recu)."""
 
     def unit(
         self,

@@ -1,16 +1,17 @@
-"""The VGG-16 trunk of BiDet's SSD300 (SC), plain and expanded (spec 7.2, 7.3, 7.9)."""
+"""The VGG-16 trunk of BiDet's SSD300 (SC), plain and expanded (papers.md#bidet-conv, #bidet-ssd, #es-bidet)."""
 
 from collections import OrderedDict
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from esbnn_core.channels import check_counts, es_widths
+from esbnn_core.errors import check_counts
 from esbnn_core.layers import Tile
+from esbnn_core.layers.widths import es_widths
 from esbnn_core.models.bidet_resnet import BIDET, Variant, variant_style
+from esbnn_core.models.parts import Expansion, real_shortcut, real_stem
 from esbnn_core.models.registry import register_model
 from esbnn_core.models.resnet import Style
-from esbnn_core.models.trunk import Expansion, real_shortcut, real_stem
 
 WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
 """Nominal output widths of the stem, entries 0 and 1 of the original, and of its binary blocks, entries 2 to 17."""
@@ -38,12 +39,12 @@ def _blocks(entries: range, e: Expansion, name: str, style: Style, shortcuts: bo
 class BiDetVGG16(nn.Module):
     """(N, in_channels, H, W) float -> (source, final map), (N, tau*g*512, H/8, W/8) and (N, tau*g*1024, H/16, W/16).
 
-    38x38 and 19x19 at 300x300. The sources are not sliced: a detector takes the first 512 and 1024 channels (spec 7.9).
-    Entries have the numbers of the original (`vgg.layers`): `front` 2 to 13, `back` 14 to 17, then a max-pool of stride
-    1, the dilated binary conv6 and the real conv7 of 1x1.
+    38x38 and 19x19 at 300x300. The sources are not sliced: a detector takes the first 512 and 1024 channels
+    (papers.md#es-bidet). Entries have the numbers of the original (`vgg.layers`): `front` 2 to 13, `back` 14 to 17,
+    then a max-pool of stride 1, the dilated binary conv6 and the real conv7 of 1x1.
 
     Args:
-        expansion: plain or ES, conv7 included (its cost stays, spec 1.9). in_channels: of the stem.
+        expansion: plain or ES, conv7 included (its cost stays, papers.md#es-elsewhere). in_channels: of the stem.
         variant: how it binarises. shortcuts: False for BiDet without the extra shortcuts, whose trunk is not published:
             here the strided blocks have none either.
 

@@ -1,4 +1,7 @@
-"""Blocks of BinaryViT on tokens: attention, feed-forward and patch merging, plain and expanded (spec 6.2-6.6)."""
+"""Blocks of BinaryViT on tokens: attention, feed-forward and patch merging, plain and expanded.
+
+Source: papers.md#binaryvit, #es-transformer.
+"""
 
 from collections import OrderedDict
 from typing import ClassVar
@@ -7,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.channels import es_widths, tile
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryMatmul, BinarySoftmax, LayerScale, RPReLU, RSign, Tile
-from esbnn_core.models.trunk import Expansion
-from esbnn_core.token_unit import TokenUnit, normalise
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.layers.widths import es_widths, tile
+from esbnn_core.models.parts import Expansion
+from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.token import TokenUnit, normalise
 
 HEAD = 64
 """Channels of one attention head."""
@@ -30,7 +33,9 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 class BinaryAttention(nn.Module):
-    """Attention whose queries, keys, values and probabilities are binary: (B, N, wide*C) -> the same (spec 6.3).
+    """Attention whose queries, keys, values and probabilities are binary: (B, N, wide*C) -> the same.
+
+    Source: papers.md#binaryvit-attention.
 
     Keys and values come from the map average-pooled by `reduction`, through a binary linear unit of their own.
 
@@ -90,7 +95,9 @@ class BinaryAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two binary linear units with a hidden width of ratio*C: (B, N, wide*C) -> the same (spec 6.4, 6.6).
+    """Two binary linear units with a hidden width of ratio*C: (B, N, wide*C) -> the same.
+
+    Source: papers.md#binaryvit-ffn, #es-transformer.
 
     The skip of the first tiles its input, that of the second averages adjacent channels, as in the original.
 
@@ -131,7 +138,10 @@ class FeedForward(nn.Module):
 
 
 class PoolBranches(nn.Module):
-    """Sum of four scaled average poolings of the map, 3x1, 1x3, 5x1 and 1x5; they start at zero (spec 6.4)."""
+    """Sum of four scaled average poolings of the map, 3x1, 1x3, 5x1 and 1x5; they start at zero.
+
+    Source: papers.md#binaryvit-ffn.
+    """
 
     KERNELS: ClassVar = {"h3": (3, 1), "w3": (1, 3), "h5": (5, 1), "w5": (1, 5)}
 
@@ -150,7 +160,9 @@ class PoolBranches(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halves the map and doubles the width: (B, N, wide*C) -> (B, N/4, wide*2C), with new positions (spec 6.2).
+    """Halves the map and doubles the width: (B, N, wide*C) -> (B, N/4, wide*2C), with new positions.
+
+    Source: papers.md#binaryvit.
 
     Args:
         channels: nominal C. height: of the map that comes in. real: a real 2x2 convolution without shortcut and

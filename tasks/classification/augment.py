@@ -31,14 +31,14 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Options of training and evaluation images; the defaults are random resized crop and mirror (spec 3.5).
+    """Options of training and evaluation images; the defaults are random resized crop and mirror (papers.md#two-steps).
 
     Args:
         crop_scale, crop_ratio: range of the cut area (a share of the image) and of its width by height.
         interpolation: of that cut. flip: probability of a mirror.
         lighting: standard deviation of the colour noise (Lighting), 0 for none; colour images only.
-        rand_augment: timm's policy, e.g. rand-m7-mstd0.5-inc1 (BNext, spec 4.7); none by default.
-        erasing: probability that a rectangle is filled with noise (DeiT, spec 6.5).
+        rand_augment: timm's policy, e.g. rand-m7-mstd0.5-inc1 (BNext, papers.md#bnext-data); none by default.
+        erasing: probability that a rectangle is filled with noise (DeiT, papers.md#binaryvit-training).
         mixup, cutmix: alphas of the two mixtures of a batch, 0 for none; with both a batch gets one of them by the toss
             of a coin. Labels are then probabilities (B, num_classes).
         repeats: how often an epoch shows an image, each time augmented anew; its length stays (repeated augmentation).
@@ -116,7 +116,8 @@ class Lighting:
     """Colour noise along the principal axes of ImageNet's colours (AlexNet): one shift an image.
 
     Differs from the paper: the recipes add it to 8-bit images with an amplitude of hundredths of a grey level, so that
-    rounding leaves at most one level of it (spec 3.5, quirk c); here it is added to values in [0, 1], as AlexNet means.
+    rounding leaves at most one level of it (papers.md#two-steps, quirk c); here it is added to values in [0, 1], as
+    AlexNet means.
 
     Args:
         std: of the three normal draws that scale the axes. Float images (3, H, W) before the normalisation.
@@ -221,7 +222,10 @@ def batch_mixture(a: Augmentation, num_classes: int) -> Callable[[Tensor, Tensor
 
 
 def evaluation_recipe(network: str, dataset: str) -> Augmentation:
-    """How the recipe of a network, by name, evaluates on a dataset: spec 3.5, 4.7, 5.3, 6.5."""
+    """How the recipe of a network, by name, evaluates on a dataset.
+
+    Source: papers.md#two-steps, #bnext-data, #recu, #binaryvit-training.
+    """
     if dataset == "cifar10":
         if "recu" in network:
             return Augmentation(mean=IMAGENET[0], std=IMAGENET[1])  # ImageNet's numbers, as the original has them

@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
-from esbnn_core.lit.resume import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
-from tasks.classification.resident import KeyBatches, Keys, ResidentImages
+from tasks.classification.on_device import KeyBatches, Keys, ResidentImages
 from tasks.classification.synsets import SynsetFolder
 
 
@@ -32,7 +32,7 @@ class ClassificationDataModule(L.LightningDataModule):
         augmentation: options of the recipe, RandAugment to mixup, and of the evaluation crop. prefetch_factor: batches
             that each loader process keeps ready.
         on_device: keep the images of a small dataset on the device that trains, and cut and mirror them there (see
-            tasks.classification.resident): the same kind of images, drawn by other numbers.
+            tasks.classification.on_device): the same kind of images, drawn by other numbers.
 
     Batches are images float32 (B, C, H, W) and labels int64 (B,), of a training with mixup or cutmix probabilities
     (B, num_classes); evaluation labels may hold IGNORE (see esbnn_core.lit.data) where processes do not divide the set.

@@ -13,13 +13,13 @@ from typing import Any
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
+from esbnn_core.files import write_atomically
 from tasks.classification.augment import IMAGENET, Augmentation, eval_transform, train_transform
 from tasks.classification.generated import GeneratedImages
 from tasks.classification.synsets import SynsetFolder
 
-EMBEDDED = Path(__file__).parents[2] / "tests" / "data" / "fashion_mnist"
+EMBEDDED = Path(__file__).parent / "assets" / "fashion_mnist"
 """The repository's own real images (MIT), see the README beside them."""
 
 
@@ -43,8 +43,8 @@ class DatasetInfo:
         """PIL image -> float tensor (C, size, size), normalised; `augment` for training.
 
         28 and 32 pixels: pad, random crop and mirror as the CIFAR recipes have it. ImageNet: random resized crop and
-        mirror to train, shorter side 256/224 of the size and centre crop to evaluate (spec 3.5). Another `size`
-        scales small images; `options` says more, see Augmentation.
+        mirror to train, shorter side 256/224 of the size and centre crop to evaluate (papers.md#two-steps). Another
+        `size` scales small images; `options` says more, see Augmentation.
         """
         make = train_transform if augment else eval_transform
         return make(options or Augmentation(), self.size, size or self.size, self.mean, self.std)

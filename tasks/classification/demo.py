@@ -23,12 +23,11 @@ import torch
 from torch import nn
 
 from esbnn_core import count, load_checkpoint, model_spec
-from esbnn_core.checkpoint import write_atomically
 from esbnn_core.errors import InputError
+from esbnn_core.files import ROOT, write_atomically
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.report import draw, markdown
+from tasks.classification.demo_report import draw, markdown
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = {"base": "configs/classification/demo_base.yaml", "ES tau=2": "configs/classification/demo_es.yaml"}
 
 

@@ -8,17 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from esbnn_core.channels import check_counts
-from esbnn_core.checkpoint import file_sha256, read_checkpoint
+from esbnn_core.checkpoint.format import read_checkpoint
+from esbnn_core.checkpoint.network import load_checkpoint
+from esbnn_core.checkpoint.official import load_official
 from esbnn_core.counting import count
-from esbnn_core.errors import InputError
-from esbnn_core.foreign import load_official
+from esbnn_core.errors import InputError, check_counts
+from esbnn_core.files import file_sha256
+from esbnn_core.layers.base import binary_layers, exact_zeros
+from esbnn_core.layers.quantizers import RealWeights, Temperature
 from esbnn_core.models import create_model, model_spec
-from esbnn_core.packed import is_packed
-from esbnn_core.quantizers import RealWeights, Temperature
-from esbnn_core.release import load_checkpoint
-from esbnn_core.surgery import pack_
-from esbnn_core.unit import binary_layers, exact_zeros
+from esbnn_core.packed.layers import is_packed
+from esbnn_core.transforms.pack import pack_
 from tasks.classification.augment import SMALL, Augmentation, Interpolation, evaluation_recipe
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.datasets import DATASETS, DatasetInfo, dataset_info

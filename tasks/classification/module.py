@@ -11,14 +11,14 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from esbnn_core import create_model, list_models, model_spec, train_on_bits_
+from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import IGNORE
-from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
-from esbnn_core.packed import is_packed
-from esbnn_core.release import load_checkpoint
-from esbnn_core.surgery import real_weights_
+from esbnn_core.lit.weight_decay import DecayRule
+from esbnn_core.packed.layers import is_packed
+from esbnn_core.transforms.real_weights import real_weights_
 from tasks.classification.objectives import Batch, LabelObjective, Objective
 
 Loaded = tuple[Tensor, Tensor]
@@ -31,7 +31,8 @@ class ClassificationModule(TaskModule):
         network: name. num_classes: of the read-out (linked to the data module on the command line).
         network_options: further options of create_model, e.g. {tau: 2, groups: 1, in_channels: 1}.
         weights: a .safetensors file to start from or to evaluate, latent or packed (a packed one cannot be trained).
-        real_weights: binary activations but real weights, step 1 of the two-step recipes (spec 3.5); without a file the
+        real_weights: binary activations but real weights, step 1 of the two-step recipes (papers.md#two-steps); without
+        a file the
             weights start as torch's own convolutions do. Step 2 is the same network without it, `weights` the file
             that step 1 exported.
         train_on_bits: take the sums of the binary units from the packed operators in training too and keep bits for

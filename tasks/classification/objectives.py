@@ -2,7 +2,7 @@
 
 An objective is named by class_path in the YAML. It is no module: teachers that it builds when fit starts never enter
 the student's state. They run inside the trainer's precision context, so under its autocast if there is one (BNext's
-script runs its teachers alone under autocast, spec 1.8-Q9: values differ by rounding, and so does the speed).
+script runs its teachers alone under autocast, papers.md#es-quirk-9: values differ by rounding, and so does the speed).
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.distill import FrozenTeacher, consecutive_span, gap_weighted_loss, soft_cross_entropy
 from esbnn_core.errors import InputError
+from esbnn_core.training.distillation import FrozenTeacher, consecutive_span, gap_weighted_loss, soft_cross_entropy
 from tasks.classification.teachers import NetworkTeacher
 
 
@@ -61,11 +61,11 @@ class LabelObjective(Objective):
 
 
 class TeacherObjective(Objective):
-    """The distributional loss: soft labels of one teacher (spec 3.4).
+    """The distributional loss: soft labels of one teacher (papers.md#distributional-loss).
 
     Args:
         teacher: whose labels. label_share: weight of the cross entropy with the labels beside it; 0 for ReActNet and
-            BinaryViT, 0.1 in BinaryViT's code where images are mixed (spec 6.5).
+            BinaryViT, 0.1 in BinaryViT's code where images are mixed (papers.md#binaryvit-training).
     """
 
     def __init__(self, teacher: NetworkTeacher, label_share: float = 0.0) -> None:
@@ -89,13 +89,13 @@ class TeacherObjective(Objective):
 
 
 class ConsecutiveObjective(Objective):
-    """BNext's consecutive distillation with gap weighting, no label term (spec 4.5).
+    """BNext's consecutive distillation with gap weighting, no label term (papers.md#bnext-teachers).
 
     The run is cut into equal spans, one an assistant; in each the assistant and the main teacher are active.
 
     Args:
         assistants: in their order. main: the strongest teacher. per_instance: False as the original's code runs, True
-            as it intends (esbnn_core.distill.gap_weighted_loss).
+            as it intends (esbnn_core.training.distillation.gap_weighted_loss).
     """
 
     def __init__(self, assistants: list[NetworkTeacher], main: NetworkTeacher, per_instance: bool = False) -> None:
@@ -121,7 +121,7 @@ class ConsecutiveObjective(Objective):
 class LatentObjective(Objective):
     """For latent_resnet*: labels for the binary and the real branch, and the real branch as the binary one's teacher.
 
-    Differs from the paper: its wiring and losses are not published; these are ours (spec 5.5).
+    Differs from the paper: its wiring and losses are not published; these are ours (papers.md#latent-weights).
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

@@ -2,7 +2,7 @@
 
 Teachers see the student's own images: every recipe normalises with ImageNet's mean and deviation, as torchvision's
 weights and DeiT expect, and at the student's size; timm weights that were trained at another size or with another
-normalisation get the student's all the same, as in the originals (spec 4.5, 4.7).
+normalisation get the student's all the same, as in the originals (papers.md#bnext-teachers, #bnext-data).
 """
 
 import os
@@ -15,9 +15,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from esbnn_core.checkpoint.network import load_checkpoint
+from esbnn_core.checkpoint.official import unwrap
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import unwrap
-from esbnn_core.release import load_checkpoint
 
 CONTAINERS = ("model", "state_dict")
 """Keys under which files of teachers keep the tensors (DeiT: model)."""
@@ -36,7 +36,8 @@ class NetworkTeacher(ABC):
 
 
 class TorchvisionTeacher(NetworkTeacher):
-    """A torchvision classification model, e.g. name=resnet34, weights=IMAGENET1K_V1 (ReActNet's teacher, spec 3.4).
+    """A torchvision classification model, e.g. name=resnet34, weights=IMAGENET1K_V1 (ReActNet's teacher,
+    papers.md#distributional-loss).
 
     The weights are read from torchvision's cache, or fetched by it where the network allows.
     """

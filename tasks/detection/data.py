@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seeded
-from esbnn_core.lit.resume import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.detection import pipelines
 from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, image_size, read_split
-from tasks.detection.batches import GroupedSampler
+from tasks.detection.aspect_sampler import GroupedSampler
 
 Batch = dict[str, list[Any]]
 """inputs: images uint8 or float (3, H, W) in BGR; data_samples: a DetDataSample each."""
@@ -31,7 +31,8 @@ class VOCDataModule(L.LightningDataModule):
         classes: names in the order of their labels, default VOC's 20.
         skip_bad: leave out images whose file or annotation has a fault, and say how many and why.
         drop_empty: leave training images without an object out; they train as well, as nothing but background.
-        group_by_aspect: batches of training hold images that are all wide or all tall (tasks.detection.batches): less
+        group_by_aspect: batches of training hold images that are all wide or all tall (tasks.detection.aspect_sampler):
+        less
             padding where images keep their ratio of the sides.
         batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
         train_size, test_size: use the first so many images only (test_size of val too), 0 for all.

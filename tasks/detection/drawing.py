@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from esbnn_core.checkpoint import write_atomically
+from esbnn_core.files import write_atomically
 from tasks.detection.scoring import Found, coco_results
 
 

@@ -9,19 +9,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from esbnn_core import load_checkpoint, train_on_bits_
+from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import load_official
-from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.distributed import from_all_processes
+from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
-from esbnn_core.lit.processes import from_all_processes
-from esbnn_core.packed import is_packed
-from tasks.detection import mm, networks
+from esbnn_core.lit.weight_decay import DecayRule
+from esbnn_core.packed.layers import is_packed
 from tasks.detection.annotations import VOC_CLASSES
-from tasks.detection.bottleneck import Bottleneck
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import Batch
 from tasks.detection.drawing import write_picture, write_results
+from tasks.detection.mmdet import api as mm
+from tasks.detection.models import register as networks
+from tasks.detection.models.bottleneck import Bottleneck
 from tasks.detection.scoring import Found, Scores, everywhere, gather, score
 from tasks.detection.weights import load_backbone_
 
@@ -48,7 +49,8 @@ class DetectionModule(TaskModule):
         predictions: folder that predict writes, default predictions in the run's own. draw_above: lowest score drawn.
 
     Logs train_loss and its parts, and for val_ and test_ map_11point, map_area, coco, coco50, coco75, in percent, over
-    every image once. When the learning rate is first lowered every Bottleneck is switched on (spec 7.3, 7.4).
+    every image once. When the learning rate is first lowered every Bottleneck is switched on (papers.md#bidet-ssd,
+    #bidet-faster-rcnn).
 
     Raises:
         InputError: at construction a config, option or file that does not fit; when fit starts nothing to start from.

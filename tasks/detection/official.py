@@ -1,4 +1,4 @@
-"""Names of the tensors in BiDet's released SSD300 file, for esbnn_core.foreign.load_official and to_official (spec 11).
+"""Names of the tensors in BiDet's released SSD300 file, for load_official and to_official.
 
 Importing this file declares them; esbnn_core itself knows the trunks alone. Names and shapes are facts, none of the
 original's code is here.
@@ -9,9 +9,9 @@ from collections.abc import Collection
 
 from torch import nn
 
-from esbnn_core.official_keys import KEY_MAPS, KeyMap, declare
-from tasks.detection.backbones import ESBiDetVGG16
-from tasks.detection.ssd_head import BiDetSSDHead
+from esbnn_core.checkpoint.official_keys import KEY_MAPS, KeyMap, declare
+from tasks.detection.models.ssd_head import BiDetSSDHead
+from tasks.detection.models.ssd_vgg import ESBiDetVGG16
 
 
 def _is_ssd(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ Normalisation is not among them: mmdet's detectors do it themselves, in their da
 from typing import Any
 
 from esbnn_core.errors import InputError
-from tasks.detection.mm import TRANSFORMS, Compose, load_config, scope
+from tasks.detection.mmdet.api import TRANSFORMS, Compose, load_config, scope
 
 Pipeline = list[dict[str, Any]]
 

@@ -1,6 +1,7 @@
 """Average precision of detections: VOC's in both modes by mmdet's own functions, COCO's by pycocotools.
 
-The published rows are VOC07's: 11 recall points, IoU 0.5, difficult objects ignored (spec 7.3, 7.4).
+The published rows are VOC07's: 11 recall points, IoU 0.5, difficult objects ignored (papers.md#bidet-ssd,
+#bidet-faster-rcnn).
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from esbnn_core.lit.processes import from_all_processes
-from tasks.detection.mm import DetDataSample, eval_map
+from esbnn_core.lit.distributed import from_all_processes
+from tasks.detection.mmdet.api import DetDataSample, eval_map
 
 Array = Any
 """A numpy array."""

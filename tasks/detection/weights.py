@@ -10,12 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from esbnn_core import create_model, load_checkpoint, model_spec
-from esbnn_core.checkpoint import check_state, load_state
+from esbnn_core.checkpoint.format import check_state, load_state
+from esbnn_core.checkpoint.official import CONTAINERS, load_official, unwrap
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import CONTAINERS, load_official, unwrap
 from esbnn_core.models import BiDetResNet, BiDetVGG16, BinaryResNet
-from tasks.detection.backbones import ESBiDetVGG16
-from tasks.detection.resnet_c4 import ESBiDetResNet18, load_trunk_
+from tasks.detection.models.resnet_c4 import ESBiDetResNet18, load_trunk_
+from tasks.detection.models.ssd_vgg import ESBiDetVGG16
 
 READ_OUTS = ("fc.", "head.", "classifier.")
 """What a classifier has behind its trunk, which a detector leaves behind; nothing else may be left."""

@@ -1,4 +1,6 @@
-"""Blocks of BI-DiffSR's UNet (spec 8.3): residual block, attention over pixels, CP-Down, CP-Up, CS-Fusion, time code.
+"""Blocks of BI-DiffSR's UNet: residual block, attention over pixels, CP-Down, CP-Up, CS-Fusion, time code.
+
+Source: papers.md#bi-diffsr-blocks.
 
 All work at the carried width tau*g*C of ES, in `Recipe.blocks` blocks of channels; with tau = g = 1 there is one block
 and they are the paper's.
@@ -10,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.channels import tile
-from tasks.super_resolution.recipe import Moment, Recipe, taken, woven
+from esbnn_core.layers.widths import tile
+from tasks.super_resolution.conv_variants import Moment, Recipe, taken, woven
 
 
 class TimeCode(nn.Module):
-    """Timesteps (N,) -> (N, width): sines then cosines of t * 10^(-4k/half), k = 0 .. half-1 (spec 8.3).
+    """Timesteps (N,) -> (N, width): sines then cosines of t * 10^(-4k/half), k = 0 .. half-1.
+
+    Source: papers.md#bi-diffsr-blocks.
 
     Computed in float32 at least, in the dtype asked for.
     """
@@ -66,7 +70,9 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """conv1(swish(norm1(x))) + time, then x + conv2(dropout(swish(norm2(.)))), at one width throughout (spec 8.3).
+    """conv1(swish(norm1(x))) + time, then x + conv2(dropout(swish(norm2(.)))), at one width throughout.
+
+    Source: papers.md#bi-diffsr-blocks.
 
     A BI-Conv has its own identity inside, around the map behind the norm.
 

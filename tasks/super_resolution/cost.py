@@ -1,4 +1,4 @@
-"""OPs and parameters of the UNet in the convention of BI-DiffSR's table (spec 0.6)."""
+"""OPs and parameters of the UNet in the convention of BI-DiffSR's table (papers.md#operations)."""
 
 from dataclasses import dataclass
 from typing import Any

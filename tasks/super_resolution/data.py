@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.resume import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
+from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
-from tasks.super_resolution.items import EvalItems, Item, TrainItems
 
 FACTOR = 8
 """The network halves its maps three times: sides are multiples of it."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from esbnn_core.checkpoint import file_sha256
 from esbnn_core.errors import InputError
+from esbnn_core.files import file_sha256
 from esbnn_core.lit.evaluation import run_test
-from esbnn_core.packed import is_packed
+from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SIDE, SuperResolutionModule

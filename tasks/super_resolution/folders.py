@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esbnn_core.errors import InputError
+from tasks.super_resolution.image_files import picture_paths, picture_size
 from tasks.super_resolution.metrics import WINDOW
-from tasks.super_resolution.pictures import picture_paths, picture_size
 
 HIGH = ("{n}/HR", "{n}/{m}_HR", "{n}/{m}_train_HR", "{n}/GTmod12", "{n}/image_SRF_{s}", "{n}", "{n}_HR", "{n}_train_HR")
 """Where the HR images of a set may lie, below the root or its folder `benchmark`; the first with images is taken.

@@ -1,4 +1,6 @@
-"""PSNR, SSIM and LPIPS of one image in the papers' convention (spec 8.6): 8 bits, Y channel, border cropped, float64.
+"""PSNR, SSIM and LPIPS of one image in the papers' convention: 8 bits, Y channel, border cropped, float64.
+
+Source: papers.md#bi-diffsr-metrics.
 
 torchmetrics' own PSNR pools the error over a set and its SSIM keeps the border; the papers average over images.
 """

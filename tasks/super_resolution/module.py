@@ -14,17 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esbnn_core import load_checkpoint, train_on_bits_
+from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import load_official
 from esbnn_core.lit.data import mix_seed
-from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.finite import check_finite
+from esbnn_core.lit.distributed import from_all_processes
+from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
-from esbnn_core.lit.processes import from_all_processes
-from esbnn_core.packed import is_packed
+from esbnn_core.lit.weight_decay import DecayRule
+from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution import official
+from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.cost import unet_cost
-from tasks.super_resolution.items import Item
+from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
 from tasks.super_resolution.pipeline import (
     SuperResolutionPipeline,
@@ -34,13 +35,12 @@ from tasks.super_resolution.pipeline import (
     to_pixels,
 )
 from tasks.super_resolution.scoring import Scored, Scores, score_image
-from tasks.super_resolution.sheets import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 OFFICIAL = official.__name__
 """Imported for what it registers: the names of the tensors in the original's files."""
 SIDE = 256
-"""Of the image that operations are published for (spec 0.6)."""
+"""Of the image that operations are published for (papers.md#operations)."""
 
 
 class SuperResolutionModule(TaskModule):

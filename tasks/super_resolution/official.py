@@ -1,4 +1,4 @@
-"""Names of the tensors in BI-DiffSR's released files, for esbnn_core.foreign.load_official and to_official (spec 11).
+"""Names of the tensors in BI-DiffSR's released files, for load_official and to_official.
 
 Importing this file declares them. A file is {"params": state_dict}; those of x2 and x4 have the same names. Names and
 shapes are facts, none of the original's code is here.
@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 from torch import nn
 
-from esbnn_core.foreign import load_official, to_official
-from esbnn_core.official_keys import KeyMap, declare
+from esbnn_core.checkpoint.official import load_official, to_official
+from esbnn_core.checkpoint.official_keys import KeyMap, declare
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 __all__ = ["load_official", "to_official"]

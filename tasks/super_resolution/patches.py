@@ -20,7 +20,9 @@ def mod_crop(image: NDArray[Any], scale: int) -> NDArray[Any]:
 def cut(
     hr: NDArray[np.uint8], lr: NDArray[np.uint8] | None, scale: int, top: int, left: int, side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """One patch of an image, and of its condition, which is LR upsampled by OpenCV's bicubic (spec 8.4).
+    """One patch of an image, and of its condition, which is LR upsampled by OpenCV's bicubic.
+
+    Source: papers.md#bi-diffsr-diffusion.
 
     LR is made, and upsampled, with a margin that is cut off again: the patch equals that of the whole image's LR and
     condition, and costs what its own pixels do.

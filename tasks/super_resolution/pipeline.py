@@ -1,4 +1,7 @@
-"""SuperResolutionPipeline: BI-DiffSR in diffusers' manner, from an image to one `scale` times as large (spec 8.4)."""
+"""SuperResolutionPipeline: BI-DiffSR in diffusers' manner, from an image to one `scale` times as large.
+
+Source: papers.md#bi-diffsr-diffusion.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -16,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from esbnn_core.errors import InputError
-from esbnn_core.packed import is_packed
-from tasks.super_resolution.pictures import Picture, to_picture
+from esbnn_core.packed.layers import is_packed
+from tasks.super_resolution.image_files import Picture, to_picture
 from tasks.super_resolution.resize import cubic_upsample, imresize
 from tasks.super_resolution.unet import BIDiffSRUNet
 
@@ -28,7 +31,9 @@ Images = Image.Image | Sequence[Image.Image] | Tensor
 
 
 def default_scheduler() -> DDIMScheduler:
-    """The sampler of the original: 2000 training steps, linear betas 1e-6 .. 1e-2, noise predicted (spec 8.4).
+    """The sampler of the original: 2000 training steps, linear betas 1e-6 .. 1e-2, noise predicted.
+
+    Source: papers.md#bi-diffsr-diffusion.
 
     The library's defaults spelt out: the predicted image is clipped to [-1, 1] although images live in [0, 1], 50 steps
     are t = 1960, 1920, ..., 0, the last alpha-bar is 1.

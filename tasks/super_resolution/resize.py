@@ -49,7 +49,9 @@ def imresize(image: Image, scale: float) -> Image:
 
 
 def cubic_upsample(image: Image, scale: int) -> NDArray[np.float32]:
-    """OpenCV's `resize(..., INTER_CUBIC)` of a float32 image in [0, 1] by a whole number, not clipped (spec 8.4).
+    """OpenCV's `resize(..., INTER_CUBIC)` of a float32 image in [0, 1] by a whole number, not clipped.
+
+    Source: papers.md#bi-diffsr-diffusion.
 
     Args:
         image: (h, w) or (h, w, C), uint8, which is divided by 255, or floating point.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.super_resolution.items import Item
+from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import LEAST, Lpips, Pixels, psnr_y, ssim_y
 from tasks.super_resolution.resize import imresize
 
@@ -61,7 +61,10 @@ class Scores:
 
 
 def score_image(item: Item, result: Pixels, scale: int, lpips: Lpips | str) -> Scored:
-    """The figures of one result, uint8 (H, W, 3), against the item's HR (spec 8.6); no LPIPS of a tiny one."""
+    """The figures of one result, uint8 (H, W, 3), against the item's HR (papers.md#bi-diffsr-metrics).
+
+    No LPIPS of a tiny one.
+    """
     hr, bicubic = item.hr, imresize(item.lr, scale)
     assert hr is not None
     small = min(hr.shape[:2]) < LEAST + scale

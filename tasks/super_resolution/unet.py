@@ -1,4 +1,7 @@
-"""BIDiffSRUNet: the noise-predicting UNet of BI-DiffSR, plain or expanded, in diffusers' manners (spec 8.1, 8.9)."""
+"""BIDiffSRUNet: the noise-predicting UNet of BI-DiffSR, plain or expanded, in diffusers' manners.
+
+Source: papers.md#bi-diffsr, #es-bi-diffsr.
+"""
 
 import itertools
 import os
@@ -13,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError
-from esbnn_core.channels import check_counts, check_factors, tile
+from esbnn_core.errors import check_counts, check_factors
 from esbnn_core.layers import timestep_group
+from esbnn_core.layers.widths import tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
-from tasks.super_resolution.recipe import CopyRule, Moment, RealPath, Recipe, Variant
+from tasks.super_resolution.conv_variants import CopyRule, Moment, RealPath, Recipe, Variant
 
 GroupRule = Literal["sample", "first"]
 UNetOutput = UNet2DOutput
@@ -38,7 +42,7 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         total_steps: of the training schedule. timestep_groups: K of TaR and TaA, equal parts of it.
         group_rule: "sample": each sample has the group of its own timestep. "first": that of the first sample serves
             all, as in the original, which draws one timestep a batch.
-        variant: see tasks.super_resolution.recipe.VARIANTS.
+        variant: see tasks.super_resolution.conv_variants.VARIANTS.
         tau, groups: of the expansion; weights and operations of all convolutions stay those of tau = groups = 1. The
             trunk carries tau*groups*C channels, and a GroupNorm as many times more groups of the old size.
         real_path: how the real levels meet an expanded trunk. "slice": they are the plain network's, and read the first
@@ -49,7 +53,8 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
             plain network does: every block of C channels stays a whole network's. "mix" does so over all: a fusion
             then puts u in the first half of all channels and the skip in the second, so that what reads the first C
             alone misses the skip, and groups of a convolution see one of the two.
-        copy_spread: > 0 starts the copies of every shift as a thermometer code (esbnn_core.channels.thermometer_shift;
+        copy_spread: > 0 starts the copies of every shift as a thermometer code
+        (esbnn_core.layers.widths.thermometer_shift;
             Differs from the paper).
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.foreign import load_official, to_official
+from esbnn_core.checkpoint.official import load_official, to_official
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "classifiers.json").read_text())
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from esbnn_core import list_models
-from esbnn_core.quantizers import Temperature
+from esbnn_core.layers.quantizers import Temperature
 
 HEAVY = ("bnext_small", "bnext_middle", "bnext_large")
 """Up to 327 million parameters of the very modules that bnext_tiny has: built on the meta device and counted only."""

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
-from esbnn_core.latent import clip_latent_weights_
 from esbnn_core.layers import BinaryLinear, BinarySoftmax
 from esbnn_core.layers.attention import binarize_probabilities
-from esbnn_core.models.trunk import Expansion
+from esbnn_core.models.parts import Expansion
 from esbnn_core.models.vit_blocks import BinaryAttention, FeedForward, PoolBranches
-from esbnn_core.packed import PackedTokenUnit
-from esbnn_core.token_unit import TokenUnit
+from esbnn_core.packed.units import PackedTokenUnit
+from esbnn_core.training.latent_clip import clip_latent_weights_
+from esbnn_core.units.token import TokenUnit
 from tests.core.test_packing import agree, stir
 
 DESIGNS = ("F1", "F2", "F3")

@@ -17,11 +17,11 @@ from esbnn_core import (
     train_on_bits_,
     train_plain_,
 )
-from esbnn_core.bit_training import rows
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, RSign
-from esbnn_core.quantizers import AbsMean, Temperature
-from esbnn_core.token_unit import TokenUnit
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.layers.quantizers import AbsMean, Temperature
+from esbnn_core.training.on_bits import rows
+from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.token import TokenUnit
 from tests.core.test_unit import OPTIONS, build, randn, relative
 
 GRID: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from esbnn_core import bit_training_report, create_model, train_on_bits_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.test_unit import randn, relative
 
 BATCHES = (3, 5)

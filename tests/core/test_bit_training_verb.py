@@ -17,8 +17,8 @@ from esbnn_core import (
     train_plain_,
 )
 from esbnn_core.layers import BinaryLinear, RSign
-from esbnn_core.surgery import real_weights_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.transforms.real_weights import real_weights_
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.test_bit_training import compare, on_bits, run, unit_of
 from tests.core.test_unit import build, randn, relative
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
-from esbnn_core.latent import attach_latent_clip
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.models.bnext import BNextUnit
-from esbnn_core.models.trunk import Expansion
-from esbnn_core.quantizers import Temperature
-from esbnn_core.unit import binary_layers
+from esbnn_core.models.parts import Expansion
+from esbnn_core.training.latent_clip import attach_latent_clip
 from tests.core.networks import annealed
 
 

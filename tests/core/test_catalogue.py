@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from esbnn_core import InputError, create_model, model_spec, read_checkpoint
-from esbnn_core.catalogue import CATALOGUE, FOLDER, Entry, read_catalogue
-from esbnn_core.official_keys import KEY_MAPS
+from esbnn_core.checkpoint.catalogue import CATALOGUE, FOLDER, Entry, read_catalogue
+from esbnn_core.checkpoint.official_keys import KEY_MAPS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "configs" / "tables" / "published.csv"

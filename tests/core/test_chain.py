@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import create_model, kernels, pack_
-from esbnn_core.packed import PackedLayer, PackedUnit
-from esbnn_core.packed_chain import PackedChain
-from esbnn_core.surgery import pack_layout_
-from esbnn_core.unit import Act, BinaryUnit
+from esbnn_core.packed.chain import PackedChain
+from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.units import PackedUnit
+from esbnn_core.transforms.pack import pack_layout_
+from esbnn_core.units.conv import Act, BinaryUnit
 from tests.core import paths
 from tests.core.test_packing import stir
 

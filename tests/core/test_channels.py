@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from esbnn_core import InputError
-from esbnn_core.channels import check_factors, es_widths, thermometer_shift, tile
+from esbnn_core.errors import check_factors
 from esbnn_core.layers import RSign, Tile
+from esbnn_core.layers.widths import es_widths, thermometer_shift, tile
 
 FACTORS = [(tau, groups) for tau in (1, 2, 3, 4, 8) for groups in (1, 2, 4)]
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from esbnn_core import InputError, count, create_model, load_checkpoint, model_spec, pack_, pack_checkpoint
-from esbnn_core import checkpoint as checkpoints
-from esbnn_core.checkpoint import read_checkpoint, save_checkpoint
+from esbnn_core.checkpoint import format as checkpoints
+from esbnn_core.checkpoint.format import read_checkpoint, save_checkpoint
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.models import registry
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esbnn_core import create_model, list_models, load_checkpoint, save_checkpoint
-from esbnn_core.console import main
+from esbnn_core.cli import main
 from esbnn_core.kernels import cpu
 from esbnn_core.version import __version__
 from tests.core import paths
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "esbnn_core.console", *argv]
+    command = [sys.executable, "-m", "esbnn_core.cli", *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -165,7 +165,8 @@ def test_count_all_is_the_published_table(capsys: pytest.CaptureFixture[str]) ->
     assert main(["count", "--all"]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
     assert sorted(rows) == list_models(kind="classifier")
-    # spec 0.6: BOPs, BOPs/64, FLOPs, OPs; then the BNext README's 0.077 and 0.819 with INT8 real layers (spec 4.8)
+    # papers.md#operations: BOPs, BOPs/64, FLOPs, OPs; then the BNext README's 0.077 and 0.819 with INT8 real layers
+    # (papers.md#bnext-operations)
     assert rows["reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1186", "0.8713"]
     assert rows["rep_reactnet_a"][1:5] == ["4.8169", "0.7526", "0.1289", "0.8815"]
     assert rows["es_bnext_tiny"][1:6] == ["4.8169", "0.7526", "0.1334", "0.8861", "0.7693"]

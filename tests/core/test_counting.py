@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear
 
-# spec 0.6: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which binary (M), as printed
+# papers.md#operations: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which binary (M), as printed
 TABLE = {
     "bireal_resnet18": ("1.6763", "1.3779", "1.6399", "11.690", "10.985"),
     "reactnet_resnet18": ("1.6763", "1.3779", "1.6399", "11.704", "10.985"),

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from esbnn_core import InputError, create_model
-from esbnn_core.foreign import official_names
-from esbnn_core.lit.decay import DecayRule
+from esbnn_core.checkpoint.official import official_names
+from esbnn_core.lit.weight_decay import DecayRule
 
 NETWORKS = ["reactnet_a", "rep_reactnet_a", "reactnet_resnet18", "es_reactnet_resnet18", "bnext_tiny", "es_bnext_tiny"]
 
@@ -22,7 +22,8 @@ def on_meta(name: str) -> nn.Module:
 def test_conv_is_what_the_originals_script_takes(name: str) -> None:
     model = on_meta(name)
     names = official_names(model)
-    # "every parameter that is 4-D or has conv in its name" (spec 3.5, 4.6), on the original's names and shapes
+    # "every parameter that is 4-D or has conv in its name" (papers.md#two-steps, #bnext-optimizer), on the original's
+    # names and shapes
     want = {
         key
         for key, _ in model.named_parameters()

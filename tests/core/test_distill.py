@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.distill import FrozenTeacher, consecutive_span, gap_weighted_loss, soft_cross_entropy
+from esbnn_core.training.distillation import FrozenTeacher, consecutive_span, gap_weighted_loss, soft_cross_entropy
 
 SIZES = [(1, 2), (5, 10), (32, 1000)]
 

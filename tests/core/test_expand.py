@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import create_model
-from esbnn_core.expansion import ESConfig, expand_, plan_expansion
 from esbnn_core.layers import (
     BinaryConv2d,
     ESBinaryConv2d,
@@ -30,8 +29,10 @@ from esbnn_core.layers import (
 )
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.models import model_spec
-from esbnn_core.surgery import binarize_, pack_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
+from esbnn_core.transforms.pack import pack_
+from esbnn_core.units.conv import BinaryUnit
 
 Build = Callable[[], nn.Module]
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, create_model
-from esbnn_core.expansion import ESConfig, expand_, plan_expansion
 from esbnn_core.layers import (
     BinaryConv2d,
     BinaryLinear,
     ESBinaryConv2d,
 )
 from esbnn_core.models import model_spec
-from esbnn_core.surgery import BinaryConfig, binarize_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.test_expand import Branches, Build, Gate, torchvision_net
 
 

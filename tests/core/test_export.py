@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from esbnn_core import create_model, pack_
-from esbnn_core.packed import PackedLayer
-from esbnn_core.quantizers import Temperature
+from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.packed.layers import PackedLayer
 from tests.core.test_packing import stir
 
 ROOT = Path(__file__).parents[2]

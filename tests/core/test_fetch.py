@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from esbnn_core import InputError
-from esbnn_core.catalogue import Entry, make_entry
-from esbnn_core.fetch import fetch
+from esbnn_core.checkpoint.catalogue import Entry, make_entry
+from esbnn_core.checkpoint.fetch import fetch
 from tests.core.test_catalogue import GIVEN, LINKED
 
 DATA = bytes(i * i % 251 for i in range(300_000))

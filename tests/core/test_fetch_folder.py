@@ -8,7 +8,7 @@ from typing import IO
 
 import pytest
 
-from esbnn_core.fetch import checkpoint_cache, downloaded, drop, fetch
+from esbnn_core.checkpoint.fetch import checkpoint_cache, downloaded, drop, fetch
 from tests.core.test_fetch import DATA, SHA256, Server, entry, names, refused, server
 
 __all__ = ["server"]  # fixture

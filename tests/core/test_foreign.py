@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import InputError, create_model
-from esbnn_core.foreign import load_official, official_names, to_official
+from esbnn_core.checkpoint.official import load_official, official_names, to_official
 
 LISTS = Path(__file__).parents[3] / "shared" / "spec" / "state-keys"
 # sha256 of the sorted "name shape" lines of each original's state_dict, and how many lines

@@ -30,13 +30,13 @@ def test_import_and_use_need_torch_alone() -> None:
     out = run("""
 import torch
 before = set(sys.modules)
-import esbnn_core, esbnn_core.surgery, esbnn_core.unit
+import esbnn_core, esbnn_core.transforms.binarize, esbnn_core.units.conv
 assert not torch.cuda.is_initialized()
 assert "triton" not in sys.modules
 model = esbnn_core.create_model("es_reactnet_resnet8", num_classes=3)
 x = torch.randn(1, 3, 12, 12)
 want = model.eval()(x)
-assert torch.equal(esbnn_core.surgery.pack_(model)(x), want)
+assert torch.equal(esbnn_core.transforms.pack.pack_(model)(x), want)
 assert not torch.cuda.is_initialized()
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(new & {"numba", "ninja", "setuptools", "torchvision", "safetensors"}))

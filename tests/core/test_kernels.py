@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core import kernels
-from esbnn_core.kernels import naive
+from esbnn_core.kernels import reference as naive
 from tests.core import paths
 
 ORDER = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esbnn_core import kernels
-from esbnn_core.kernels.naive import pack_bits, popcount_, unpack_bits
+from esbnn_core.kernels.reference import pack_bits, popcount_, unpack_bits
 from tests.core import paths
 
 FUZZ = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, count, create_model, load_checkpoint, model_spec, pack_, save_checkpoint
-from esbnn_core.expansion import expand_
+from esbnn_core.checkpoint.network import pack_checkpoint
 from esbnn_core.models import LatentResNet
-from esbnn_core.packed import PackedUnit
-from esbnn_core.release import pack_checkpoint
-from esbnn_core.surgery import pack_layout_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.packed.units import PackedUnit
+from esbnn_core.transforms.expand import expand_
+from esbnn_core.transforms.pack import pack_layout_
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.test_packing import stir
 
 NAMES = ["latent_resnet18", "es_latent_resnet18"]

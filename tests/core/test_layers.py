@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError
-from esbnn_core.channels import thermometer_shift
 from esbnn_core.layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -20,6 +19,7 @@ from esbnn_core.layers import (
     SliceChannels,
     SqueezeExcite,
 )
+from esbnn_core.layers.widths import thermometer_shift
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

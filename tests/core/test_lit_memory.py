@@ -11,7 +11,7 @@ FAULTS = """
 import resource, sys
 import lightning as L
 import torch
-from esbnn_core.lit.memory import keeps_freed_memory
+from esbnn_core.lit.malloc import keeps_freed_memory
 
 trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
 kept = sys.argv[1] == "keep" and keeps_freed_memory(trainer)

@@ -8,11 +8,11 @@ from esbnn_core import InputError, count, create_model, list_models, model_spec
 from esbnn_core.layers import SliceChannels
 from esbnn_core.models import LatentResNet
 from esbnn_core.models.registry import register_model
-from esbnn_core.surgery import pack_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.transforms.pack import pack_
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.networks import LIGHT, PLAIN, WITHOUT_REP
 
-# in millions to three places, or exactly (spec 0.6)
+# in millions to three places, or exactly (papers.md#operations)
 PUBLISHED = {
     "bireal_resnet18": 11.690e6,
     "reactnet_resnet18": 11.704e6,

@@ -15,7 +15,7 @@ from torch import Tensor
 from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu import library
-from esbnn_core.packed import PackedLayer
+from esbnn_core.packed.layers import PackedLayer
 from tests.core import paths
 from tests.core.test_packing import stir
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import count, pack_
-from esbnn_core.packed_timestep import PackedTimestepUnit
-from esbnn_core.surgery import pack_layout_
-from esbnn_core.timestep_unit import TimestepUnit
+from esbnn_core.packed.timestep import PackedTimestepUnit
+from esbnn_core.transforms.pack import pack_layout_
+from esbnn_core.units.timestep import TimestepUnit
 
 
 def made(seed: int, channels: int, kernel: int, **options: object) -> TimestepUnit:

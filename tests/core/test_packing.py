@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import InputError, create_model, model_spec
-from esbnn_core.kernels.naive import unpack_bits
+from esbnn_core.kernels.reference import unpack_bits
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear, RSign
-from esbnn_core.packed import PackedConv2d, PackedLayer, PackedLinear, PackedUnit
-from esbnn_core.quantizers import Temperature
-from esbnn_core.surgery import BinaryConfig, binarize_, pack_, pack_layout_
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear
+from esbnn_core.packed.units import PackedUnit
+from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.pack import pack_, pack_layout_
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.networks import LIGHT, annealed
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
-from esbnn_core.quantizers import PlainSign, ReCU, Temperature, hard_sign, make_weight_quantizer, sign_ste
+from esbnn_core.layers.quantizers import PlainSign, ReCU, Temperature, hard_sign, make_weight_quantizer, sign_ste
 
 EDGES = [-7.0, -1.5000001, -1.5, -1.0, -0.5, -0.0, 0.0, 0.25, 1.0, 1.5, 1.5000001, 7.0]
 DERIVATIVES = {

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from esbnn_core import create_model, pack_
 
-IMAGES = Path(__file__).parents[1] / "data" / "fashion_mnist" / "t10k-images-idx3-ubyte.xz"
+IMAGES = (
+    Path(__file__).parents[2] / "tasks" / "classification" / "assets" / "fashion_mnist" / "t10k-images-idx3-ubyte.xz"
+)
 
 
 def real_images(number: int, size: int) -> Tensor:

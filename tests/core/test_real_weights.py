@@ -19,11 +19,12 @@ from esbnn_core import (
     read_checkpoint,
     save_checkpoint,
 )
-from esbnn_core.latent import clip_latent_weights_
 from esbnn_core.layers import BinaryConv2d, BinaryLinear
-from esbnn_core.quantizers import PlainSign
-from esbnn_core.surgery import real_weights_
-from esbnn_core.unit import BinaryUnit, binary_layers
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import PlainSign
+from esbnn_core.training.latent_clip import clip_latent_weights_
+from esbnn_core.transforms.real_weights import real_weights_
+from esbnn_core.units.conv import BinaryUnit
 
 SMALL = ["reactnet_resnet8", "es_reactnet_resnet8", "bireal_resnet18"]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError, pack_
 from esbnn_core.layers import PositiveSign
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 
 
 def rectified(channels: int, out: int, kernel: int = 1, tau: int = 1, groups: int = 1, stride: int = 1) -> BinaryUnit:

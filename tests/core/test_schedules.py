@@ -146,7 +146,10 @@ def test_a_longer_run_resumes_with_its_own_length() -> None:
 
 
 def test_one_step_ahead_is_reactnets_epoch() -> None:
-    """1 - (e + 1) / E: its script steps the scheduler at the start of the epoch, the last one has lr 0 (spec 3.5)."""
+    """1 - (e + 1) / E: its script steps the scheduler at the start of the epoch, the last one has lr 0.
+
+    Source: papers.md#two-steps.
+    """
     for epochs in (5, 128, 256):
         want = [PEAK * (1 - (epoch + 1) / epochs) for epoch in range(epochs)]
         assert lrs(epochs, shape="linear", ahead=1) == pytest.approx(want, abs=1e-12)
@@ -155,7 +158,7 @@ def test_one_step_ahead_is_reactnets_epoch() -> None:
 
 @pytest.mark.parametrize("epochs", [30, 300])
 def test_one_step_behind_is_binaryvits_epoch(epochs: int) -> None:
-    """timm's cosine, stepped with e behind epoch e: epochs 0 and 1 share the peak (spec 6.5)."""
+    """timm's cosine, stepped with e behind epoch e: epochs 0 and 1 share the peak (papers.md#binaryvit-training)."""
     timm_scheduler = pytest.importorskip("timm.scheduler")
     opt = optimizer(5e-4)
     theirs = timm_scheduler.CosineLRScheduler(opt, t_initial=epochs, lr_min=1e-5)
@@ -196,7 +199,7 @@ def test_bnexts_published_values() -> None:
 
 
 def test_recus_epochs() -> None:
-    """lr * (e + 1) / 5 for five epochs, cosine over 596 from epoch 4 (spec 5.3)."""
+    """lr * (e + 1) / 5 for five epochs, cosine over 596 from epoch 4 (papers.md#recu)."""
     schedule = ProgressLR(optimizer(0.1), "cosine", 4 / 600, start=0.2)
     schedule.bind(600)
     got = walk(schedule, 600)[0]

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, bit_training_report, count, train_on_bits_
-from esbnn_core.checkpoint import load_state, read_checkpoint, save_checkpoint
-from esbnn_core.kernels import naive
+from esbnn_core.checkpoint.format import load_state, read_checkpoint, save_checkpoint
+from esbnn_core.kernels import reference as naive
 from esbnn_core.layers import Tile, TimestepRPReLU, TimestepShift, timestep_group
-from esbnn_core.timestep_unit import TimestepUnit
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.units.timestep import TimestepUnit
 from tests.core.test_unit import randn, relative
 
 OPTIONS: list[dict[str, Any]] = [

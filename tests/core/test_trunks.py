@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
-from esbnn_core.expansion import ESConfig, expand_, plan_expansion
 from esbnn_core.layers import BinaryConv2d
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
+from esbnn_core.units.conv import BinaryUnit
 from tests.core.test_packing import stir
 
 TRUNKS = ["bidet_resnet18", "bidet_vgg16"]
@@ -147,7 +147,10 @@ def test_the_vgg_trunk_starts_from_xavier(tau: int, groups: int) -> None:
 
 
 def test_the_scale_is_learned_with_the_weight() -> None:
-    """W gets the gradient of alpha = mean |W| beside that of its sign (spec 7.2), the activation poly2's."""
+    """W gets the gradient of alpha = mean |W| beside that of its sign, the activation poly2's.
+
+    Source: papers.md#bidet-conv.
+    """
     unit = made("bidet_resnet18").stages.layer1[0]
     x = torch.randn(1, 64, 5, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
     unit.conv(x).sum().backward()

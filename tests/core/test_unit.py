@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError
-from esbnn_core.channels import thermometer_shift
-from esbnn_core.latent import attach_latent_clip, clip_latent_weights_
 from esbnn_core.layers import BinaryConv2d
-from esbnn_core.quantizers import PlainSign
-from esbnn_core.unit import BinaryUnit, binary_layers, fold_norm, folds, latent_state
+from esbnn_core.layers.base import binary_layers, latent_state
+from esbnn_core.layers.quantizers import PlainSign
+from esbnn_core.layers.widths import thermometer_shift
+from esbnn_core.training.latent_clip import attach_latent_clip, clip_latent_weights_
+from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.folding import fold_norm, folds
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -5,11 +5,11 @@ from functools import cache
 from html.parser import HTMLParser
 from typing import Any
 
-from tasks.reproduction.lines import Measured, Outcome, make_lines
-from tasks.reproduction.ops import RowCost
-from tasks.reproduction.published import read_published
-from tasks.reproduction.rows import ProxyRow
-from tasks.reproduction.table import TABLES, Table, read_table
+from tasks.reproduce.modes.lines import Measured, Outcome, make_lines
+from tasks.reproduce.modes.ops import RowCost
+from tasks.reproduce.modes.proxy_rows import ProxyRow
+from tasks.reproduce.tables.published import read_published
+from tasks.reproduce.tables.table import TABLES, Table, read_table
 
 COST = RowCost(88e6, 88e6, 4.8e9, 13e6, 31_000_000, 28_000_000, (3, 4, 4))
 """Of every row where a test does not count: test_tables.py counts the real ones."""

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from esbnn_core import create_model, load_checkpoint, pack_, read_checkpoint
 from esbnn_core.errors import InputError
+from esbnn_core.layers.base import binary_layers
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
-from esbnn_core.unit import BinaryUnit, binary_layers
+from esbnn_core.units.conv import BinaryUnit
 from tasks.classification.data import ClassificationDataModule
 from tests.tasks.conftest import make_module
 
@@ -80,7 +81,7 @@ def test_the_schedule_reaches_every_layer_of_a_network(name: str) -> None:
     for epoch, signs in ((0, False), (152, False), (153, True)):
         TemperatureSchedule().on_train_epoch_start(SimpleNamespace(current_epoch=epoch), module)  # type: ignore[arg-type]
         modes = {layer.quantizer.sign_mode() for _, layer in binary_layers(network)}
-        # BNext-18 turns to signs earlier, at its own threshold of 1e-5 (spec 4.9)
+        # BNext-18 turns to signs earlier, at its own threshold of 1e-5 (papers.md#bnext-18)
         assert modes == {signs or (epoch == 152)}, epoch
     pack_(network)
 

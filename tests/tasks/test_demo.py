@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.classification import demo
-from tasks.classification.report import markdown
+from tasks.classification.demo_report import markdown
 
 
 @pytest.fixture

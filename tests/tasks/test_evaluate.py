@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
-from esbnn_core.foreign import to_official
-from esbnn_core.quantizers import Temperature
-from esbnn_core.unit import binary_layers
+from esbnn_core.checkpoint.official import to_official
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import Temperature
 from tasks.classification.augment import IMAGENET, Augmentation, evaluation_recipe
 from tasks.classification.generated import GeneratedImages
-from tasks.evaluate import main
+from tasks.evaluate.command import main
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT.parent / "shared" / "data" / "imagenet-mini"

@@ -20,11 +20,11 @@ from torch import nn
 from torchvision.datasets import FashionMNIST
 
 from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
-from esbnn_core.catalogue import read_catalogue
+from esbnn_core.checkpoint.catalogue import read_catalogue
+from esbnn_core.checkpoint.official import to_official
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import to_official
-from tasks import evaluation_sizes
-from tasks.evaluate import evaluate_name, main
+from tasks.evaluate import dataset_sizes as evaluation_sizes
+from tasks.evaluate.command import evaluate_name, main
 from tests.core.test_catalogue import GIVEN, LINKED, write
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from esbnn_core.catalogue import read_catalogue
-from tasks import evaluate, evaluation_sizes
-from tasks.evaluate import main
+from esbnn_core.checkpoint.catalogue import read_catalogue
+from tasks.evaluate import command as evaluate
+from tasks.evaluate import dataset_sizes as evaluation_sizes
+from tasks.evaluate.command import main
 from tests.core.test_catalogue import write
 from tests.tasks.test_evaluate_names import ROOT, data_root, failed, home, own, right, run, sizes
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from esbnn_core import save_checkpoint
-from esbnn_core.catalogue import read_catalogue
-from esbnn_core.official_keys import KEY_MAPS
-from esbnn_core.packed import is_packed
-from tasks import evaluation_sizes
+from esbnn_core.checkpoint.catalogue import read_catalogue
+from esbnn_core.checkpoint.official_keys import KEY_MAPS
+from esbnn_core.packed.layers import is_packed
 from tasks.detection.evaluation import METRICS
 from tasks.detection.module import DetectionModule
+from tasks.evaluate import dataset_sizes as evaluation_sizes
 from tasks.super_resolution.metrics import psnr_y
 from tests.core.test_catalogue import GIVEN, write
 from tests.tasks.detection.conftest import EMBEDDED, TINY, make_detector

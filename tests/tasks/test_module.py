@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from esbnn_core import create_model, load_checkpoint, pack_checkpoint, save_checkpoint
 from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import make_weight_quantizer
 from esbnn_core.lit.callbacks import ExportWeights, FlipRatio, TemperatureSchedule
 from esbnn_core.lit.schedules import ProgressLR
-from esbnn_core.quantizers import make_weight_quantizer
-from esbnn_core.unit import binary_layers
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tasks.classification.objectives import TeacherObjective

@@ -19,9 +19,9 @@ from scipy import stats
 
 from esbnn_core import count, create_model
 from esbnn_core.errors import InputError
-from tasks.reproduction import proxy
-from tasks.reproduction.rows import ProxyRow, against_base, half_width
-from tasks.reproduction.table import SYSTEMS
+from tasks.reproduce.modes import proxy
+from tasks.reproduce.modes.proxy_rows import ProxyRow, against_base, half_width
+from tasks.reproduce.tables.table import SYSTEMS
 from tests.tasks.tables import proxy as proxy_row
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import RealWeights, ReCU, Temperature
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
 from esbnn_core.lit.cli import TaskCLI
-from esbnn_core.quantizers import RealWeights, ReCU, Temperature
-from esbnn_core.unit import binary_layers
 from tasks.classification.augment import Augmentation
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
@@ -59,7 +59,8 @@ def build(name: str, *words: str) -> TaskCLI:
         )
 
 
-# peak * factor(epoch) of every recipe, as the papers' scripts have it (spec 3.5, 4.6, 5.1, 5.3, 5.4, 6.5)
+# peak * factor(epoch) of every recipe, as the papers' scripts have it (papers.md#two-steps, #bnext-optimizer,
+# #bireal, #recu, #adambnn, #binaryvit-training)
 def linear(epoch: int, epochs: int) -> float:
     return 1 - (epoch + 1) / epochs
 
@@ -193,7 +194,8 @@ def test_the_decay_is_the_papers(name: str) -> None:
         assert not value or f"{value:g}" in [f"{float(x):g}" for x in re.findall(r"\d[\d.e-]*\d", header(name))]
 
 
-# what each family's images are made with, beside the crop and mirror of all (spec 3.5, 4.7, 5.3, 6.5)
+# what each family's images are made with, beside the crop and mirror of all (papers.md#two-steps, #bnext-data, #recu,
+# #binaryvit-training)
 IMAGES: dict[str, dict[str, Any]] = {
     "bnext": {
         "rand_augment": "rand-m7-mstd0.5-inc1",
@@ -224,7 +226,7 @@ def test_step_2_starts_where_step_1_ends(name: str) -> None:
     assert second["model"]["weights"] == f"{first['trainer']['default_root_dir']}/weights.safetensors"
     assert first["model"]["network"] == second["model"]["network"]
     assert first["model"].get("network_options") == second["model"].get("network_options")
-    # AdamBNN goes on from the best network, ReActNet from the last (spec 3.5, quirk b)
+    # AdamBNN goes on from the best network, ReActNet from the last (papers.md#two-steps, quirk b)
     export = build(name.replace("_step2", "_step1")).trainer.callbacks
     (which,) = [callback.which for callback in export if isinstance(callback, ExportWeights)]
     assert which == ("best" if "adambnn" in name else "last")

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from esbnn_core import count, load_checkpoint
-from esbnn_core.catalogue import FOLDER, Entry, read_catalogue
+from esbnn_core.checkpoint.catalogue import FOLDER, Entry, read_catalogue
 from esbnn_core.errors import InputError
-from tasks.evaluate import evaluate_name, main
+from tasks.evaluate.command import evaluate_name, main
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
 MOSAICS = Path(__file__).parents[3] / "shared" / "data" / "cifar10"

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from esbnn_core import InputError
-from tasks.reproduction import lines, page, pictures, writing
-from tasks.reproduction.lines import Measured, outcome_json, read_outcome
-from tasks.reproduction.ops import RowCost
-from tasks.reproduction.table import Row
+from tasks.reproduce.modes import lines
+from tasks.reproduce.modes.lines import Measured, outcome_json, read_outcome
+from tasks.reproduce.modes.ops import RowCost
+from tasks.reproduce.report import page, pictures, writing
+from tasks.reproduce.tables.table import Row
 from tests.tasks.tables import COST, PROXIES, Parts, outcome, table
 
 

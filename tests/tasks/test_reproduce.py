@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from esbnn_core import InputError
-from tasks import reproduce
-from tasks.reproduction import lines
-from tasks.reproduction.evaluation import evaluate_tables, kept
-from tasks.reproduction.rows import ProxyRow
-from tasks.reproduction.table import ROOT
+from esbnn_core.files import ROOT
+from tasks.reproduce import command as reproduce
+from tasks.reproduce.modes import lines
+from tasks.reproduce.modes.evaluation import evaluate_tables, kept
+from tasks.reproduce.modes.proxy_rows import ProxyRow
 from tests.tasks.tables import COST, PROXIES, Parts, table
 
 
@@ -220,7 +220,7 @@ def test_one_folder_gathers_what_several_runs_found(
 ) -> None:
     """ops of two tables, then proxies: one report of all; the room that trains proxies is replaced by a stand-in."""
     trained: list[tuple[str, Path, str, Any]] = []
-    room = types.ModuleType("tasks.reproduction.proxy")
+    room = types.ModuleType("tasks.reproduce.modes.proxy")
 
     def run_proxy(system: str, out: Path, *, data: str, seeds: Any, jobs: int) -> list[ProxyRow]:
         assert jobs == 1
@@ -231,7 +231,7 @@ def test_one_folder_gathers_what_several_runs_found(
 
     room.run_proxy, room.read_proxy = run_proxy, lambda out: PROXIES  # type: ignore[attr-defined]
     room.lacking, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tasks.reproduction.proxy", room)
+    monkeypatch.setitem(sys.modules, "tasks.reproduce.modes.proxy", room)
     monkeypatch.setattr(reproduce, "_predictions", lambda row: tmp_path / row.name)
     (tmp_path / "bidet_faster_rcnn_r18").mkdir()
     Image.new("RGB", (60, 40)).save(tmp_path / "bidet_faster_rcnn_r18" / "street.png")

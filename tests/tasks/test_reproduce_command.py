@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tasks import reproduce
-from tasks.reproduction import lines, proxy, training, writing
-from tasks.reproduction.lines import Measured
+from tasks.reproduce import command as reproduce
+from tasks.reproduce.modes import lines, proxy, training
+from tasks.reproduce.modes.lines import Measured
+from tasks.reproduce.report import writing
 from tests.tasks.tables import COST, outcome
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from esbnn_core import InputError
-from tasks import reproduce
-from tasks.reproduction import lines, proxy
-from tasks.reproduction.proxy_data import missing_proxy_data
+from tasks.reproduce import command as reproduce
+from tasks.reproduce.modes import lines, proxy
+from tasks.reproduce.modes.proxy_data import missing_proxy_data
 from tests.tasks.tables import COST
 
 PLACES = {

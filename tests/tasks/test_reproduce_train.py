@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from esbnn_core import InputError
+from esbnn_core.files import ROOT
 from esbnn_core.lit.cli import TaskCLI
-from tasks import reproduce
-from tasks.reproduction import training
-from tasks.reproduction.table import ROOT
+from tasks.reproduce import command as reproduce
+from tasks.reproduce.modes import training
 from tests.tasks.tables import table
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")

@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from esbnn_core import InputError
-from esbnn_core.catalogue import read_catalogue
-from tasks.reproduction.lines import make_lines
-from tasks.reproduction.ops import RowCost, row_cost, setting
-from tasks.reproduction.places import METRIC_NAMES, PLACES
-from tasks.reproduction.proxy import read_proxy_config
-from tasks.reproduction.published import decimals, read_published
-from tasks.reproduction.table import NAMES, SYSTEMS, TABLES, Row, Table, read_table
+from esbnn_core.checkpoint.catalogue import read_catalogue
+from tasks.reproduce.modes.lines import make_lines
+from tasks.reproduce.modes.ops import RowCost, row_cost, setting
+from tasks.reproduce.modes.proxy import read_proxy_config
+from tasks.reproduce.tables.places import METRIC_NAMES, PLACES
+from tasks.reproduce.tables.published import decimals, read_published
+from tasks.reproduce.tables.table import NAMES, SYSTEMS, TABLES, Row, Table, read_table
 
-# spec 0.6 as printed: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which 1 bit (M)
+# papers.md#operations as printed: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which 1 bit (M)
 CLASSIFIERS = {
     ("bireal_resnet18", ""): ("1.6763", "1.3779", "1.6399", "11.690", "10.985"),
     ("reactnet_resnet18", ""): ("1.6763", "1.3779", "1.6399", "11.704", "10.985"),
@@ -38,7 +38,7 @@ LARGER = {
     "bnext_middle": ("3.139", "0.243", "3.381", "134.5", "134.7", "126.2"),
     "bnext_large": ("8.149", "0.394", "8.543", "326.5", "326.9", "308.3"),
 }
-# spec 8.7: PSNR, SSIM, LPIPS on the four sets
+# papers.md#bi-diffsr-published: PSNR, SSIM, LPIPS on the four sets
 BI_DIFFSR = {
     "x2": "35.68/0.9414/0.0277 29.73/0.8478/0.0682 28.97/0.8815/0.0522 33.99/0.9601/0.0172",
     "x4": "29.63/0.8374/0.1109 25.84/0.6779/0.2754 24.11/0.7177/0.1823 26.95/0.8548/0.0889",
@@ -135,7 +135,8 @@ def test_detectors_and_the_unet_have_the_known_digits() -> None:
         "351.7",
     )
     assert (f"{unet.ops_as_published / 1e8:.1f}", f"{unet.words / 1e6:.3f}") == ("362.4", "4.575")
-    # the trunk of spec 0.6 with its heads on 38x63 cells, and 300 regions (as test_faster_rcnn_configs has them)
+    # the trunk of papers.md#operations with its heads on 38x63 cells, and 300 regions (as test_faster_rcnn_configs
+    # has them)
     cells, region = 38 * 63, (3 * 512 + 256) * 512 * 9 * 16 / 64 + 256 * 512 * 16 + 512 * (21 + 8)
     faster = row_cost(table("voc").row("bidet_faster_rcnn_r18"))
     trunk = faster.ops - 300 * region - 9 * 256 * 512 * cells / 64 - 512 * (18 + 72) * cells

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from esbnn_core import create_model, pack_, read_checkpoint, save_checkpoint
 from esbnn_core.errors import InputError
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import AbsMean, RealWeights
 from esbnn_core.lit.callbacks import EpochSeed, ExportWeights, FlipRatio
-from esbnn_core.lit.decay import DecayRule
-from esbnn_core.lit.resume import ResumableLoader, ResumableSampler
+from esbnn_core.lit.resumable import ResumableLoader, ResumableSampler
 from esbnn_core.lit.schedules import ProgressLR
-from esbnn_core.quantizers import AbsMean, RealWeights
-from esbnn_core.unit import binary_layers
+from esbnn_core.lit.weight_decay import DecayRule
 from tasks.classification import data as data_room
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule

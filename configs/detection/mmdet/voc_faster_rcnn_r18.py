@@ -1,4 +1,6 @@
-"""What every Faster R-CNN on PASCAL VOC has: images, matching, proposals and detection; values of BiDet's (spec 7.4).
+"""What every Faster R-CNN on PASCAL VOC has: images, matching, proposals and detection; values of BiDet's.
+
+Source: papers.md#bidet-faster-rcnn.
 
 Differs from the paper: a batch's images are padded to the largest, where the original crops them to one ratio of the
 sides too (data.group_by_aspect keeps wide and tall ones apart); an image's flipped copy is drawn half of the time, not

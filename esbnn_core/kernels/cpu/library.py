@@ -2,7 +2,7 @@
 
 The sources beside this file are compiled once by the machine's own C++ compiler, at the first operator call on a CPU
 tensor, into the user's cache folder under a name made from sources, flags and compiler. Without a compiler the plain
-torch operators (esbnn_core.kernels.naive) serve, and one line says so.
+torch operators (esbnn_core.kernels.reference) serve, and one line says so.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esbnn_core.errors import InputError
+from esbnn_core.files import cache_folder
 
 SOURCES = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
@@ -48,13 +49,6 @@ class Status:
     serving: str
     reason: str
     paths: tuple[tuple[str, bool], ...]
-
-
-def cache_folder() -> Path:
-    """Where built libraries lie: ESBNN_CACHE, or esbnn under XDG_CACHE_HOME, or ~/.cache/esbnn."""
-    if own := os.environ.get("ESBNN_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esbnn"
 
 
 def compiler() -> str | None:

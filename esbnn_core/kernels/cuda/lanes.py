@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.kernels.naive import popcount_
+from esbnn_core.kernels.reference import popcount_
 
 PANEL = 8
 """int32 words of a panel: the depth of one 1-bit matrix instruction."""

@@ -3,8 +3,8 @@
 The sources beside this file are compiled by NVRTC, which torch's CUDA wheels bring together with its Python bindings
 (package cuda-bindings), at the first operator call on a CUDA tensor: one small kernel for each tile and each set of
 epilogue steps that a network asks for, a fraction of a second each. The machine code is kept in the cache folder of the
-CPU library. Where anything of this is missing the plain torch operators (esbnn_core.kernels.naive) serve, and one line
-says so. Importing this file imports neither the bindings nor touches a device.
+CPU library. Where anything of this is missing the plain torch operators (esbnn_core.kernels.reference) serve, and one
+line says so. Importing this file imports neither the bindings nor touches a device.
 """
 
 import ctypes
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from esbnn_core.errors import InputError
-from esbnn_core.kernels.cpu.library import VARIABLE, Status, cache_folder
+from esbnn_core.files import cache_folder
+from esbnn_core.kernels.cpu.library import VARIABLE, Status
 
 SOURCES = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.unit import BinaryUnit
-from tasks.detection import networks  # noqa: F401  (their names in mmdet's registries)
-from tasks.detection.bottleneck import Bottleneck
-from tasks.detection.mm import DetDataSample, InstanceData, build, load_config
+from esbnn_core.units.conv import BinaryUnit
+from tasks.detection.mmdet.api import DetDataSample, InstanceData, build, load_config
+from tasks.detection.models import register as networks  # noqa: F401  (their names in mmdet's registries)
+from tasks.detection.models.bottleneck import Bottleneck
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "detection" / "mmdet"
 BINARY = ("bidet", "es_bidet", "bireal", "xnor")

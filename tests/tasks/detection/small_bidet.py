@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from esbnn_core.checkpoint import write_atomically
+from esbnn_core.files import write_atomically
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 from tests.tasks.detection.conftest import EMBEDDED, TINY

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tasks.detection.networks  # noqa: F401  (registers our parts)
-from tasks.detection import mm
+import tasks.detection.models.register  # noqa: F401  (registers our parts)
+from tasks.detection.mmdet import api as mm
 
 CONFIG = "configs/detection/mmdet/{}_ssd300.py"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.detection.anchors import PixelAnchors, PixelOverlaps
-from tasks.detection.mm import TASK_UTILS, scope
+from tasks.detection.mmdet.api import TASK_UTILS, scope
+from tasks.detection.models.anchors import PixelAnchors, PixelOverlaps
 
 NINE = [
     *([-83, -39, 100, 56], [-175, -87, 192, 104], [-359, -183, 376, 200]),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from esbnn_core.errors import InputError
-from tasks.detection import mm
 from tasks.detection.annotations import image_size, read_record, read_split
+from tasks.detection.mmdet import api as mm
 from tests.tasks.detection.conftest import EMBEDDED
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "VOCdevkit"

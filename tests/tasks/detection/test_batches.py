@@ -14,8 +14,8 @@ from torch.utils.data import Sampler
 
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.data import EpochSampler
-from esbnn_core.lit.resume import ResumableLoader
-from tasks.detection.batches import GroupedSampler
+from esbnn_core.lit.resumable import ResumableLoader
+from tasks.detection.aspect_sampler import GroupedSampler
 from tasks.detection.data import VOCDataModule
 from tests.tasks.detection.conftest import make_detector
 

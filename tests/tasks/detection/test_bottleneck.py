@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tasks.detection.bottleneck import (
+from tasks.detection.models.bottleneck import (
     Bottleneck,
     class_entropies,
     feature_term,

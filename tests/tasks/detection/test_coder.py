@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError
-from tasks.detection.coder import MeanVarianceCoder, at_least_float
-from tasks.detection.mm import TASK_UTILS
+from tasks.detection.mmdet.api import TASK_UTILS
+from tasks.detection.models.coder import MeanVarianceCoder, at_least_float
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 

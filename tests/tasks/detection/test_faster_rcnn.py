@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError
-from tasks.detection.anchors import PixelOverlaps
-from tasks.detection.coder import MeanVarianceCoder
-from tasks.detection.mm import InstanceData
+from tasks.detection.mmdet.api import InstanceData
+from tasks.detection.models.anchors import PixelOverlaps
+from tasks.detection.models.coder import MeanVarianceCoder
 from tests.tasks.detection.faster_rcnn import NAMES, batch, losses, made, predictions, sample, stir, switch_on
 
 PLAIN_LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox"}

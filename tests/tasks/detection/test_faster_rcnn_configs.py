@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from tasks.detection.bottleneck import Bottleneck
-from tasks.detection.coder import MeanVarianceCoder
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import VOCDataModule
-from tasks.detection.mm import DetDataSample, build
+from tasks.detection.mmdet.api import DetDataSample, build
+from tasks.detection.models.bottleneck import Bottleneck
+from tasks.detection.models.coder import MeanVarianceCoder
 from tasks.detection.module import model_config
 from tests.tasks.detection.faster_rcnn import CONFIGS, NAMES, made
 
@@ -118,7 +118,10 @@ def test_the_shorter_side_becomes_600_and_half_are_flipped() -> None:
 
 
 def test_operations_are_the_published_trunks_and_the_heads() -> None:
-    """18.06e8 up to layer3 at 600x1000 (spec 0.6), then the binary 3x3 and the 1x1 to 18 + 72 values on 38x63 cells."""
+    """18.06e8 up to layer3 at 600x1000, then the binary 3x3 and the 1x1 to 18 + 72 values on 38x63 cells.
+
+    Source: papers.md#operations.
+    """
     costs = [
         detector_cost(made(name, test_cfg__rpn__max_per_img=300), (3, 600, 1000)) for name in ("bidet", "es_bidet")
     ]

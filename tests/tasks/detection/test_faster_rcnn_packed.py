@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from esbnn_core import pack_
-from esbnn_core.packed import PackedConv2d
-from esbnn_core.surgery import pack_layout_
+from esbnn_core.packed.layers import PackedConv2d
+from esbnn_core.transforms.pack import pack_layout_
 from tests.tasks.detection.faster_rcnn import batch, made, predictions, stir
 
 

@@ -15,9 +15,11 @@ from mmcv.ops import nms, roi_align, roi_pool, soft_nms
 from torch import Tensor
 
 from esbnn_core.errors import InputError
-from tasks.detection import mm, mmcv_ext, pipelines
+from tasks.detection import pipelines
 from tasks.detection.annotations import read_split
 from tasks.detection.data import DetectionItems, collate
+from tasks.detection.mmdet import api as mm
+from tasks.detection.mmdet import standin_ops as mmcv_ext
 from tasks.detection.module import DetectionModule
 from tests.tasks.detection.conftest import EMBEDDED, TINY
 

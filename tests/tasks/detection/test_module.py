@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from esbnn_core import binarize_, load_checkpoint
-from esbnn_core.checkpoint import save_checkpoint
+from esbnn_core.checkpoint.format import save_checkpoint
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed, ExportWeights
 from esbnn_core.lit.data import mix_seed
-from tasks.detection.bottleneck import Bottleneck
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import VOCDataModule
+from tasks.detection.models.bottleneck import Bottleneck
 from tasks.detection.module import DetectionModule
 from tests.tasks.detection.conftest import TINY, make_detector
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from mmdet.evaluation.functional import mean_ap
 
-from tasks.detection import mm, patches
+from tasks.detection.mmdet import api as mm
+from tasks.detection.mmdet import patches
 from tests.tasks.detection.conftest import TINY
 
 BY_NAME = {patch.name: patch for patch in patches.PATCHES}
@@ -62,7 +63,7 @@ def test_the_cache_is_mended_before_anything_of_mmdet_is_imported() -> None:
         "        if name in ('mmcv', 'mmengine', 'yapf'):\n"
         "            print(name, grammar.dump.__name__)\n"
         "sys.meta_path.insert(0, Watch())\n"
-        "import tasks.detection.mm\n"
+        "import tasks.detection.mmdet.api\n"
         "print(before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

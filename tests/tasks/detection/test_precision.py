@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esbnn_core import create_model
 from esbnn_core.layers import BinaryConv2d
-from esbnn_core.unit import BinaryUnit
+from esbnn_core.units.conv import BinaryUnit
 from tests.tasks.detection.faster_rcnn import batch, losses, made, stir, switch_on
 from tests.tasks.detection.small_bidet import detector
 

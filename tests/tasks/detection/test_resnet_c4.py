@@ -11,9 +11,9 @@ from torch import nn
 from esbnn_core import InputError, count, create_model
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.models.bidet_resnet import PlainBlock
-from esbnn_core.unit import BinaryUnit
-from tasks.detection.mm import build
-from tasks.detection.resnet_c4 import load_trunk_
+from esbnn_core.units.conv import BinaryUnit
+from tasks.detection.mmdet.api import build
+from tasks.detection.models.resnet_c4 import load_trunk_
 from tasks.detection.weights import load_backbone_
 from tests.core.golden import RECORDS, close, closed_form, fill
 from tests.tasks.detection.faster_rcnn import config, made
@@ -131,7 +131,10 @@ def test_variants_binarise_in_their_way(name: str, pad: int, slope: float) -> No
 
 
 def test_expansion_keeps_the_detectors_operations() -> None:
-    """Weights of every convolution and linear layer, real and binary apart, in their order (spec 1.3, 7.9)."""
+    """Weights of every convolution and linear layer, real and binary apart, in their order.
+
+    Source: papers.md#equal-cost, #es-bidet.
+    """
     sizes = []
     for name in ("bidet", "es_bidet"):
         layers = [m for m in build(config(name)).modules() if isinstance(m, BinaryConv2d | nn.Conv2d | nn.Linear)]

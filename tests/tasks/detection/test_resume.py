@@ -13,8 +13,8 @@ from torch import Tensor
 
 from esbnn_core import bit_training_report, train_on_bits_
 from esbnn_core.lit.callbacks import EpochSeed
-from esbnn_core.unit import BinaryUnit
-from tasks.detection.bottleneck import Bottleneck
+from esbnn_core.units.conv import BinaryUnit
+from tasks.detection.models.bottleneck import Bottleneck
 from tests.core.test_unit import relative
 from tests.tasks.detection.faster_rcnn import batch, losses, made, switch_on
 from tests.tasks.detection.small_bidet import detector, images

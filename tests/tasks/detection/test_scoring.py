@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from tasks.detection import mm
 from tasks.detection.annotations import VOC_CLASSES
+from tasks.detection.mmdet import api as mm
 from tasks.detection.scoring import Found, coco_results, gather, score
 
 CLASSES = ("cat", "dog", "cow")

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from tasks.detection import mm
 from tasks.detection.data import VOCDataModule
+from tasks.detection.mmdet import api as mm
 from tests.tasks.detection.ssd300 import CONFIG, detector
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError, count
-from esbnn_core.foreign import load_official, to_official
+from esbnn_core.checkpoint.official import load_official, to_official
 from tests.core.golden import close, closed_form, fill
 from tests.tasks.detection.ssd300 import detector
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError
-from tasks.detection.bottleneck import Bottleneck, kept
-from tasks.detection.mm import TASK_UTILS, InstanceData, build, load_config, scope
-from tasks.detection.ssd_head import multibox_loss
-from tasks.detection.ssd_priors import SSDPriors
+from tasks.detection.mmdet.api import TASK_UTILS, InstanceData, build, load_config, scope
+from tasks.detection.models.bottleneck import Bottleneck, kept
+from tasks.detection.models.ssd_head import multibox_loss
+from tasks.detection.models.ssd_priors import SSDPriors
 from tests.tasks.detection.ssd300 import sample
 
 SIZES = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]

@@ -10,8 +10,8 @@ from torch import nn
 
 from esbnn_core import InputError, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.layers.base import BinaryLayer
-from esbnn_core.packed import PackedUnit
-from tasks.detection.bottleneck import Bottleneck
+from esbnn_core.packed.units import PackedUnit
+from tasks.detection.models.bottleneck import Bottleneck
 from tests.tasks.detection.ssd300 import detector, images, sample, warmed
 
 

@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from esbnn_core import create_model, save_checkpoint
+from esbnn_core.checkpoint.official import to_official
 from esbnn_core.errors import InputError
-from esbnn_core.foreign import to_official
 from esbnn_core.lit.callbacks import ExportWeights
 from tasks.classification.module import ClassificationModule
-from tasks.detection import mm
-from tasks.detection.resnet_c4 import ESBiDetResLayer, ESBiDetResNet18
+from tasks.detection.mmdet import api as mm
+from tasks.detection.models.resnet_c4 import ESBiDetResLayer, ESBiDetResNet18
 from tasks.detection.weights import load_backbone_
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import binary_layers
 from tasks.super_resolution.official import to_official
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.core.golden import fill

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from esbnn_core import pack_
-from esbnn_core.checkpoint import save_checkpoint
+from esbnn_core.checkpoint.format import save_checkpoint
 from esbnn_core.lit.cli import run
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule

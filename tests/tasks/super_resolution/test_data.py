@@ -11,9 +11,9 @@ from torch import Tensor
 
 from esbnn_core.errors import InputError
 from tasks.super_resolution.data import SRDataModule
-from tasks.super_resolution.items import Item
+from tasks.super_resolution.datasets import Item
+from tasks.super_resolution.image_files import read_picture
 from tasks.super_resolution.patches import cut, mod_crop
-from tasks.super_resolution.pictures import read_picture
 from tasks.super_resolution.resize import cubic_upsample, imresize
 from tests.tasks.super_resolution.test_folders import low, place
 from tests.tasks.super_resolution.test_resize import EMBEDDED

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.super_resolution.recipe import Moment
+from tasks.super_resolution.conv_variants import Moment
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.core.golden import close, closed_form
 

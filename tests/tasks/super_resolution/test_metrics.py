@@ -12,8 +12,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from esbnn_core.errors import InputError
 from tasks.super_resolution import metrics
+from tasks.super_resolution.image_files import read_picture
 from tasks.super_resolution.metrics import Lpips, psnr_y, rgb_to_y, ssim_y
-from tasks.super_resolution.pictures import read_picture
 from tasks.super_resolution.resize import imresize
 from tests.tasks.super_resolution.test_resize import EMBEDDED
 

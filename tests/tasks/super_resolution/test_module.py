@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from esbnn_core import load_checkpoint
-from esbnn_core.bit_training import bit_training_report
-from esbnn_core.checkpoint import save_checkpoint
+from esbnn_core.checkpoint.format import save_checkpoint
+from esbnn_core.checkpoint.official import to_official
 from esbnn_core.errors import InputError, TrainingError
-from esbnn_core.foreign import to_official
 from esbnn_core.lit.callbacks import EpochSeed, ExportWeights
+from esbnn_core.training.on_bits import bit_training_report
 from tasks.super_resolution import module as task
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.export import ExportPipeline

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from esbnn_core import pack_
-from esbnn_core.packed import PackedLayer
-from esbnn_core.packed_timestep import PackedTimestepUnit
-from esbnn_core.surgery import pack_layout_
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.timestep import PackedTimestepUnit
+from esbnn_core.transforms.pack import pack_layout_
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.tasks.super_resolution.conftest import pair, small
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from esbnn_core.errors import InputError
-from tasks.super_resolution.pictures import picture_paths, picture_size, read_picture, to_picture
+from tasks.super_resolution.image_files import picture_paths, picture_size, read_picture, to_picture
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esbnn_core import InputError, bit_training_report, train_on_bits_
-from esbnn_core.timestep_unit import TimestepUnit
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.blocks import PixelAttention
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet

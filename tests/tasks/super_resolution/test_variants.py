@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core.quantizers import AbsMean, Libra, PlainSign
-from esbnn_core.timestep_unit import TimestepUnit
-from esbnn_core.unit import binary_layers
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import AbsMean, Libra, PlainSign
+from esbnn_core.units.timestep import TimestepUnit
+from tasks.super_resolution.conv_variants import VARIANTS, RealConv, Recipe
 from tasks.super_resolution.cost import unet_cost
-from tasks.super_resolution.recipe import VARIANTS, RealConv, Recipe
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.core.test_unit import relative
 from tests.tasks.super_resolution.conftest import SMALL, meta, named, pair, randn, small

@@ -1,0 +1,103 @@
+"""Curves of docs/evidence.md over the runs of one network, whichever comparison they were trained for.
+
+The runs are those of the ResNet-8 of 16, 32 and 64 channels and its ES at tau = 2 without groups: what changes is the
+learning rate, the length and `copy_spread`.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from tasks.reproduce.modes.ops import setting
+from tasks.reproduce.modes.proxy_rows import ProxyRow, half_width
+from tasks.reproduce.report.pictures import COLOURS, OTHERS, png
+
+OPTION = "model.optimizer.init_args.lr"
+BASE, ES = "reactnet_resnet8", "es_reactnet_resnet8"
+RATE, LENGTH = 0.005, 8
+"""Of the proxy's own recipe; one of the two stays there while the other changes."""
+
+Key = tuple[str, float, float, float]
+"""Network, copy_spread, learning rate, epochs."""
+
+
+def learning_rate(row: ProxyRow) -> float:
+    """That of the command, else that of the last config of the command that has one."""
+    words = shlex.split(row.command)
+    if f"--{OPTION}" in words:
+        return float(words[words.index(f"--{OPTION}") + 1])
+    found = setting(tuple(words[place + 1] for place, word in enumerate(words) if word == "--config"), OPTION)
+    if found is None:
+        raise ValueError(f"no learning rate in {row.command}")
+    return float(found)
+
+
+def by_setting(rows: Sequence[ProxyRow]) -> dict[Key, dict[int, float]]:
+    """Value of each seed, for every setting of the ResNet-8 and its ES; ES at tau = 1 is the ResNet-8."""
+    found: dict[Key, dict[int, float]] = {}
+    for row in rows:
+        tau = row.options.get("tau", 2) if row.network == ES else 1
+        if row.network in (BASE, ES) and tau <= 2 and row.options.get("groups", 1) == 1:
+            network, spread = BASE if tau == 1 else ES, float(row.options.get("copy_spread", 0))
+            seeds = found.setdefault((network, spread, learning_rate(row), row.epochs), {})
+            seeds.update(zip(row.seeds, row.values, strict=True))
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval, 0 for one value, which has none."""
+    return sum(values) / len(values), half_width(values) if len(values) > 1 else 0.0
+
+
+def reasons(rows: Sequence[ProxyRow]) -> bytes:
+    """A PNG of top-1 over the learning rate, and of ES against base over the length with and without `copy_spread`."""
+    found = by_setting(rows)
+    figure, (rates, lengths) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for network, name, colour in ((BASE, "base", COLOURS["base"]), (ES, "ES", COLOURS["es"])):
+        for epochs, style in ((LENGTH, "-"), (4, "--")):
+            points = {
+                key[2]: interval([*seeds.values()])
+                for key, seeds in found.items()
+                if (key[0], key[1], key[3]) == (network, 0, epochs)
+            }
+            shift = 1.03 if network == ES else 1.0  # intervals side by side, not on one another
+            _line(rates, points, shift, label=f"{name}, {epochs} epochs", color=colour, linestyle=style)
+    for spread, colour in ((0.0, COLOURS["es"]), (0.5, OTHERS[0])):
+        paired = [key for key in found if key[:3] == (ES, spread, RATE) and (BASE, 0, *key[2:]) in found]
+        gains = {key[3]: interval(gain(found, key)) for key in paired}
+        _line(lengths, gains, 1 + 0.06 * spread, label=f"copy_spread {spread:g}", color=colour, linestyle="-")
+    lengths.axhline(0, color=COLOURS["base"], linewidth=1, label="base")
+    for panel, title, axis in (
+        (rates, "top-1", "learning rate"),
+        (lengths, f"top-1 of ES less base, learning rate {RATE}", "epochs"),
+    ):
+        panel.set_xscale("log")
+        panel.minorticks_off()
+        panel.set_xlabel(axis)
+        panel.set_title(title, fontsize=9)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    rates.set_xticks(*_ticks({key[2] for key in found if key[3] in (4, LENGTH)}))
+    lengths.set_xticks(*_ticks({key[3] for key in found if key[:3] == (ES, 0, RATE)}))
+    return png(figure)
+
+
+def gain(found: Mapping[Key, Mapping[int, float]], key: Key) -> list[float]:
+    """ES less the base of the same rate and length, seed by seed."""
+    base = found[(BASE, 0, *key[2:])]
+    return [value - base[seed] for seed, value in found[key].items() if seed in base]
+
+
+def _line(panel: Any, points: Mapping[float, tuple[float, float]], shift: float, **look: Any) -> None:
+    places = sorted(points)
+    means, widths = [points[place][0] for place in places], [points[place][1] for place in places]
+    panel.errorbar([place * shift for place in places], means, yerr=widths, marker="o", capsize=3, **look)
+
+
+def _ticks(places: set[float]) -> tuple[list[float], list[str]]:
+    return sorted(places), [f"{place:g}" for place in sorted(places)]

@@ -1,0 +1,276 @@
+"""How fast is a binary block on a GPU? Fused block, convolution alone and small batches against torch (targets G1-G3).
+
+A block is sign -> convolution -> affine -> PReLU -> + residual, bfloat16 channels_last in and out. Ours takes packed
+bits and hands packed bits on. Every contender runs inside a CUDA graph over several inputs and outputs, for large
+batches more than the cache holds, so that neither Python nor the cache is measured; medians over rounds in which all
+take turns. Run it as python -m benchmarks.speed.gpu [--rounds 15] [--batch 256] [--seconds 300]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.timing import write
+from esbnn_core import kernels
+from esbnn_core.kernels import cuda
+
+STAGES = ((56, 64), (28, 128), (14, 256), (7, 512))
+"""Side and channels of ReActNet-18's four stages at 224x224; all 3x3."""
+
+ALONE = ((28, 128, 3), (14, 256, 3), (7, 512, 3), (14, 512, 3), (14, 512, 1))
+"""Side, channels and kernel of the convolutions timed alone."""
+
+CACHE, SETS = 256 << 20, 64
+"""Bytes that the inputs of one contender together should exceed, several second-level caches; inputs at most."""
+
+Work = Callable[[int], object]
+"""One call on input set i."""
+
+
+class Block(nn.Module):
+    """The block in plain torch."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, slope: Tensor) -> None:
+        super().__init__()
+        self.weight, self.slope = nn.Parameter(weight), nn.Parameter(slope)
+        self.scale, self.bias = nn.Parameter(scale.view(1, -1, 1, 1)), nn.Parameter(bias.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        y = F.conv2d(torch.where(x >= 0, 1.0, -1.0).to(x.dtype), self.weight, padding=self.weight.shape[-1] // 2)
+        return F.prelu(y * self.scale + self.bias, self.slope) + residual
+
+
+class Case:
+    """A block's parameters, and as many inputs as it takes to exceed the cache."""
+
+    def __init__(self, batch: int, side: int, channels: int, kernel: int) -> None:
+        g = torch.Generator(device="cuda").manual_seed(0)
+        self.channels, self.pad = channels, [kernel // 2] * 2
+        shape = (batch, channels, side, side)
+        self.values = batch * channels * side * side
+        self.macs = self.values * channels * kernel * kernel
+        count = max(2, min(SETS, -(-CACHE // (2 * self.values))))
+        self.x = [
+            torch.randn(shape, generator=g, device="cuda").bfloat16().to(memory_format=torch.channels_last)
+            for _ in range(count)
+        ]
+        latent = torch.randn(channels, channels, kernel, kernel, generator=g, device="cuda")
+        self.scale, self.bias, self.slope = torch.rand(3, channels, generator=g, device="cuda").unbind()
+        self.real = Block(torch.where(latent >= 0, 1.0, -1.0), self.scale, self.bias, self.slope).bfloat16().eval()
+        self.real = self.real.to(memory_format=torch.channels_last)
+        self.weight = kernels.pack_sign(latent, None, 1, 1)
+        lanes = kernels.lanes_of(self.weight, 1)
+        if lanes is None or lanes.dim() != 2:
+            raise SystemExit("benchmarks.speed.gpu times the CUDA kernels, but esbnn_core.kernels did not reach them")
+        self.lanes = lanes
+        self.bits = [kernels.pack_sign(x, None, 1, 1) for x in self.x]
+
+    def ours(self, x: Tensor, steps: dict[str, Any]) -> Tensor:
+        one = [1, 1]
+        shape = (self.weight, self.channels, one, self.pad, 0, one, 1, 1)
+        return kernels.binary_conv2d(x, *shape, lanes=self.lanes, **steps)[0]
+
+    def fused(self, i: int) -> dict[str, Any]:
+        return {
+            "scale": self.scale,
+            "bias": self.bias,
+            "prelu": self.slope,
+            "residual": self.x[i],
+            "sign_groups": 1,
+            "out_dtype": torch.bfloat16,
+        }
+
+    def check(self) -> None:
+        """The first image's block against the CPU's operator, in every bit."""
+        got = self.ours(self.bits[0][:1], self.fused(0) | {"residual": self.x[0][:1]})
+        steps = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.fused(0).items()}
+        one = [1, 1]
+        shape = (self.weight.cpu(), self.channels, one, self.pad, 0, one, 1, 1)
+        want = kernels.binary_conv2d(self.bits[0][:1].cpu(), *shape, **steps | {"residual": self.x[0][:1].cpu()})[0]
+        if not torch.equal(got.cpu(), want):
+            raise SystemExit(f"the CUDA block of {self.channels} channels differs from the CPU's: not timed")
+
+
+def captured(work: Work, sets: int) -> Callable[[], None]:
+    """A CUDA graph of one call for each input set; call it to replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(min(sets, 3)):
+            work(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [
+            work(i) for i in range(sets)
+        ]  # outputs of their own: one that is overwritten might never leave the cache
+
+    def replay() -> None:
+        assert kept
+        graph.replay()
+
+    return replay
+
+
+def interleave(contenders: dict[str, Work], sets: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of one call of each contender: median and quartiles over rounds in which all take turns."""
+    graphs = {name: captured(work, sets) for name, work in contenders.items()}
+    repeats = {}
+    for name, replay in graphs.items():
+        replay()
+        repeats[name] = max(1, round(3000 / (spent(replay, 1) + 1)))  # a turn of about 3 ms
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, replay in graphs.items():
+            times[name].append(spent(replay, repeats[name]) / repeats[name] / sets)
+    summary = {}
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        summary[name] = {"median": round(middle, 2), "q1": round(low, 2), "q3": round(high, 2)}
+    return summary
+
+
+def spent(replay: Callable[[], None], repeats: int) -> float:
+    """Microseconds of some replays, by the device's clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1000
+
+
+def bandwidth() -> float:
+    """Bytes a microsecond, read plus written, of a device-to-device copy of 2 GiB."""
+    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    times = [spent(copy, 1) for _ in range(12)]
+    return 2 * source.numel() / statistics.median(times[2:])
+
+
+class Clock:
+    """Whether there is time left for another contender that takes long to compile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> bool:
+        return time.monotonic() < self.end
+
+
+def with_compiled(case: Case, contenders: dict[str, Work], clock: Clock) -> None:
+    """Add torch.compile's strongest setting that leaves the graph to us, while there is time."""
+    if not clock.left():
+        return
+    torch._dynamo.reset()
+    compiled = torch.compile(case.real, mode="max-autotune-no-cudagraphs")
+    for _ in range(2):
+        compiled(case.x[0], case.x[1])
+    contenders["torch.compile bf16"] = lambda i: compiled(case.x[i], case.x[i])
+
+
+def block(side: int, channels: int, batch: int, rounds: int, copy: float, clock: Clock) -> dict[str, Any]:
+    """One row of G1 or G3."""
+    case = Case(batch, side, channels, 3)
+    case.check()
+    contenders: dict[str, Work] = {
+        "fused block": lambda i: case.ours(case.bits[i], case.fused(i)),
+        "fused block, packing": lambda i: case.ours(case.x[i], case.fused(i)),
+        "eager bf16": lambda i: case.real(case.x[i], case.x[i]),
+    }
+    with_compiled(case, contenders, clock)
+    times = interleave(contenders, len(case.x), rounds)
+    moved = case.values * (2 + 2 + 1 / 8 + 1 / 8)  # residual, y, bits in, bits out
+    return {
+        "layer": f"{side}x{side}x{channels} 3x3",
+        "batch": batch,
+        "us": times,
+        "floor_us": round(moved / copy, 2),
+        "share_of_floor": round(moved / copy / times["fused block"]["median"], 3),
+        "times_faster": {
+            name: round(times[name]["median"] / times["fused block"]["median"], 2) for name in times if "bf16" in name
+        },
+    }
+
+
+def alone(side: int, channels: int, kernel: int, batch: int, rounds: int) -> dict[str, Any]:
+    """One row of G2: the convolution alone, to int32 sums and to bfloat16 with its affine; a MAC is 2 operations."""
+    case = Case(batch, side, channels, kernel)
+    affine = {"scale": case.scale, "bias": case.bias, "out_dtype": torch.bfloat16}
+    bare = {"scale": None, "bias": None}
+    contenders: dict[str, Work] = {
+        "conv to int32": lambda i: case.ours(case.bits[i], bare),
+        "conv to bf16": lambda i: case.ours(case.bits[i], affine),
+        "cudnn bf16": lambda i: F.conv2d(case.x[i], case.real.weight, padding=kernel // 2),
+    }
+    times = interleave(contenders, len(case.x), rounds)
+    rate = {name: round(2 * case.macs / t["median"] / 1e9, 3) for name, t in times.items()}
+    return {"layer": f"{side}x{side}x{channels} {kernel}x{kernel}", "batch": batch, "us": times, "pops": rate}
+
+
+def show(row: dict[str, Any]) -> None:
+    medians = "  ".join(f"{name} {t['median']:.1f}" for name, t in row["us"].items())
+    rest = {key: row[key] for key in ("floor_us", "share_of_floor", "times_faster", "pops") if key in row}
+    print(f"{row['layer']:16} batch {row['batch']:3}  us: {medians}  {rest}", flush=True)
+
+
+@torch.inference_mode()
+def run(batch: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """All rows; what takes long to compile is left out when the time is over, and the row lacks it."""
+    clock, copy = Clock(seconds), bandwidth()
+    print(f"copy: {copy / 1e6:.2f} TB/s read and written", flush=True)
+    record: dict[str, Any] = {"copy_tb_s": round(copy / 1e6, 3), "G1": [], "G2": [], "G3": []}
+    for side, channels in STAGES:
+        record["G1"].append(block(side, channels, batch, rounds, copy, clock))
+        show(record["G1"][-1])
+    for spec in ALONE:
+        record["G2"].append(alone(*spec, batch, rounds))
+        show(record["G2"][-1])
+    for side, channels in STAGES:
+        for small in (1, 8):
+            record["G3"].append(block(side, channels, small, rounds, copy, clock))
+            show(record["G3"][-1])
+    return record
+
+
+def main() -> None:
+    """Run, print, and write benchmarks/results/gpu.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=300.0, help="after these nothing more is compiled by torch")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "benchmarks.speed.gpu needs a CUDA device, torch sees none here: run it on a machine with a GPU"
+        )
+    gpu, status = cuda.choose()
+    if gpu is None:
+        raise SystemExit(f"benchmarks.speed.gpu times the CUDA kernels, which do not serve here: {status.reason}")
+    torch.backends.cudnn.benchmark = True
+    settings = {
+        "gpu": torch.cuda.get_device_name(),
+        "path": status.serving,
+        "reason": status.reason,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **vars(args),
+    }
+    record = run(args.batch, args.rounds, args.seconds)
+    print(write("gpu", {"settings": settings, **record}))
+
+
+if __name__ == "__main__":
+    main()

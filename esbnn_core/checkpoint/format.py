@@ -1,0 +1,226 @@
+"""Checkpoint files: safetensors with metadata and a content hash; strict reading, atomic writing.
+
+A file's metadata (strings, as safetensors has it) are: format "esbnn", format_version, kind "latent" or "packed",
+weights "binary" or "real" (what real_weights_ made; a file without the word is binary), network, options (json) and
+input_size (json) where the network came from create_model, metric (json), commit, esbnn_version, and digest: the
+sha256 over all of these and every tensor, which finds a flipped bit anywhere.
+Packed files hold bit-words and folded affines (esbnn_core.packed), no latent weight.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core.errors import DamagedError, InputError
+from esbnn_core.files import ROOT, file_sha256, write_atomically
+from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.quantizers import RealWeights
+from esbnn_core.models.registry import model_spec
+from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: tensors on the CPU by name, and its metadata without the digest."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        """ "latent" or "packed"."""
+        return self.metadata["kind"]
+
+    @property
+    def weights(self) -> str:
+        """ "binary", or "real" for what esbnn_core.transforms.real_weights.real_weights_ made."""
+        return self.metadata.get("weights", "binary")
+
+    @property
+    def network(self) -> str:
+        """Name for create_model, "" for a network that did not come from it."""
+        return self.metadata["network"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options for create_model."""
+        options: dict[str, Any] = json.loads(self.metadata["options"])
+        return options
+
+    @property
+    def metric(self) -> dict[str, float]:
+        """The metrics that were saved with the network."""
+        metric: dict[str, float] = json.loads(self.metadata["metric"])
+        return metric
+
+
+def source_commit() -> str:
+    """Commit of the source tree this package runs from, "" for an installed copy without one."""
+    if not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    model: nn.Module, path: str | Path, *, metric: Mapping[str, float] | None = None, commit: str | None = None
+) -> str:
+    """Write the model's state_dict, latent or packed, with what rebuilds the network.
+
+    Args:
+        model: from create_model (its name and options go along), or any module (reading then needs the module).
+        path: the file, replaced atomically. metric: e.g. {"top1": 87.5}. commit: default that of the source tree.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        InputError: a tensor that is not finite, by name; nothing is written then.
+    """
+    from safetensors.torch import save
+
+    # cloned: safetensors wants each name to own contiguous memory
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    _check_finite(tensors, str(path))
+    spec = model_spec(model)
+    metadata = {
+        "format": "esbnn",
+        "format_version": str(FORMAT_VERSION),
+        "esbnn_version": __version__,
+        "kind": "packed" if any(isinstance(m, PackedLayer) for m in model.modules()) else "latent",
+        "weights": "real" if any(isinstance(b.quantizer, RealWeights) for _, b in binary_layers(model)) else "binary",
+        "network": spec.name if spec else "",
+        "options": json.dumps(dict(spec.options) if spec else {}, sort_keys=True),
+        "input_size": json.dumps(spec.input_size if spec else None),
+        "metric": json.dumps(dict(metric or {}), sort_keys=True),
+        "commit": source_commit() if commit is None else commit,
+    }
+    data = save(tensors, metadata={**metadata, "digest": _digest(tensors, metadata)})
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
+    """Read and verify a file without building anything.
+
+    Args:
+        sha256: if given, the file's hash, compared before a byte is parsed.
+
+    Raises:
+        InputError: the file is missing, damaged, of another format or version, or holds a number that is not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist: check the path")
+    if sha256 is not None and (met := file_sha256(path)) != sha256.lower():
+        raise InputError(f"checkpoint {path} has sha256 {met}, {sha256} was expected: fetch it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            # read after the header says it is ours: another project's file gets its own sentence
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            f"checkpoint {path} is not a whole safetensors file ({error}): write or fetch it again"
+        ) from error
+    if metadata.get("format") != "esbnn":
+        raise InputError(f"checkpoint {path} is no esbnn file: save_checkpoint writes those")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise InputError(
+            f"checkpoint {path} has format version {metadata.get('format_version')}, {FORMAT_VERSION} was expected: "
+            f"read it with the esbnn version {metadata.get('esbnn_version')} that wrote it"
+        )
+    _check_metadata(path, metadata)
+    digest = metadata.pop("digest", "")
+    if digest != _digest(tensors, metadata):
+        raise DamagedError(
+            f"checkpoint {path} is damaged, its content does not have the sha256 it was written with: fetch it again"
+        )
+    _check_finite(tensors, str(path))
+    return Checkpoint(path, tensors, metadata)
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into the model, all or nothing; raises what check_state raises, the model is then as it was."""
+    check_state(model, tensors, source)
+    model.load_state_dict(tensors, strict=True)
+
+
+def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Whether the tensors are the model's, by name, shape and dtype, and finite.
+
+    Raises:
+        InputError: a missing, extra, reshaped, re-typed or not finite tensor, named.
+    """
+    state = model.state_dict()
+    faults = [f"{name} is missing" for name in state if name not in tensors]
+    faults += [f"{name} is not expected" for name in tensors if name not in state]
+    for name, want in state.items():
+        got = tensors.get(name)
+        if got is None:
+            continue
+        if got.shape != want.shape:
+            faults.append(f"{name} has shape {tuple(got.shape)} for {tuple(want.shape)}")
+        elif got.dtype != want.dtype:
+            faults.append(f"{name} has dtype {got.dtype} for {want.dtype}")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(
+            f"checkpoint {source} does not fit the network: {'; '.join(faults[:5])}{more}: build the network with the "
+            f"options the file was saved with"
+        )
+    _check_finite(tensors, source)
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    for key in ("kind", "network", "options", "input_size", "metric", "commit"):
+        if key not in metadata:
+            raise InputError(f"checkpoint {path} has no {key} in its metadata: write it again with save_checkpoint")
+    if metadata["kind"] not in ("latent", "packed"):
+        raise InputError(
+            f"checkpoint {path} is of kind {metadata['kind']!r}, latent or packed was expected: write it again"
+        )
+    if metadata.get("weights", "binary") not in ("binary", "real"):
+        raise InputError(
+            f"checkpoint {path} has weights {metadata['weights']!r}, binary or real was expected: write it again"
+        )
+    for key in ("options", "metric"):
+        try:
+            whole = isinstance(json.loads(metadata[key]), dict)
+        except json.JSONDecodeError:
+            whole = False
+        if not whole:
+            raise InputError(
+                f"checkpoint {path} has {key} {metadata[key]!r}, a json object was expected: write it again"
+            )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"tensor {name} of {source} holds NaN or infinity: take a checkpoint from before that")

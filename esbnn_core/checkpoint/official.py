@@ -1,0 +1,120 @@
+"""Official files of the originals, read into our networks and written back (papers.md#checkpoints, #golden-records).
+
+The keys are those of esbnn_core.checkpoint.official_keys. A file is read with weights_only=True and nothing else: a
+pickle that holds more than tensors and plain containers is refused.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core.checkpoint.format import check_state
+from esbnn_core.checkpoint.official_keys import apply_rules, key_map, looks_like, official_names
+from esbnn_core.errors import DamagedError, InputError
+from esbnn_core.layers.base import binary_layers, exact_zeros
+from esbnn_core.layers.quantizers import Temperature
+
+__all__ = ["CONTAINERS", "OfficialReport", "load_official", "official_names", "to_official"]
+
+CONTAINERS = ("state_dict", "params", "weight", "model")
+"""Keys under which the originals keep the tensors in their files."""
+
+
+@dataclass(frozen=True)
+class OfficialReport:
+    """What was read: tensors, exact zeros that a weight's sign is taken of (+1 here, 0 in the original), the smallest
+    and largest weight temperature of a BNext (at 1e-7 or above its weights are real numbers, not signs), and the last
+    entry of `temp`, the temperatures that BNext's training script noted epoch by epoch (papers.md#es-quirk-1)."""
+
+    tensors: int
+    zeros: int
+    temperatures: tuple[float, float] | None
+    noted: float | None = None
+
+
+def to_official(model: nn.Module) -> dict[str, Tensor]:
+    """Every official key, buffers included and without a prefix, in the original's shapes; copies, on the CPU."""
+    state, sign = model.state_dict(), key_map(model).sign
+    return {
+        name: state[key].detach().cpu().reshape(shape) * sign(name)
+        for key, (name, shape) in official_names(model).items()
+    }
+
+
+def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -> OfficialReport:
+    """Load an official file, or a mapping as torch.load gives it, all or nothing.
+
+    Accepts the containers of CONTAINERS, the prefix `module.`, flat `weights` of the older ReActNet and Bi-Real files,
+    and 0-d for (1,) scalars. Dtype and device stay the model's.
+
+    Raises:
+        InputError: an unreadable file; a missing, extra or reshaped tensor, each named, with the network that the file
+            looks like; a tensor that is not finite. The model is then as it was.
+    """
+    label = str(source) if isinstance(source, str | Path) else "the mapping"
+    found, noted = _tensors(source, label)
+    names, family = official_names(model), key_map(model)
+    tensors = {apply_rules(family.spelling, name): tensor for name, tensor in found.items()}
+    given = {name for name, _ in names.values()}
+    missing = [name for name in dict.fromkeys(name for name, _ in names.values()) if name not in tensors]
+    extra = [name for name in tensors if name not in given]
+    if missing or extra:
+        faults = [f"{name} is missing" for name in missing[:3]] + [f"{name} is not expected" for name in extra[:3]]
+        raise InputError(
+            f"{label} does not fit the network, it looks like {looks_like(tensors)}: {'; '.join(faults)} "
+            f"({len(missing)} missing, {len(extra)} extra): build the network that the file was saved from"
+        )
+    state = model.state_dict()
+    ours = {key: tensor for key, tensor in state.items() if key not in names}
+    for key, (name, shape) in names.items():
+        tensor, want = tensors[name], state[key]
+        # (C,) against (1, C, 1, 1), flat weights (N, 1), 0-d scalars: the same numbers in the same order
+        flat = tensor.shape in ((want.numel(), 1), (want.numel(),)) or tensor.numel() == 1
+        if tensor.numel() == want.numel() and (flat or tuple(tensor.shape) in (shape, tuple(want.shape))):
+            tensor = tensor.to(want.dtype).reshape(want.shape) * family.sign(name)
+        ours[key] = tensor
+    check_state(model, ours, label)
+    model.load_state_dict(ours)
+    layers = [layer for _, layer in binary_layers(model)]
+    heat = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
+    return OfficialReport(len(tensors), exact_zeros(model), (min(heat), max(heat)) if heat else None, noted)
+
+
+def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dict[str, Tensor], float | None]:
+    """The tensors of a file or mapping by official key, and the last of its list `temp` where it has one."""
+    found: object = source
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise InputError(f"official file {label} does not exist: check the path")
+        try:
+            found = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything: struct.error, IndexError, AssertionError, ...
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DamagedError(
+                f"official file {label} cannot be read as plain tensors ({reason}): fetch it again"
+            ) from error
+    history = found.get("temp") if isinstance(found, Mapping) else None
+    last = history[-1] if isinstance(history, list) and history else None
+    noted = float(last) if isinstance(last, int | float) else None
+    tensors = unwrap(found, CONTAINERS)
+    if tensors is None:
+        raise InputError(
+            f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model file"
+        )
+    return {
+        re.sub(r"\.weights$", ".weight", key.removeprefix("module.")): value for key, value in tensors.items()
+    }, noted
+
+
+def unwrap(found: object, containers: tuple[str, ...]) -> dict[str, Tensor] | None:
+    """The tensors by name in what a file holds, bare or inside mappings under `containers`; None if that is not all."""
+    for container in containers:
+        if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
+            found = found[container]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        return None
+    return {str(key): value for key, value in found.items()}

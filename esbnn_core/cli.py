@@ -1,0 +1,132 @@
+"""The console script `esbnn`: models, count, doctor, pack. An error is one sentence on stderr and exit code 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from esbnn_core.checkpoint.network import pack_checkpoint
+from esbnn_core.counting import count
+from esbnn_core.errors import InputError, check_counts
+from esbnn_core.kernels import cpu, cuda
+from esbnn_core.models import create_model, list_models, model_spec
+from esbnn_core.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esbnn", description="Expanding-and-shrinking binary neural networks")
+    parser.add_argument("--version", action="version", version=f"esbnn {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the networks by name")
+    models.add_argument("pattern", nargs="?", default="", help="only names that contain this")
+    models.set_defaults(run=_models)
+
+    counting = commands.add_parser("count", help="BOPs, FLOPs, OPs, parameters and bytes of a network")
+    counting.add_argument("name", metavar="NAME", nargs="?", help="network, e.g. es_reactnet_resnet18")
+    counting.add_argument("--all", action="store_true", help="one line for every classifier, with its own options")
+    counting.add_argument("--tau", type=int, help="expansion factor of an es_ or rep_ network")
+    counting.add_argument("--groups", type=int, help="groups of an es_ network")
+    counting.add_argument("--num-classes", type=int, help="classes of the read-out")
+    counting.add_argument("--in-channels", type=int, help="channels of the input")
+    counting.add_argument("--size", type=int, help="side of the square input (default: that of the papers)")
+    counting.set_defaults(run=_count)
+
+    doctor = commands.add_parser("doctor", help="which implementation serves packed operators here, and why")
+    doctor.set_defaults(run=_doctor)
+
+    packing = commands.add_parser("pack", help="pack a latent checkpoint into bits")
+    packing.add_argument("source", metavar="IN", help="latent .safetensors")
+    packing.add_argument("target", metavar="OUT", help="packed .safetensors to write")
+    packing.set_defaults(run=_pack)
+    return parser
+
+
+def _models(args: argparse.Namespace) -> None:
+    names = list_models(args.pattern)
+    if not names:
+        raise InputError(f"no network has {args.pattern!r} in its name: esbnn models lists them all")
+    print("\n".join(names))
+
+
+def _count_all() -> None:
+    """One line a network, built without data.
+
+    INT8 OPs is the convention of the BNext README (papers.md#bnext-operations).
+    """
+    head = f"{'network':28} {'input':11} {'BOPs (G)':>9} {'/64 (1e8)':>9} {'FLOPs (1e8)':>11} {'OPs (1e8)':>9}"
+    print(f"{head} {'INT8 OPs (1e8)':>14} {'params (M)':>10} {'1-bit (M)':>9} {'OPs with matmuls':>16}")
+    for name in list_models(kind="classifier"):
+        with torch.device("meta"):
+            model = create_model(name)
+        spec = model_spec(model)
+        assert spec is not None
+        c = count(model, spec.input_size)
+        int8 = c.bops / 64 + c.flops / 8
+        size = "x".join(map(str, spec.input_size))
+        row = (
+            f"{name:28} {size:11} {c.bops / 1e9:9.4f} {c.bops / 64 / 1e8:9.4f} {c.flops / 1e8:11.4f} {c.ops / 1e8:9.4f}"
+        )
+        matmuls = f"{c.ops_with_matmuls / 1e8:.4f}" if c.matmul_bops else "-"
+        print(f"{row} {int8 / 1e8:14.4f} {c.params / 1e6:10.3f} {c.binary_params / 1e6:9.3f} {matmuls:>16}")
+
+
+def _count(args: argparse.Namespace) -> None:
+    if args.all == (args.name is not None):
+        raise InputError("esbnn count takes one network's name or --all: esbnn models lists the names")
+    if args.all:
+        return _count_all()
+    given: dict[str, Any] = {key: getattr(args, key) for key in ("tau", "groups", "num_classes", "in_channels")}
+    model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
+    spec = model_spec(model)
+    assert spec is not None
+    channels, side, _ = spec.input_size
+    if args.size is not None:
+        check_counts(size=args.size)
+        side = args.size
+    result = count(model, (channels, side, side))
+    print(result.table())
+    print(f"\n{args.name} at {channels}x{side}x{side}")
+    print(f"BOPs          {result.bops / 1e9:.4f} G   (/64 = {result.bops / 64 / 1e8:.4f}e8)")
+    print(f"FLOPs         {result.flops / 1e8:.4f}e8")
+    print(f"OPs           {result.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)")
+    if result.matmul_bops:
+        matmuls = f"binary attention: {result.matmul_bops / 1e9:.4f} G"
+        print(f"with matmuls  {result.ops_with_matmuls / 1e8:.4f}e8   ({matmuls})")
+    print(f"parameters    {result.params:,}   of which 1-bit {result.binary_params:,}")
+    print(f"bytes         {result.latent_bytes:,} latent, {result.packed_bytes:,} packed")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {found}")
+    for device, status in (("CPU", cpu.choose()[1]), ("CUDA", cuda.choose()[1])):
+        print(f"{device:6} {status.serving}: {status.reason}")
+        for name, here in status.paths:
+            print(f"       {name:18} {'usable' if here else 'not on this ' + PLACES[device]}")
+
+
+PLACES = {"CPU": "processor", "CUDA": "device"}
+
+
+def _pack(args: argparse.Namespace) -> None:
+    before, after = pack_checkpoint(args.source, args.target)
+    print(f"{args.source}  {before:,} bytes latent")
+    print(f"{args.target}  {after:,} bytes packed, {before / after:.1f} times smaller")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Inference modules that hold bit-words and folded affines, and nothing else."""
+
+from esbnn_core.packed.chain import PackedChain
+from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, is_packed
+from esbnn_core.packed.timestep import PackedTimestepUnit
+from esbnn_core.packed.units import PackedTokenUnit, PackedUnit
+
+__all__ = [
+    "PackedChain",
+    "PackedConv2d",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedTimestepUnit",
+    "PackedTokenUnit",
+    "PackedUnit",
+    "is_packed",
+]

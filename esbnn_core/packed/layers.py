@@ -1,0 +1,180 @@
+"""Inference modules that hold bit-words and folded affines, and nothing else.
+
+A packed module is made in two steps, so that a file can be read without a latent network: the constructor takes a
+latent layer for its shapes and allocates zeros, `fill_` computes the bits and the affine. What a packed module holds
+(`buffers()`) is what a packed checkpoint stores and what esbnn_core.counting counts.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import kernels
+from esbnn_core.errors import InputError
+from esbnn_core.kernels.reference import pack_bits
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
+from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.units.folding import fold_norm
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def stream_dtype(x: Tensor) -> torch.dtype | None:
+    """What an output takes from its input: a half-precision type, or None for the type of `scale`."""
+    return x.dtype if x.dtype in HALF else None
+
+
+class PackedLayer(nn.Module):
+    """Shared part: weight bits, scale, bias and the shift of the input's sign.
+
+    Buffers: weight_bits int32 (the layout of esbnn_core.kernels), scale and bias (copies*O,), shift (C,) where the
+    latent layer has one. `weight_shape` is the latent weight's, for counting. `lanes`, not saved, is weight_bits in the
+    order of the native implementation: fill_ and load_state_dict keep the two together.
+    """
+
+    weight_bits: Tensor
+    scale: Tensor
+    bias: Tensor
+    shift: Tensor | None
+    lanes: Tensor | None
+
+    def __init__(self, layer: BinaryLayer, groups: int, copies: int) -> None:
+        super().__init__()
+        out, inner, *kernel = layer.weight.shape
+        self.weight_shape = tuple(layer.weight.shape)
+        self.channels, self.groups, self.copies = inner * groups, groups, copies
+        zeros = layer.weight.detach().new_zeros
+        self.register_buffer("weight_bits", zeros(out, *kernel, kernels.words_of(inner), dtype=torch.int32))
+        self.register_buffer("scale", zeros(copies * out))
+        self.register_buffer("bias", zeros(copies * out))
+        shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
+        self.register_buffer("shift", zeros(self.channels) if shifted else None)
+        self.register_buffer("lanes", None, persistent=False)
+        self.register_load_state_dict_post_hook(_lay_out)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
+        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
+        scale, bias = fold_norm(layer.output_scale(), layer.bias, nn.Identity(), self.copies)
+        self._fill(layer, scale, bias, name)
+        return self
+
+    def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
+        if not layer.quantizer.sign_mode():
+            raise InputError(f"layer {name} has weights that are not in sign mode, {layer.quantizer.to_sign_mode}")
+        if not torch.isfinite(layer.weight).all():
+            raise InputError(f"layer {name} has a latent weight that is not finite: pack a network that is trained")
+        binary = layer.quantizer.binary(layer.weight)
+        self.weight_bits.copy_(pack_bits(binary.movedim(1, -1) > 0))
+        self.scale.fill_(1.0) if scale is None else self.scale.copy_(scale)
+        self.bias.zero_() if bias is None else self.bias.copy_(bias)
+        if self.shift is not None and isinstance(layer.sign, Sign) and layer.sign.shift is not None:
+            self.shift.copy_(layer.sign.shift)
+        _lay_out(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
+        """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
+
+        `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units; the sums stay
+        exact, and their affine and the signs are still computed in float32. Another device has other lanes.
+        """
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        device = self.weight_bits.device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
+                self._buffers[name] = buffer.to(now.device)
+        if self.weight_bits.device != device:
+            _lay_out(self)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight_shape}, groups={self.groups}, copies={self.copies}"
+
+
+def _lay_out(layer: nn.Module, _: object = None) -> None:
+    """Make `lanes` of a packed layer anew from its weight_bits."""
+    assert isinstance(layer, PackedLayer)
+    layer.lanes = kernels.lanes_of(layer.weight_bits, layer.groups)
+
+
+class PackedConv2d(PackedLayer):
+    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W'), in x's dtype where that is
+    a half-precision one, else in the dtype of `scale`.
+    """
+
+    def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
+        super().__init__(conv, conv.groups, conv.copies if copies is None else copies)
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.pad_value = conv.pad_value
+
+    def convolve(
+        self,
+        x: Tensor,
+        bits: Tensor | None = None,
+        prelu: Tensor | None = None,
+        residual: Tensor | None = None,
+        rprelu: Tensor | None = None,
+        following: PackedLayer | None = None,
+        shift: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sign, pack, convolve and finish in one operator.
+
+        Args:
+            x: (N, C, H, W). bits: its signs, packed for this layer, where the layer before has handed them on.
+            prelu, residual, rprelu: steps of the epilogue. following: the layer that takes the output's signs.
+            shift, bias: in place of the layer's own.
+
+        Returns:
+            y in x's memory format, and its signs packed for `following`, empty without one.
+        """
+        y, handed = kernels.binary_conv2d(
+            x if bits is None else bits,
+            self.weight_bits,
+            self.channels,
+            self.stride,
+            self.padding,
+            self.pad_value,
+            self.dilation,
+            self.groups,
+            self.copies,
+            self.scale,
+            self.bias if bias is None else bias,
+            prelu,
+            residual,
+            rprelu,
+            None if following is None else following.shift,
+            0 if following is None else following.groups,
+            self.lanes,
+            (self.shift if shift is None else shift) if bits is None else None,
+            stream_dtype(x),
+        )
+        # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
+        # channels_last has its channels next to each other
+        return y if x.stride(1) == 1 else y.contiguous(), handed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x)[0]
+
+
+class PackedLinear(PackedLayer):
+    """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O), dtypes as PackedConv2d."""
+
+    def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
+        super().__init__(linear, linear.groups, linear.copies if copies is None else copies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = kernels.pack_sign(x, self.shift, self.groups, -1)
+        y: Tensor = kernels.binary_linear(
+            bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias, self.lanes
+        )
+        dtype = stream_dtype(x)
+        return y if dtype is None else y.to(dtype)
+
+
+def is_packed(network: nn.Module) -> bool:
+    """Whether any layer of the network is packed."""
+    return any(isinstance(module, PackedLayer) for module in network.modules())

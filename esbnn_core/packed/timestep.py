@@ -1,0 +1,59 @@
+"""The packed TimestepUnit: one convolution, and shifts and slopes for each group of timesteps."""
+
+import torch
+from torch import Tensor
+
+from esbnn_core.packed.layers import PackedConv2d
+from esbnn_core.units.timestep import TimestepUnit
+
+
+class PackedTimestepUnit(PackedConv2d):
+    """Packed TimestepUnit: x (N, C, H, W) and group int64 (N,) or (1,) -> the shape of x.
+
+    Buffers: shifts (K, C) in front of the sign, and act (K, 3, C), the groups' shift_in, slope and shift_out, each
+    where the unit has it. A batch of one group is one operator; samples of their own groups are one operator each.
+    """
+
+    shifts: Tensor | None
+    act: Tensor | None
+    zero: Tensor
+    one: Tensor
+
+    def __init__(self, unit: TimestepUnit) -> None:
+        super().__init__(unit.conv, unit.copies)
+        self.residual, number = unit.residual, unit.timestep_groups
+        shifted, active = unit.shift is not None, unit.act is not None
+        self.register_buffer("shifts", self.scale.new_zeros(number, self.channels) if shifted else None)
+        self.register_buffer("act", self.scale.new_zeros(number, 3, len(self.scale)) if active else None)
+        # an RPReLU that only adds: its last shift comes behind the residual
+        self.register_buffer("zero", self.scale.new_zeros(len(self.scale)), persistent=False)
+        self.register_buffer("one", self.scale.new_ones(len(self.scale)), persistent=False)
+
+    @torch.no_grad()
+    def fill_(self, unit: TimestepUnit, name: str = "") -> "PackedTimestepUnit":  # type: ignore[override]
+        """Compute bits, scale and every group's numbers from the latent unit; returns itself. Raises InputError."""
+        super().fill_(unit.conv, name)
+        if self.shifts is not None and unit.shift is not None:
+            self.shifts.copy_(torch.stack(list(unit.shift.shifts)))
+        if self.act is not None and unit.act is not None:
+            parts = (unit.act.shifts_in, unit.act.slopes, unit.act.shifts_out)
+            self.act.copy_(torch.stack([torch.stack(list(part)) for part in parts], 1))
+        return self
+
+    def forward(self, x: Tensor, group: Tensor) -> Tensor:  # type: ignore[override]
+        if len(group) == 1:
+            return self._one_group(x, group)
+        return torch.cat([self._one_group(*pair) for pair in zip(x.split(1), group.split(1), strict=True)])
+
+    def _one_group(self, x: Tensor, group: Tensor) -> Tensor:
+        """x (N, C, H, W) whose samples all have the group (1,)."""
+        shift = None if self.shifts is None else self.shifts.index_select(0, group)[0]
+        before, after = (x if self.residual == where else None for where in ("before_act", "after_act"))
+        if self.act is None:
+            return self.convolve(x, residual=before if after is None else after, shift=shift)[0]
+        rows = self.act.index_select(0, group)[0]
+        if after is None:
+            return self.convolve(x, residual=before, rprelu=rows, shift=shift)[0]
+        shift_in, slope, shift_out = rows
+        last = torch.stack([self.zero, self.one, shift_out])
+        return self.convolve(x, prelu=slope, residual=after, rprelu=last, shift=shift, bias=shift_in)[0]

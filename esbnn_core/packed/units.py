@@ -1,0 +1,113 @@
+"""Packed units: a binary layer with its folded norm, shortcut and activations in one operator."""
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import kernels
+from esbnn_core.errors import InputError
+from esbnn_core.layers import RPReLU
+from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, stream_dtype
+from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.token import TokenUnit
+
+
+class PackedUnit(PackedConv2d):
+    """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays.
+
+    In a chain (esbnn_core.packed.chain) it takes the packed signs of its input and hands those of its output on.
+    """
+
+    prelu: Tensor | None
+    rprelu: Tensor | None
+
+    def __init__(self, unit: BinaryUnit) -> None:
+        super().__init__(unit.conv, unit.copies)
+        prelu = unit.inner_act.weight if isinstance(unit.inner_act, nn.PReLU) else None
+        self.register_buffer("prelu", None if prelu is None else torch.zeros_like(self.scale))
+        fused = isinstance(unit.act, RPReLU)
+        self.register_buffer("rprelu", self.scale.new_zeros(3, len(self.scale)) if fused else None)
+        self.shortcut = unit.shortcut
+        self.act: nn.Module = nn.Identity() if fused else unit.act
+
+    @torch.no_grad()
+    def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
+        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
+        check_statistics(unit.norm, name)
+        scale, bias = unit.affine()
+        self._fill(unit.conv, scale, bias, name)
+        if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):
+            self.prelu.copy_(unit.inner_act.weight)
+        if self.rprelu is not None and isinstance(unit.act, RPReLU):
+            self.rprelu.copy_(rprelu_rows(unit.act))
+        return self
+
+    def hands_to(self, following: nn.Module | None) -> bool:
+        """Whether the signs of the output can be packed for `following` before it has seen the output."""
+        fits = isinstance(following, PackedUnit) and following.channels == len(self.scale)
+        return fits and isinstance(self.act, nn.Identity)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, bits: Tensor | None = None, following: PackedLayer | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve`."""
+        residual = None if self.shortcut is None else self.shortcut(x)
+        y, handed = self.convolve(x, bits, self.prelu, residual, self.rprelu, following)
+        return self.act(y) if following is None else (y, handed)
+
+
+class PackedTokenUnit(PackedLinear):
+    """Packed TokenUnit: (B, N, I) floating and skip (B, N, copies*O) -> skip's shape; buffer rprelu (3, copies*O).
+
+    Tokens are the pixels of a map of one row, so that the convolution's epilogue serves them.
+    """
+
+    rprelu: Tensor
+
+    def __init__(self, unit: TokenUnit) -> None:
+        super().__init__(unit.linear, unit.copies)
+        self.register_buffer("rprelu", self.scale.new_zeros(3, len(self.scale)))
+
+    @torch.no_grad()
+    def fill_(self, unit: TokenUnit, name: str = "") -> "PackedTokenUnit":  # type: ignore[override]
+        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
+        check_statistics(unit.norm, name)
+        scale, bias = unit.affine()
+        self._fill(unit.linear, scale, bias, name)
+        self.rprelu.copy_(rprelu_rows(unit.act))
+        return self
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        one, none = [1, 1], [0, 0]
+        y, _ = kernels.binary_conv2d(
+            x.transpose(1, 2).unsqueeze(2),
+            self.weight_bits[:, None, None],
+            self.channels,
+            one,
+            none,
+            0,
+            one,
+            self.groups,
+            self.copies,
+            self.scale,
+            self.bias,
+            residual=skip.transpose(1, 2).unsqueeze(2),
+            rprelu=self.rprelu,
+            lanes=self.lanes,
+            shift=self.shift,
+            out_dtype=stream_dtype(x),
+        )
+        return y.squeeze(2).transpose(1, 2)
+
+
+def rprelu_rows(act: RPReLU) -> Tensor:
+    """shift_in, slope, shift_out as the operator's rprelu (3, C)."""
+    return torch.stack([act.shift_in, act.slope, act.shift_out])
+
+
+def check_statistics(norm: nn.Module, name: str) -> None:
+    """Raise InputError naming the unit whose norm keeps no running statistics to fold."""
+    if not isinstance(norm, nn.Identity) and getattr(norm, "running_mean", None) is None:
+        raise InputError(
+            f"unit {name} normalises with {type(norm).__name__} and keeps no running statistics: packing needs a "
+            f"BatchNorm that does, or no norm"
+        )

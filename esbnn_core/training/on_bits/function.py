@@ -1,0 +1,271 @@
+"""The autograd function of a unit on bits: its forward comes from exact sums, its backward keeps bits.
+
+Kept for backward: what esbnn_core.training.on_bits.signs says of the input, the weight's bits, vectors a channel long,
+and a shortcut module's output where an activation follows it. The sums are convolved again from the bits (or kept in 16
+bits), all that lies behind them is computed again from the sums.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from esbnn_core import kernels
+from esbnn_core.training.on_bits.rows import map_of, own_types, pieces, rows_of, work_dtype
+from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
+from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
+
+
+class Geometry(NamedTuple):
+    """Of the convolution, as esbnn_core.kernels.binary_conv2d; kernel: (KH, KW)."""
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    pad_value: int
+    dilation: tuple[int, int]
+    groups: int
+
+    def pack(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """Bits of sign(x + shift) of (N, C, H, W)."""
+        bits: Tensor = kernels.pack_sign(x, shift, self.groups, 1)
+        return bits
+
+    def sums(self, x: Tensor, shift: Tensor | None, weight_bits: Tensor) -> Tensor:
+        """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift) or its bits x."""
+        if x.dtype == torch.float64:  # native operators take its bits alone
+            x, shift = self.pack(x, shift), None
+        shape = (self.stride, self.padding, self.pad_value, self.dilation, self.groups, 1)
+        total: Tensor
+        total, _ = kernels.binary_conv2d(x, weight_bits, self.channels, *shape, None, None, shift=shift)
+        return total
+
+    def gradients(self, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
+        """Gradients of the +-1 input (N, C, H, W) and of the +-1 weight (O, I, KH, KW) from that of the sums."""
+        padding, ring = self.padding, self.pad_value == -1 and any(self.padding)
+        if ring:
+            signs = F.pad(signs, (padding[1], padding[1], padding[0], padding[0]), value=-1.0)
+            padding = (0, 0)
+        shape = (self.stride, padding, self.dilation, False, (0, 0), self.groups)
+        x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
+            grad, signs, weight, None, *shape, [*wanted, False]
+        )
+        if ring and x_grad is not None:
+            height, width = x_grad.shape[2] - 2 * self.padding[0], x_grad.shape[3] - 2 * self.padding[1]
+            x_grad = x_grad[:, :, self.padding[0] :, self.padding[1] :][:, :, :height, :width]
+        return [x_grad, weight_grad]
+
+
+class Plan(NamedTuple):
+    """What a call is besides its tensors.
+
+    Attributes:
+        geometry, rule: of the convolution and of its input's sign. copies: tiles. bare: the sums alone, no step behind.
+        eps: of the norm over this batch's statistics, None where factor and offset are given. rows: over how many rows
+            the statistics go; reduce: sums a tensor over the processes that share them, in place, or None.
+        identity: the input itself is the residual. act, limits: see Tail. narrow: dtype of the plain convolution, which
+            the gradients of its two operands are computed in. out: dtype of the result. keep_sums: see TrainOnBits.
+    """
+
+    geometry: Geometry
+    rule: SignRule
+    copies: int
+    bare: bool
+    eps: float | None
+    rows: int
+    reduce: Callable[[Tensor], Any] | None
+    identity: bool
+    act: Kind
+    limits: tuple[float, float]
+    narrow: torch.dtype
+    out: torch.dtype
+    keep_sums: bool
+
+
+class Vectors(NamedTuple):
+    """Numbers a channel: scale (O,); (C',) weight and bias of the norm, inner PReLU's slope, and RPReLU's three."""
+
+    scale: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    inner: Tensor | None
+    shift_in: Tensor | None
+    slope: Tensor | None
+    shift_out: Tensor | None
+
+
+def factor_of(plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tensor | None) -> Tensor:
+    """What the centred sums (O,) are multiplied by, (C'): scale * gamma / sqrt(scale^2 var + eps), or gamma alone."""
+    if var is None or plan.eps is None:
+        assert gamma is not None
+        return gamma
+    factor = ((var if scale is None else scale * scale * var) + plan.eps).rsqrt()
+    factor = (factor if scale is None else factor * scale).repeat(plan.copies)
+    return factor if gamma is None else factor * gamma
+
+
+def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tail:
+    """The tail of these numbers, in `dtype`."""
+    cast = [None if t is None else t.to(dtype) for t in (mean, vectors.beta, *vectors[3:])]
+    centre, offset, inner, shift_in, slope, shift_out = cast
+    factor = factor.to(dtype)
+    offset = torch.zeros_like(factor) if offset is None else offset
+    if inner is None and shift_in is not None:
+        offset, shift_in = offset + shift_in, None  # one sum instead of two; both have the same gradient
+    return Tail(plan.copies, centre, factor, offset, inner, plan.act, shift_in, slope, shift_out, plan.limits)
+
+
+class UnitOnBits(torch.autograd.Function):
+    """(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *Vectors) -> y (N, C', H', W').
+
+    sums (N, O, H', W') int32 are those of sign(x + shift) and of the +-1 weight; mean and var (O,) float64 are theirs
+    over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
+    Differentiable: x and what follows it. y is channels_last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        sums: Tensor,
+        bits: Tensor | None,
+        weight_bits: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        x: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        residual: Tensor | None,
+        *numbers: Tensor | None,
+    ) -> Tensor:
+        vectors = Vectors(*numbers)
+        work = work_dtype(plan.narrow, x.dtype)
+        if plan.bare:
+            y = sums.to(plan.out)
+        else:
+            tail = tail_of(plan, vectors, mean, factor_of(plan, *_double([*vectors[:2], var])), work)
+            added = x if plan.identity else residual
+            with own_types(x.device):
+                y = map_of(finish(tail, rows_of(sums), None if added is None else rows_of(added), plan.out), sums)
+        ctx.plan, ctx.weight_shape, ctx.x_shape, ctx.x_dtype, ctx.work = plan, weight.shape, x.shape, x.dtype, work
+        ctx.weight_dtype, ctx.residual_dtype = weight.dtype, None if residual is None else residual.dtype
+        mask = None
+        if bits is not None and plan.rule.ste == "clip":
+            mask = mask_bits(x, shift, plan.rule.clip, plan.geometry.groups)
+        small = weight[0].numel() < 1 << 15  # no sum is larger
+        kept_sums = (sums.to(torch.int16) if small else sums) if plan.keep_sums and not plan.bare else None
+        ctx.save_for_backward(
+            x if bits is None else None,
+            bits,
+            mask,
+            kept_sums,
+            residual if plan.act != "none" else None,
+            *(weight_bits, mean, var, shift),
+            *vectors,
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        plan: Plan = ctx.plan
+        x, bits, mask, sums, residual, weight_bits, mean, var, shift, *numbers = ctx.saved_tensors
+        vectors, geometry = Vectors(*numbers), plan.geometry
+        (grad,) = grads
+        residual_rows: Tensor | None = None
+        vector_grads: list[Tensor | None] = [None] * len(vectors)
+        if plan.bare:
+            sums_grad = grad
+        else:
+            if sums is None:
+                sums = geometry.sums(x, shift, weight_bits) if bits is None else geometry.sums(bits, None, weight_bits)
+            with own_types(grad.device):
+                rows, residual_rows, vector_grads = _through_tail(
+                    ctx, vectors, mean, var, rows_of(grad), rows_of(sums), x if plan.identity else residual
+                )
+            sums_grad = map_of(rows, grad)
+        channels, groups = geometry.channels, geometry.groups
+        signs = signs_of(x, shift, plan.narrow) if bits is None else _signs(bits, channels, groups, plan.narrow)
+        weight = unpack(weight_bits, ctx.weight_shape[1], 1, (-1.0, 1.0), plan.narrow).permute(0, 3, 1, 2)
+        wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
+        x_grad, weight_grad = geometry.gradients(
+            sums_grad.to(plan.narrow), signs, weight, (wants_x or wants_shift, wants_weight)
+        )
+        del signs
+        onto = residual_rows if plan.identity else None
+        shift_grad: Tensor | None = None
+        if x_grad is not None:
+            rows = rows_of(x_grad)
+            if bits is None:
+                rows, shift_grad = through(plan.rule, rows, x, shift, onto)
+            else:
+                rows, shift_grad = _through_mask(plan, rows, mask, shift, onto)
+            x_grad = rows.to(ctx.x_dtype).view(ctx.x_shape[0], *ctx.x_shape[2:], -1).permute(0, 3, 1, 2)
+        if residual is not None or ctx.residual_dtype is not None:
+            assert residual_rows is not None
+            residual_grad: Tensor | None = map_of(residual_rows.to(ctx.residual_dtype), grad)
+        else:
+            residual_grad = None
+        ends = [None if t is None or g is None else g.to(t.dtype) for g, t in zip(vector_grads, vectors, strict=True)]
+        return (
+            *[None] * 6,
+            x_grad,
+            None if shift_grad is None else shift_grad.to(shift.dtype),
+            None if weight_grad is None else weight_grad.to(ctx.weight_dtype),
+            residual_grad,
+            *ends,
+        )
+
+
+def _double(tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    return (None if t is None else t.double() for t in tensors)
+
+
+def _signs(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
+    return unpack(bits, channels, groups, (-1.0, 1.0), dtype).permute(0, 3, 1, 2)
+
+
+def _through_mask(
+    plan: Plan, grad: Tensor, mask: Tensor | None, shift: Tensor | None, onto: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """As signs.through, from the estimator's mask or, without one, for the identity."""
+    if mask is not None:
+        geometry = plan.geometry
+        grad = grad * unpack(mask, geometry.channels, geometry.groups, (0.0, 1.0), grad.dtype).flatten(0, 2)
+    shift_grad = None if shift is None else grad.sum(0, dtype=work_dtype(grad.dtype))
+    return (grad if onto is None else onto.add_(grad)), shift_grad
+
+
+def _through_tail(
+    ctx: Any, vectors: Vectors, mean: Tensor | None, var: Tensor | None, grad: Tensor, sums: Tensor, added: Any
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    """From the gradient rows of y to those of the sums and of the residual, and of the vectors.
+
+    Where the statistics are the batch's, the sums act on y through them as well: the mean takes off the mean gradient,
+    the variance brings a term along the centred sums.
+    """
+    plan: Plan = ctx.plan
+    with torch.enable_grad():
+        # numbers a channel long: autograd does the algebra of scale, variance and norm weight
+        leaves = [None if t is None else t.detach().requires_grad_() for t in _double([*vectors[:2], var])]
+        factor = factor_of(plan, *leaves)
+    tail = tail_of(plan, vectors, mean, factor.detach(), ctx.work)
+    wants_residual = plan.identity or ctx.residual_dtype is not None
+    part = unfinish(tail, grad, sums, None if added is None else rows_of(added), wants_residual)
+    present = [t for t in leaves if t is not None]
+    found = iter(torch.autograd.grad(factor, present, part.factor))
+    scale_grad, gamma_grad, var_grad = (None if t is None else next(found) for t in leaves)
+    if var is not None:
+        assert var_grad is not None
+        mean_grad = (factor.detach() * part.offset).view(plan.copies, -1).sum(0)
+        both = torch.stack([mean_grad, var_grad])
+        if plan.reduce is not None:
+            plan.reduce(both)
+        constant, slope = (both * both.new_tensor([[-1.0], [2.0]]) / plan.rows).to(ctx.work)
+        for piece in pieces(part.sums):
+            part.sums[piece].add_(constant).addcmul_(tail.centred(sums[piece]), slope)
+    return part.sums, part.residual, [scale_grad, gamma_grad, part.offset, *part[4:]]

@@ -1,0 +1,262 @@
+"""Which units and layers can train on bits just now, and their training forward on bits.
+
+A path is what a unit's or layer's attribute `training_path` holds. Called with the module and its input, it returns the
+output, or None where the plain forward has to serve; `reason` says why.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from esbnn_core import kernels
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Tile
+from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.quantizers import RealWeights, WeightQuantizer
+from esbnn_core.training.on_bits.function import Geometry, Plan, UnitOnBits
+from esbnn_core.training.on_bits.rows import rows_of, work_dtype
+from esbnn_core.training.on_bits.signs import SignRule, sign_rule
+from esbnn_core.training.on_bits.statistics import batch_statistics, reducer, track_
+from esbnn_core.training.on_bits.tail import Kind
+from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.folding import folds
+
+
+@dataclass(frozen=True)
+class TrainOnBits:
+    """How train_on_bits_ trains.
+
+    Attributes:
+        keep_sums: keep the exact sums for backward in 16 bits (32 where a filter has 32768 weights or more) in place of
+            convolving the bits again: 2 bytes an output of the un-tiled filters for the time of one binary convolution.
+    """
+
+    keep_sums: bool = False
+
+
+class SignMode:
+    """Whether a quantizer is in sign mode, asked again only once its buffers have changed: asking reads a temperature,
+    which on a GPU waits for all work before it."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[WeightQuantizer, list[tuple[Tensor, int]], bool] | None = None
+
+    def __call__(self, quantizer: WeightQuantizer) -> bool:
+        buffers = list(quantizer.buffers())
+        if self.seen is not None and not any(b.is_inference() for b in buffers):
+            known, versions, answer = self.seen
+            same = known is quantizer and len(versions) == len(buffers)
+            if same and all(b is t and b._version == v for b, (t, v) in zip(buffers, versions, strict=True)):
+                return answer
+        answer = quantizer.sign_mode()
+        self.seen = None
+        if not any(b.is_inference() for b in buffers):
+            self.seen = (quantizer, [(b, b._version) for b in buffers], answer)
+        return answer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"seen": None}  # a copy asks for itself
+
+
+def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
+    """Why the layer's product cannot run on bits just now, "" where it can."""
+    if isinstance(layer.quantizer, RealWeights):
+        return "its weights are real"
+    if not signs(layer.quantizer):
+        return "its weights are not in sign mode, " + layer.quantizer.to_sign_mode.split(":")[0]
+    rule = sign_rule(layer.sign)
+    if rule is None:
+        return f"its sign is a {type(layer.sign).__name__}, Sign or RSign was expected"
+    if isinstance(layer, BinaryLinear) and rule.standardised:
+        return "the tent estimator divides its input by a deviation over tokens"
+    if not isinstance(layer, BinaryConv2d | BinaryLinear):
+        return f"it is a {type(layer).__name__}, BinaryConv2d or BinaryLinear was expected"
+    return ""
+
+
+def unit_reason(unit: BinaryUnit) -> str:
+    """Why the steps behind the unit's convolution cannot run with it, "" where they can."""
+    if type(unit.conv) is not BinaryConv2d or unit.conv.bias is not None:
+        return f"its convolution is a {type(unit.conv).__name__}, a BinaryConv2d without bias was expected"
+    if not (type(unit.tile) is nn.Identity or (isinstance(unit.tile, Tile) and unit.tile.dim == 1)):
+        return f"its tile is a {type(unit.tile).__name__}, Tile over the channels was expected"
+    if not isinstance(unit.norm, nn.Identity | nn.BatchNorm2d | nn.SyncBatchNorm):
+        return f"its norm is a {type(unit.norm).__name__}, a BatchNorm or none was expected"
+    if type(unit.inner_act) not in (nn.Identity, nn.PReLU):
+        return f"its inner activation is a {type(unit.inner_act).__name__}, PReLU or none was expected"
+    if type(unit.act) not in (nn.Identity, nn.PReLU, nn.Hardtanh, RPReLU):
+        return f"its activation is a {type(unit.act).__name__}, RPReLU, PReLU, Hardtanh or none was expected"
+    inside = (unit.conv, unit.conv.sign, unit.tile, unit.norm, unit.inner_act, unit.act)
+    for module in inside:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return f"a hook looks at its {type(module).__name__}, which would not be called"
+    return ""
+
+
+def _geometry(layer: BinaryLayer) -> Geometry:
+    if isinstance(layer, BinaryConv2d):
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.pad_value, layer.dilation, layer.groups)
+        return Geometry(layer.in_channels, *shape)
+    assert isinstance(layer, BinaryLinear)
+    return Geometry(layer.in_features, (1, 1), (1, 1), (0, 0), 0, (1, 1), layer.groups)
+
+
+def _narrow(x: Tensor, layer: BinaryLayer) -> torch.dtype | None:
+    """dtype of the plain layer's product; None where it would refuse its operands, or where x is no map of numbers."""
+    kind = x.device.type
+    weight = layer.weight.dtype
+    if not x.is_floating_point() or x.numel() == 0:
+        return None
+    if weight != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    shift = getattr(layer.sign, "shift", None)
+    return weight if weight == (x.dtype if shift is None else torch.promote_types(x.dtype, shift.dtype)) else None
+
+
+class Operands(NamedTuple):
+    """sums (N, O, H', W') int32, bits of x or None, weight_bits; then x's shift and the +-1 weight (O, I, KH, KW)."""
+
+    sums: Tensor
+    bits: Tensor | None
+    weight_bits: Tensor
+    shift: Tensor | None
+    weight: Tensor
+
+
+def _operands(layer: BinaryLayer, x: Tensor, geometry: Geometry, keeps_input: bool) -> Operands:
+    """What both paths start from; bits where backward does not read the values of x."""
+    weight = layer.quantizer.binary(layer.weight)
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    shift = getattr(layer.sign, "shift", None)
+    with torch.no_grad():
+        weight_bits = kernels.pack_sign(weight, None, 1, 1)
+        bits = None if keeps_input else geometry.pack(x, shift)
+        sums = geometry.sums(x, shift, weight_bits) if bits is None else geometry.sums(bits, None, weight_bits)
+    return Operands(sums, bits, weight_bits, shift, weight)
+
+
+class LayerPath:
+    """Training forward of a bare layer: its sums of +-1 products from bits."""
+
+    def __init__(self, config: TrainOnBits) -> None:
+        self.config, self.signs = config, SignMode()
+
+    def reason(self, layer: BinaryLayer) -> str:
+        """Why the plain layer serves, "" where it does not."""
+        return layer_reason(layer, self.signs)
+
+    def __call__(self, layer: BinaryLayer, x: Tensor) -> Tensor | None:
+        """The sums in the dtype that the plain product would have, or None."""
+        narrow = _narrow(x, layer)
+        if narrow is None or self.reason(layer):
+            return None
+        geometry, shape = _geometry(layer), x.shape
+        if isinstance(layer, BinaryLinear):
+            x = x.reshape(1, 1, -1, shape[-1]).permute(0, 3, 1, 2)  # one long row of pixels
+        rule = _rule(layer)
+        sums, bits, weight_bits, shift, weight = _operands(layer, x, geometry, rule.reads_values)
+        plan = Plan(
+            *(geometry, rule, 1, True, None, 0, None, False, "none", (-1.0, 1.0)),
+            *(narrow, narrow, self.config.keep_sums),
+        )
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, None, None, x, shift, weight, None, *[None] * 7)
+        if isinstance(layer, BinaryLinear):
+            return y.permute(0, 2, 3, 1).reshape(*shape[:-1], -1)
+        return y
+
+
+def _rule(layer: BinaryLayer) -> SignRule:
+    rule = sign_rule(layer.sign)
+    assert rule is not None
+    return rule
+
+
+class UnitPath:
+    """Training forward of a whole BinaryUnit on bits: sums, statistics of the batch, then all steps behind them."""
+
+    def __init__(self, config: TrainOnBits) -> None:
+        self.config, self.signs = config, SignMode()
+
+    def reason(self, unit: BinaryUnit) -> str:
+        """Why the unit's plain forward serves (which may have its convolution on bits), "" where it does not."""
+        return layer_reason(unit.conv, self.signs) or unit_reason(unit)
+
+    def __call__(self, unit: BinaryUnit, x: Tensor) -> Tensor | None:
+        """y (N, C', H', W') channels_last in the plain unit's dtype, or None."""
+        narrow = _narrow(x, unit.conv)
+        if narrow is None or self.reason(unit):
+            return None
+        conv, norm, copies = unit.conv, unit.norm, unit.copies
+        geometry, out_channels = _geometry(conv), unit.copies * conv.out_channels
+        rule = _rule(conv)
+        identity, (act, limits, ends) = type(unit.shortcut) is nn.Identity, _activation(unit.act, out_channels)
+        # read by the estimator, or by the activation behind an identity
+        keeps_input = rule.reads_values or (identity and act != "none")
+        sums, bits, weight_bits, shift, weight = _operands(conv, x, geometry, keeps_input)
+        scale, mean, var, rows, reduce, eps = conv.output_scale(), None, None, 0, None, None
+        gamma: Tensor | None
+        beta: Tensor | None
+        if folds(norm):
+            gamma, beta = unit.affine()
+            narrow_out = [t.dtype for t in (gamma, beta) if t is not None]
+            gamma = torch.ones(out_channels, dtype=weight.dtype, device=x.device) if gamma is None else gamma
+            scale = None
+        else:
+            assert isinstance(norm, _BatchNorm)
+            reduce = reducer(norm)
+            if reduce is None and sums.numel() == sums.shape[1]:
+                return None  # one value a channel, which the norm itself refuses in its own words
+            with torch.no_grad():
+                found = batch_statistics(rows_of(sums), reduce, work_dtype(narrow, x.dtype))
+                track_(norm, found, scale, copies)
+            mean, var, rows, eps = found.mean, found.var, found.rows, norm.eps
+            gamma, beta = norm.weight, norm.bias
+            narrow_out = [] if scale is None else [scale.dtype]
+        shape = (x.shape[0], out_channels, *sums.shape[2:])
+        identity = identity and x.shape == shape
+        # a residual may broadcast, as in the plain sum
+        residual = None if identity or unit.shortcut is None else unit.shortcut(x).expand(shape)
+        out = _out_dtype(unit, [narrow, *narrow_out], x if identity else residual)
+        inner = _slopes(unit.inner_act, out_channels)
+        plan = Plan(
+            *(geometry, rule, copies, False, eps, rows, reduce, identity, act, limits),
+            *(narrow, out, self.config.keep_sums),
+        )
+        vectors = (scale, gamma, beta, inner, *ends)
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *vectors)
+        return y
+
+
+def _slopes(act: nn.Module, channels: int) -> Tensor | None:
+    """A PReLU's slopes, one a channel (a shared one is spread), None for another module."""
+    return act.weight.expand(channels) if isinstance(act, nn.PReLU) else None
+
+
+def _activation(
+    act: nn.Module, channels: int
+) -> tuple[Kind, tuple[float, float], tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Kind, limits and (shift_in, slope, shift_out) of a unit's activation."""
+    none = (-1.0, 1.0)
+    if isinstance(act, RPReLU):
+        return "prelu", none, (act.shift_in, act.slope, act.shift_out)
+    if isinstance(act, nn.PReLU):
+        return "prelu", none, (None, _slopes(act, channels), None)
+    if isinstance(act, nn.Hardtanh):
+        return "hardtanh", (act.min_val, act.max_val), (None, None, None)
+    return "none", none, (None, None, None)
+
+
+@torch.no_grad()
+def _out_dtype(unit: BinaryUnit, dtypes: list[torch.dtype], residual: Tensor | None) -> torch.dtype:
+    """dtype of the plain unit's output: its own modules on one number, because autocast has its own mind on PReLU."""
+    dtype = dtypes[0]
+    for other in dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    device = unit.conv.weight.device
+    y = unit.inner_act(torch.zeros(1, unit.copies * unit.conv.out_channels, 1, 1, dtype=dtype, device=device))
+    if residual is not None:
+        y = y + y.new_zeros((), dtype=residual.dtype).expand_as(y)
+    out: torch.dtype = unit.act(y).dtype
+    return out

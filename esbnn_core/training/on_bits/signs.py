@@ -1,0 +1,128 @@
+"""What a backward keeps of the input of a sign, and how it reads the signs and the estimator back.
+
+The input itself where the estimator or a later step reads its values: it is the memory of the layer before and costs
+nothing of its own. Otherwise one bit a value for the sign and, for "clip", one for the estimator's mask.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esbnn_core import kernels
+from esbnn_core.layers import Sign
+from esbnn_core.layers.quantizers import STE
+from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of
+
+
+class SignRule(NamedTuple):
+    """The estimator of a layer's sign; `standardised`: it divides the input by its sample's deviation ("tent")."""
+
+    ste: STE
+    clip: float
+    standardised: bool
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether its derivative depends on more than a mask."""
+        return self.ste in ("poly2", "tent")
+
+
+def sign_rule(sign: nn.Module) -> SignRule | None:
+    """The rule of a layer's `sign`; nn.Identity promises +-1 input, whose sign is itself. None for a foreign module."""
+    if type(sign) is nn.Identity:
+        return SignRule("identity", 1.0, False)
+    if isinstance(sign, Sign) and type(sign).forward is Sign.forward:
+        return SignRule(sign.ste, sign.clip, sign.ste == "tent")
+    return None
+
+
+def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    """x + shift over rows (m, C), a new tensor that holds no -0.0: +0.0 added to -0.0 is +0.0."""
+    return x + 0.0 if shift is None else x + (shift + 0.0)
+
+
+def mask_bits(x: Tensor, shift: Tensor | None, clip: float, groups: int) -> Tensor:
+    """Bits of |x + shift| <= clip as pack_sign lays them, exactly: a difference is not negative just where it holds."""
+    rows = rows_of(x)
+    room = torch.empty(rows.shape, dtype=_dtype(x, shift), device=x.device)
+    for piece in pieces(rows):
+        room[piece] = shifted(rows[piece], shift).abs_().neg_().add_(clip)
+    bits: Tensor = kernels.pack_sign(map_of(room, x), None, groups, 1)
+    return bits
+
+
+def _dtype(x: Tensor, shift: Tensor | None) -> torch.dtype:
+    return x.dtype if shift is None else torch.promote_types(x.dtype, shift.dtype)
+
+
+def unpack(words: Tensor, channels: int, groups: int, values: tuple[float, float], dtype: torch.dtype) -> Tensor:
+    """(..., words) as pack_sign packs them -> (..., channels) with values[bit].
+
+    Eight bits at a time from a table; the bytes of a word come lowest first, as on every machine that torch serves.
+    """
+    bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device) & 1
+    table = torch.tensor(values, dtype=dtype, device=words.device)[bits]
+    spread = F.embedding(words.contiguous().view(torch.uint8).int(), table).unflatten(-2, (groups, -1)).flatten(-2)
+    own: Tensor = spread[..., : channels // groups]
+    return own.flatten(-2)
+
+
+def signs_of(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """sign(x + shift) as +-1 (N, C, H, W) of `dtype`, channels_last."""
+    rows = rows_of(x)
+    signs = torch.empty(rows.shape, dtype=dtype, device=x.device)
+    one = torch.ones((), dtype=_dtype(x, shift), device=x.device)
+    for piece in pieces(rows):
+        torch.copysign(one, shifted(rows[piece], shift), out=signs[piece])
+    return map_of(signs, x)
+
+
+def through(
+    rule: SignRule, grad: Tensor, x: Tensor, shift: Tensor | None, onto: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """From the gradient of the signs to those of x and shift, x being kept.
+
+    Args:
+        grad: rows (M, C). x: (N, C, H, W). shift: (C,) or None. onto: rows (M, C) that the gradient of x is added to,
+            in place, or None.
+
+    Returns:
+        Rows (M, C), and (C,) where there is a shift.
+    """
+    if rule.standardised:
+        grad, shift_grad = _through_deviation(rule, grad, x, shift)
+        return (grad if onto is None else onto.add_(grad)), shift_grad
+    dtype = _dtype(x, shift)
+    rows = rows_of(x)
+    out = torch.empty(rows.shape, dtype=dtype, device=x.device) if onto is None else onto
+    total = ChannelSum(x.shape[1], x.device)
+    for piece in pieces(rows):
+        a = estimator_(rule, shifted(rows[piece], shift)).mul_(grad[piece])
+        if shift is not None:
+            total.add(a)
+        if onto is None:
+            out[piece] = a
+        else:
+            out[piece].add_(a)  # `+=` would copy the sum onto itself
+    return out, None if shift is None else total.total
+
+
+def estimator_(rule: SignRule, a: Tensor) -> Tensor:
+    """The derivative that the rule puts for the sign's at a; may write over a."""
+    if rule.ste == "identity":
+        return a.fill_(1)
+    if rule.ste == "clip":
+        return (a.abs_() <= rule.clip).to(a.dtype)
+    return torch.rsub(a.abs_(), 2, alpha=2).clamp_(min=0)
+
+
+def _through_deviation(rule: SignRule, grad: Tensor, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As `through`, for the sign that divides by the deviation: autograd goes back through the division."""
+    sign = Sign(rule.ste, rule.clip)
+    with torch.enable_grad():
+        moved = (x if shift is None else x + shift.view(1, -1, 1, 1)).detach().requires_grad_()
+        (pulled,) = torch.autograd.grad(sign(moved), moved, map_of(grad, x).to(moved.dtype))
+    rows = rows_of(pulled)
+    return rows, None if shift is None else rows.sum(0)

@@ -1,0 +1,76 @@
+"""Statistics of one batch of exact sums, per filter, and the running ones of the norm that they feed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from esbnn_core.training.on_bits.rows import ChannelSum, pieces
+
+
+class BatchStatistics(NamedTuple):
+    """mean and var (O,) float64, var biased, over `rows` rows; reduce: see Plan."""
+
+    mean: Tensor
+    var: Tensor
+    rows: int
+    reduce: Callable[[Tensor], Any] | None
+
+
+def reducer(norm: nn.Module) -> Callable[[Tensor], Any] | None:
+    """What sums a tensor in place over the processes of a SyncBatchNorm, None where the norm is of this one alone."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    if dist.get_world_size(group) == 1:
+        return None
+    return lambda tensor: dist.all_reduce(tensor, group=group)
+
+
+def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype: torch.dtype) -> BatchStatistics:
+    """Of the rows (M, O) int32 of sums; a channel's copies share them.
+
+    Whole numbers near the mean are added up, so that a large mean takes no digits from the variance.
+    """
+    count, filters = sums.shape
+    first = ChannelSum(filters, sums.device)
+    second = ChannelSum(filters, sums.device)
+    base: Tensor | None = None
+    for piece in pieces(sums):
+        d = sums[piece].to(dtype)
+        base = d.mean(0).round_() if base is None else base
+        d.sub_(base)
+        first.add(d)
+        second.add(d.square_())
+    assert base is not None
+    total, squares, near = first.total, second.total, base.double()
+    if reduce is not None:
+        # about a base of one's own no sums of two processes can be added: back to 0 first, in float64
+        squares = squares + 2 * near * total + count * near * near
+        total = total + count * near
+        shared = torch.stack([total, squares, torch.full_like(total, count)])
+        reduce(shared)
+        total, squares, count, near = shared[0], shared[1], int(shared[2, 0].item()), torch.zeros_like(near)
+    offset = total / count
+    return BatchStatistics(near + offset, (squares / count - offset * offset).clamp_(min=0), count, reduce)
+
+
+@torch.no_grad()
+def track_(norm: _BatchNorm, statistics: BatchStatistics, scale: Tensor | None, copies: int) -> None:
+    """Let the norm's running statistics follow the scaled and tiled sums, as its own forward would."""
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    mean, rows = statistics.mean, statistics.rows
+    var = statistics.var * (rows / (rows - 1))
+    if scale is not None:
+        mean, var = mean * scale, var * scale * scale
+    for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
+        running.mul_(1 - (momentum or 0.0)).add_((new * (momentum or 0.0)).to(running.dtype).repeat(copies))

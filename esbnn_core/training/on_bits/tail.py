@@ -1,0 +1,138 @@
+"""The steps of a unit behind its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
+
+Written over rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
+broadcast here, and what all copies share is computed once.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esbnn_core.training.on_bits.rows import ChannelSum, pieces
+
+Kind = Literal["none", "prelu", "hardtanh"]
+
+
+class Tail(NamedTuple):
+    """The steps' numbers, all of the dtype that they compute in.
+
+    Attributes:
+        copies: tiles. centre: (O,) taken off the sums first, or None. factor, offset: (C',). inner: slope of the PReLU
+            before the residual, or None. act: what comes after it; a "prelu" with a shift before and after is RPReLU.
+        shift_in, slope, shift_out: (C',) or None. limits: of the hardtanh.
+    """
+
+    copies: int
+    centre: Tensor | None
+    factor: Tensor
+    offset: Tensor
+    inner: Tensor | None = None
+    act: Kind = "none"
+    shift_in: Tensor | None = None
+    slope: Tensor | None = None
+    shift_out: Tensor | None = None
+    limits: tuple[float, float] = (-1.0, 1.0)
+
+    def centred(self, sums: Tensor) -> Tensor:
+        """A piece of the sums, (m, O) of any dtype, less the centre; a new tensor."""
+        d = sums.to(self.factor.dtype, copy=True)
+        return d if self.centre is None else d.sub_(self.centre)
+
+    def affine(self, d: Tensor) -> Tensor:
+        """(m, O) -> factor * tile(d) + offset (m, C')."""
+        shape = (self.copies, -1)
+        y = torch.addcmul(self.offset.view(shape), d.unsqueeze(1), self.factor.view(shape))
+        return y.flatten(1)
+
+    def before_act(self, affine: Tensor, residual: Tensor | None) -> Tensor:
+        """Input (m, C') of the activation; may write over `affine` where there is no inner PReLU."""
+        z = affine if self.inner is None else F.prelu(affine, self.inner)
+        z = z if residual is None else z.add_(residual)
+        return z if self.shift_in is None else z.add_(self.shift_in)
+
+
+class TailGrads(NamedTuple):
+    """Gradients. sums: rows (M, O), of the centred sums. residual: rows (M, C') or None. The others: (C',) float64."""
+
+    sums: Tensor
+    residual: Tensor | None
+    factor: Tensor
+    offset: Tensor
+    inner: Tensor
+    shift_in: Tensor
+    slope: Tensor
+    shift_out: Tensor
+
+
+def finish(tail: Tail, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """From sums (M, O) to y (M, C') of `dtype`; residual (M, C') or None."""
+    y = torch.empty(sums.shape[0], len(tail.factor), dtype=dtype, device=sums.device)
+    for piece in pieces(y):
+        z = tail.before_act(tail.affine(tail.centred(sums[piece])), None if residual is None else residual[piece])
+        if tail.act == "hardtanh":
+            torch.clamp(z, *tail.limits, out=y[piece])
+        elif tail.slope is None:
+            y[piece] = z
+        elif tail.shift_out is None:
+            y[piece] = F.prelu(z, tail.slope)
+        else:
+            torch.add(F.prelu(z, tail.slope), tail.shift_out, out=y[piece])
+    return y
+
+
+def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool) -> TailGrads:
+    """Gradients of finish: `grad` rows (M, C') of y; the pre-activations are computed again from the sums.
+
+    residual is read only where an activation follows it; `wants_residual` asks for its gradient.
+    """
+    channels, work = len(tail.factor), tail.factor.dtype
+    sums_grad = torch.empty(sums.shape, dtype=work, device=grad.device)
+    residual_grad = torch.empty(grad.shape, dtype=work, device=grad.device) if wants_residual else None
+    factor, offset, inner, shift_in, slope, shift_out = (ChannelSum(channels, grad.device) for _ in range(6))
+    for piece in pieces(grad):
+        g = grad[piece].to(work)
+        onto = None if residual_grad is None else residual_grad[piece]
+        d = tail.centred(sums[piece])
+        affine = tail.affine(d) if tail.inner is not None or tail.act != "none" else None
+        if tail.act != "none":
+            assert affine is not None
+            rest = None if residual is None else residual[piece]
+            z = tail.before_act(affine, rest)
+            if tail.shift_out is not None:
+                shift_out.add(g)
+            if tail.act == "hardtanh":
+                # strictly inside, as torch has it
+                g = g * ((z > tail.limits[0]) & (z < tail.limits[1]))
+            elif tail.slope is not None:
+                g = _through_prelu(g, z, tail.slope, slope, onto)
+            if tail.shift_in is not None:
+                shift_in.add(g)
+        if onto is not None and g is not onto:
+            onto.copy_(g)
+        if tail.inner is not None:
+            assert affine is not None
+            g = _through_prelu(g, affine, tail.inner, inner, None)
+        offset.add(g)
+        tiled = g.unflatten(1, (tail.copies, -1))
+        factor.add((tiled * d.unsqueeze(1)).flatten(1))
+        if tail.copies == 1:
+            torch.mul(g, tail.factor, out=sums_grad[piece])
+        else:
+            torch.sum(tiled * tail.factor.view(tail.copies, -1), 1, out=sums_grad[piece])
+    if tail.inner is None:
+        shift_in = offset  # with no step between them, of both or of their sum
+    totals = (part.total for part in (factor, offset, inner, shift_in, slope, shift_out))
+    return TailGrads(sums_grad, residual_grad, *totals)
+
+
+def _through_prelu(g: Tensor, z: Tensor, slope: Tensor, slope_total: ChannelSum, out: Tensor | None) -> Tensor:
+    """Gradient of prelu(z, slope) with respect to z, in `out` or a new tensor; the slope's is added to `slope_total`.
+
+    In parts that the CPU has vector code for: torch's own backward of prelu has none there. Writes over z.
+    """
+    above = torch.ops.aten.threshold_backward(g, z, 0)
+    below = g - above
+    slope_total.add(z.mul_(below))
+    return torch.addcmul(above, below, slope, out=out)

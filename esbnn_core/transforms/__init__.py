@@ -1,0 +1,18 @@
+"""Verbs that change a network in place and return it: binarize_, real_weights_, expand_, pack_."""
+
+from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.expand import expand_, plan_expansion
+from esbnn_core.transforms.expand_graph import ESConfig, ExpansionPlan
+from esbnn_core.transforms.pack import pack_
+from esbnn_core.transforms.real_weights import real_weights_
+
+__all__ = [
+    "BinaryConfig",
+    "ESConfig",
+    "ExpansionPlan",
+    "binarize_",
+    "expand_",
+    "pack_",
+    "plan_expansion",
+    "real_weights_",
+]

@@ -1,0 +1,33 @@
+"""The affine of a unit's exact sum: layer scale, bias and BatchNorm in one factor and one offset per channel."""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def fold_norm(
+    scale: Tensor | None, bias: Tensor | None, norm: nn.Module, copies: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and bias (copies*O,) of the exact sum: the layer's own (O,), tiled, with a BatchNorm in eval folded in.
+
+    sum * scale + bias is what the latent unit computes outside training and what the packed unit computes, from the
+    same two vectors in the same order: folding any further (into the sign's threshold) turns signs at ties.
+    None stands for 1 and 0.
+    """
+    scale = scale if scale is None or copies == 1 else scale.repeat(copies)
+    bias = bias if bias is None or copies == 1 else bias.repeat(copies)
+    if not isinstance(norm, _BatchNorm):  # BatchNorm1d, 2d and SyncBatchNorm alike
+        return scale, bias
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    centre = norm.running_mean if bias is None else norm.running_mean - bias
+    offset = -centre * factor if norm.bias is None else norm.bias - centre * factor
+    return factor if scale is None else scale * factor, offset
+
+
+def folds(norm: nn.Module) -> bool:
+    """Whether the norm is an affine map just now: none, or a BatchNorm in evaluation with running statistics."""
+    if isinstance(norm, nn.Identity):
+        return True
+    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None

@@ -1,0 +1,1 @@
+"""BiDet's detectors as parts of mmdet: heads, boxes, losses, and the trunks cut for them."""

@@ -1,0 +1,10 @@
+"""Our networks under their names in mmdet's registries: importing this file is what registers them."""
+
+import tasks.detection.models.anchors
+import tasks.detection.models.coder
+import tasks.detection.models.faster_rcnn
+import tasks.detection.models.resnet_c4
+import tasks.detection.models.roi
+import tasks.detection.models.rpn
+import tasks.detection.models.ssd_head
+import tasks.detection.models.ssd_priors  # noqa: F401

@@ -1,0 +1,91 @@
+"""The six feature maps that SSD300 detects from, out of the binary VGG-16 trunk (papers.md#bidet-ssd, #es-bidet)."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import create_model
+from esbnn_core.layers import SliceChannels
+from esbnn_core.models.bidet_resnet import Variant, variant_style
+from esbnn_core.models.parts import Expansion
+from esbnn_core.models.vgg import STYLE
+from tasks.detection.mmdet.api import MODELS
+
+SOURCES = (512, 1024, 512, 256, 256, 256)
+"""Nominal channels of the sources: 38x38, 19x19, 10x10, 5x5, 3x3 and 1x1 at 300x300."""
+EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
+"""Of each extra stage: width of its 1x1, width, stride and padding of its 3x3."""
+
+
+class L2Norm(nn.Module):
+    """x / (its length over the channels + 1e-10) * weight, a weight a channel that starts at 20: shape and dtype of x.
+
+    mmdet has the same but computes in float32 whatever it is given.
+    """
+
+    def __init__(self, channels: int, scale: float = 20.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10
+        return x / length * self.weight.to(x.dtype).view(1, -1, 1, 1)
+
+
+@MODELS.register_module()
+class ESBiDetVGG16(nn.Module):
+    """(N, 3, H, W) -> six sources (N, C, h, w) of SOURCES' channels, the first one normalised.
+
+    The trunk and the extras, binary units without a shortcut or an activation, carry tau*groups times their nominal
+    width; a source is the first C channels, so that L2Norm and heads are those of the plain network
+    (papers.md#es-bidet). The first extra comes behind a ReLU, whose signs are 0 and 1 (BinaryUnit's `rectified`).
+
+    Args:
+        tau, groups: of the expansion; 1, 1 is the plain network. variant, shortcuts: as
+            esbnn_core.models.vgg.BiDetVGG16.
+
+    Raises:
+        InputError: a width that tau*groups does not divide, naming the layer; an unknown variant.
+    """
+
+    def __init__(
+        self,
+        tau: int = 2,
+        groups: int = 1,
+        variant: Variant = "bidet",
+        shortcuts: bool = True,
+    ) -> None:
+        super().__init__()
+        expansion = Expansion(tau, groups)
+        self.trunk = create_model("es_bidet_vgg16", tau=tau, groups=groups, variant=variant, shortcuts=shortcuts)
+        style = variant_style(variant, STYLE)
+        stages = OrderedDict[str, nn.Module]()
+        before = SOURCES[1]
+        for number, (narrow, wide, stride, padding) in enumerate(EXTRAS):
+            name, behind_relu = f"extras.{number}", number == 0
+            stages[str(number)] = nn.Sequential(
+                style.unit(before, narrow, expansion, f"{name}.0", kernel_size=1, shortcut=None, rectified=behind_relu),
+                style.unit(narrow, wide, expansion, f"{name}.1", stride=stride, padding=padding, shortcut=None),
+            )
+            before = wide
+        self.extras = nn.Sequential(stages)
+        self.read_outs = nn.ModuleList(SliceChannels(c) if expansion.wide > 1 else nn.Identity() for c in SOURCES)
+        self.norm = L2Norm(SOURCES[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        source, x = self.trunk(x)
+        sources = [source, x]
+        for stage in self.extras:
+            x = stage(x)
+            sources.append(x)
+        first, *rest = (read_out(y) for read_out, y in zip(self.read_outs, sources, strict=True))
+        return self.norm(first), *rest
+
+
+@MODELS.register_module()
+class BiDetVGG16(ESBiDetVGG16):
+    """The plain network: ESBiDetVGG16 with tau = groups = 1."""
+
+    def __init__(self, variant: Variant = "bidet", shortcuts: bool = True) -> None:
+        super().__init__(1, 1, variant, shortcuts)

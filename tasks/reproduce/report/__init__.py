@@ -1,0 +1,1 @@
+"""What is written: markdown, csv, pictures and one page."""

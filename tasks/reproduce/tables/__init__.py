@@ -1,0 +1,1 @@
+"""What is read: the tables' rows, the published cells, where their data is."""
