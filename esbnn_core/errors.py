@@ -34,4 +34,4 @@ def check_counts(**counts: int) -> None:
     """Raise InputError that names the first of `counts` which is not a whole number of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name}={value!r} was given, a whole number of at least 1 was expected")
+            raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
