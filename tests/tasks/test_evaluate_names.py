@@ -23,6 +23,7 @@ from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.checkpoint.catalogue import read_catalogue
 from esbnn_core.checkpoint.official import to_official
 from esbnn_core.errors import InputError
+from tasks.classification.datasets import EMBEDDED
 from tasks.evaluate import dataset_sizes as evaluation_sizes
 from tasks.evaluate.command import evaluate_name, main
 from tests.core.test_catalogue import GIVEN, LINKED, write
@@ -73,7 +74,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for kind, head, each in (("images-idx3", 16, 28 * 28), ("labels-idx1", 8, 1)):
-        data = lzma.decompress((ROOT / "tests" / "data" / "fashion_mnist" / f"t10k-{kind}-ubyte.xz").read_bytes())
+        data = lzma.decompress((EMBEDDED / f"t10k-{kind}-ubyte.xz").read_bytes())
         fewer = data[:4] + (300).to_bytes(4, "big") + data[8 : head + 300 * each]
         for part in ("t10k", "train"):
             (raw / f"{part}-{kind}-ubyte").write_bytes(fewer)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from esbnn_core.checkpoint.catalogue import read_catalogue
+from tasks.classification.datasets import EMBEDDED
 from tasks.evaluate import command as evaluate
 from tasks.evaluate import dataset_sizes as evaluation_sizes
 from tasks.evaluate.command import main
@@ -41,7 +42,7 @@ def test_a_part_of_a_set_is_not_the_set(
 
 def test_the_sizes_are_those_of_the_sets_at_hand() -> None:
     """The sets that lie here whole, counted on disk."""
-    with lzma.open(ROOT / "tests" / "data" / "fashion_mnist" / "t10k-labels-idx1-ubyte.xz") as file:
+    with lzma.open(EMBEDDED / "t10k-labels-idx1-ubyte.xz") as file:
         labels = file.read()
     assert evaluation_sizes.published_images("fashion_mnist_mini", "test") == len(labels) - 8
     assert evaluation_sizes.published_images("Set5", "test") == len(
