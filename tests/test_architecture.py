@@ -232,6 +232,17 @@ def test_every_right_that_is_granted_is_used() -> None:
     assert {room: rights for room, rights in unused.items() if rights} == {}
 
 
+def test_no_test_imports_another_test_or_a_conftest() -> None:
+    files = python_files("tests")
+    taken = {
+        f"{path} imports {name}"
+        for path in files
+        for name in imports(path, (ROOT / path).read_text())
+        if within(name, "tests") and not within(name, "tests.helpers")
+    }
+    assert len(files) > 100 and not taken, f"move what two files share into tests/helpers: {sorted(taken)}"
+
+
 def test_every_room_begins_with_its_sentence() -> None:
     for path in python_files("esbnn_core", "tasks", "benchmarks"):
         if path.name == "__init__.py":

@@ -16,7 +16,7 @@ from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.units.conv import BinaryUnit
 from tasks.reproduce.modes.proxy import command, read_proxy, read_proxy_config
-from tests.tasks.tables import proxy as proxy_row
+from tests.helpers.tables import proxy as proxy_row
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:

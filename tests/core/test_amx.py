@@ -16,10 +16,10 @@ from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu import library
 from esbnn_core.kernels.cpu.library import Library, Status
-from tests.core import paths
-from tests.core.test_kernels_fuzz import FUZZ, Case, cases, signs
-from tests.core.test_native import drawn
-from tests.core.test_packing import stir
+from tests.helpers import paths
+from tests.helpers.fuzz import FUZZ, Case, cases, signs
+from tests.helpers.networks import stir
+from tests.helpers.operators import drawn
 
 NAME = "amx-s8"
 X86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -16,7 +16,7 @@ from esbnn_core.models.vit_blocks import BinaryAttention, FeedForward, PoolBranc
 from esbnn_core.packed.units import PackedTokenUnit
 from esbnn_core.training.latent_clip import clip_latent_weights_
 from esbnn_core.units.token import TokenUnit
-from tests.core.test_packing import agree, stir
+from tests.helpers.networks import agree, stir
 
 DESIGNS = ("F1", "F2", "F3")
 FACTORS = ((1, 1), (2, 1), (2, 2), (4, 1))

@@ -1,7 +1,6 @@
 """Training on bits against the plain layers: outputs, gradients, statistics, dtypes and whole runs."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +17,12 @@ from esbnn_core import (
     train_plain_,
 )
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, RSign
-from esbnn_core.layers.quantizers import AbsMean, Temperature
+from esbnn_core.layers.quantizers import AbsMean
 from esbnn_core.training.on_bits import rows
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.token import TokenUnit
-from tests.core.test_unit import OPTIONS, build, randn, relative
+from tests.helpers.bit_training import compare, on_bits, run, unit_of
+from tests.helpers.units import OPTIONS, randn, relative
 
 GRID: list[dict[str, Any]] = [
     *(options for options in OPTIONS if "bias" not in options),
@@ -40,41 +40,6 @@ GRID: list[dict[str, Any]] = [
 def real_shortcut(stride: int) -> nn.Module:
     """Something with parameters of its own that maps x to the shape of y of a plain 8 -> 8 unit."""
     return nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
-
-
-def unit_of(options: dict[str, Any]) -> BinaryUnit:
-    """As tests.core.test_unit.build, in training mode, a temperature annealed."""
-    unit = build(options).train()
-    if isinstance(unit.conv.quantizer, Temperature):
-        unit.conv.quantizer.temperature.zero_()
-    return unit
-
-
-def on_bits(model: nn.Module, config: TrainOnBits | None = None) -> nn.Module:
-    """A copy that trains on bits, all of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        twin = train_on_bits_(copy.deepcopy(model), config)
-    assert set(bit_training_report(twin).values()) == {""}
-    return twin
-
-
-def run(model: nn.Module, x: Tensor, *rest: Tensor) -> dict[str, Tensor]:
-    """Output, all gradients and all buffers of one forward and backward."""
-    x = x.detach().clone().requires_grad_()
-    y = model(x, *rest)
-    y.backward(randn(*y.shape, seed=8).to(y.dtype))
-    found = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    return {"y": y.detach(), "gradient of x": x.grad, **found, **dict(model.named_buffers())}
-
-
-def compare(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        if value.is_floating_point() and value.abs().max() > 0:
-            assert relative(got[name].double(), value.double()) <= bound, name
-        else:
-            assert torch.equal(got[name], value.to(got[name].dtype)), name
 
 
 @pytest.mark.parametrize("keep_sums", [False, True], ids=["again", "kept"])

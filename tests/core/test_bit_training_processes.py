@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esbnn_core import bit_training_report, create_model, train_on_bits_
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.test_unit import randn, relative
+from tests.helpers.units import randn, relative
 
 BATCHES = (3, 5)
 """Images of each process: not equally many."""

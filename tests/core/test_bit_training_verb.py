@@ -19,8 +19,8 @@ from esbnn_core import (
 from esbnn_core.layers import BinaryLinear, RSign
 from esbnn_core.transforms.real_weights import real_weights_
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.test_bit_training import compare, on_bits, run, unit_of
-from tests.core.test_unit import build, randn, relative
+from tests.helpers.bit_training import compare, on_bits, run, unit_of
+from tests.helpers.units import build, randn, relative
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:

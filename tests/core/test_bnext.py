@@ -10,7 +10,7 @@ from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.models.bnext import BNextUnit
 from esbnn_core.models.parts import Expansion
 from esbnn_core.training.latent_clip import attach_latent_clip
-from tests.core.networks import annealed
+from tests.helpers.networks import annealed
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("bnext_tiny", 30_862_236), ("es_bnext_tiny", 30_943_490)])

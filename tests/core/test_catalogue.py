@@ -14,6 +14,7 @@ import yaml
 from esbnn_core import InputError, create_model, model_spec, read_checkpoint
 from esbnn_core.checkpoint.catalogue import CATALOGUE, FOLDER, Entry, read_catalogue
 from esbnn_core.checkpoint.official_keys import KEY_MAPS
+from tests.helpers.catalogue import GIVEN, LINKED, write
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "configs" / "tables" / "published.csv"
@@ -22,20 +23,6 @@ TERMS = {
     **{"top1": "top1", "map_11point": "mAP", "psnr": "PSNR_dB"},
 }
 """How the published tables call our datasets and metrics."""
-
-GIVEN: dict[str, Any] = {
-    **{"name": "es_tiny", "task": "classification", "network": "es_reactnet_resnet8", "options": {"tau": 2}},
-    **{"dataset": "fashion_mnist", "split": "test", "metric": "top1", "value": 87, "tolerance": 0.1},
-    **{"file": "es_tiny.safetensors", "url": None, "access": "file", "sha256": "0a" * 32, "bytes": 12},
-    **{"licence": "Apache-2.0", "container": "safetensors", "keys": "", "config": "", "command": "python -m x"},
-    **{"source": "", "note": ""},
-}
-LINKED: dict[str, Any] = {"file": None, "url": "https://host/es.pth", "access": "direct", "sha256": "", "bytes": None}
-
-
-def write(path: Path, *entries: dict[str, Any]) -> Path:
-    path.write_text(json.dumps({"checkpoints": list(entries)}))
-    return path
 
 
 def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:

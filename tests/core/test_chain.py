@@ -15,8 +15,8 @@ from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.pack import pack_layout_
 from esbnn_core.units.conv import Act, BinaryUnit
-from tests.core import paths
-from tests.core.test_packing import stir
+from tests.helpers import paths
+from tests.helpers.networks import stir
 
 
 @pytest.fixture(params=("naive", "avx512-vpopcntdq", "portable"))

@@ -11,7 +11,7 @@ from esbnn_core import create_model, list_models, load_checkpoint, save_checkpoi
 from esbnn_core.cli import main
 from esbnn_core.kernels import cpu
 from esbnn_core.version import __version__
-from tests.core import paths
+from tests.helpers import paths
 
 ROOT = Path(__file__).parents[2]
 

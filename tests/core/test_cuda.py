@@ -13,11 +13,9 @@ from torch import Tensor
 from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import cuda
 from esbnn_core.kernels.cuda import launch
-from tests.core.emulation import convolve
-from tests.core.networks import annealed
-from tests.core.test_cuda_arithmetic import in_words
-from tests.core.test_native import KINDS, drawn, layouts
-from tests.core.test_packing import stir
+from tests.helpers.emulation import convolve
+from tests.helpers.networks import annealed, stir
+from tests.helpers.operators import KINDS, drawn, in_words, layouts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: make gpu-check runs this on one")
 

@@ -1,13 +1,12 @@
 """The CUDA kernels' own sources, compiled by g++ and run on an emulated device, against naive in every bit.
 
-The emulator (tests/core/emulation) executes each thread of a block and the matrix instructions by PTX's documented
+The emulator (tests/helpers/emulation) executes each thread of a block and the matrix instructions by PTX's documented
 fragment layouts. It is no GPU: what it cannot show is listed in docs/gpu.md.
 """
 
 import ctypes
 import itertools
 import platform
-import random
 from typing import Any
 
 import pytest
@@ -18,13 +17,12 @@ from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import cpu, cuda
 from esbnn_core.kernels.cuda import launch
 from esbnn_core.kernels.linear import long_row
-from tests.core import paths
-from tests.core.emulation import Emulator, build, convolve
-from tests.core.test_native import KINDS, drawn, layouts
-from tests.core.test_packing import stir
+from tests.helpers import paths
+from tests.helpers.emulation import Emulator, build, convolve
+from tests.helpers.networks import stir
+from tests.helpers.operators import Args, drawn, in_words, layouts
 
 TILES = {"Large": launch.LARGE, "Small": launch.SMALL}
-Args = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -67,41 +65,6 @@ def test_every_bit_of_the_operator_is_naives(part: int, device: Emulator, monkey
         ways = [("Large", "Bits"), ("Small", "Bits"), (("Large", "Small")[number % 2], "Bytes")]
         compare(device, drawn(number), number, ways, monkeypatch)
     assert {kernel.tile for kernel in device.launched if kernel.function == "conv"} == set(TILES)
-
-
-def in_words(number: int) -> Args:
-    """Arguments as networks have them: filters in whole words, several tiles wide, every copy width of x."""
-    r, g = random.Random(number), torch.Generator().manual_seed(number)
-    groups, copies, outer = r.choice((1, 1, 2)), r.choice((1, 2)), r.choice((32, 64, 96, 160))
-    inner, kernel = r.choice((32, 64, 96, 128, 256)), r.choice((1, 3, 3, 5))
-    side, stride, batch = kernel + r.randint(1, 5), r.choice((1, 2)), r.randint(1, 3)
-    out = copies * groups * outer
-    after = (side + 2 * (kernel // 2) - kernel) // stride + 1
-
-    def maybe(*shape: int) -> Tensor | None:
-        return torch.randn(*shape, generator=g) if r.random() < 0.6 else None
-
-    residual = maybe(batch, out, after, after)
-    return {
-        "x": kernels.naive.pack_sign(torch.randn(batch, groups * inner, side, side, generator=g), None, groups, 1),
-        "weight": kernels.naive.pack_sign(torch.randn(groups * outer, inner, kernel, kernel, generator=g), None, 1, 1),
-        "channels": groups * inner,
-        "stride": (stride, stride),
-        "padding": (kernel // 2, kernel // 2),
-        "pad_value": r.choice((0, 0, -1)),
-        "dilation": (1, 1),
-        "groups": groups,
-        "copies": copies,
-        "scale": torch.randn(out, generator=g),
-        "bias": torch.randn(out, generator=g),
-        "prelu": maybe(out),
-        "residual": None if residual is None else residual.to(r.choice(KINDS), memory_format=torch.channels_last),
-        "rprelu": maybe(3, out),
-        "sign_shift": maybe(out),
-        "sign_groups": r.choice((0, 1, groups)),
-        "shift": None,
-        "out_dtype": r.choice(KINDS),
-    }
 
 
 def test_whole_words_and_wide_accesses(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,24 +7,20 @@ weights what the plain network computes: every tile, slice, shortcut and normali
 
 import copy
 import logging
-from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from esbnn_core import create_model
 from esbnn_core.layers import (
     BinaryConv2d,
     ESBinaryConv2d,
     ESBinaryLinear,
-    RPReLU,
     RSign,
     SliceChannels,
-    SqueezeExcite,
     Tile,
 )
 from esbnn_core.layers.base import BinaryLayer
@@ -33,8 +29,7 @@ from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
-
-Build = Callable[[], nn.Module]
+from tests.helpers.expansion import Branches, Build, Gate, torchvision_net
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -96,32 +91,6 @@ def test_the_big_ones_have_the_same_architecture(name: str) -> None:
     assert model_spec(model) == model_spec(twin)
 
 
-class Gate(nn.Module):
-    """Squeeze-excite by hand, and a flatten spelt as a view."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.act = RPReLU(16)
-        self.conv = BinaryConv2d(16, 32, 3, padding=1, bias=True, activation=RSign(16), learned_scale=True)
-        self.norm = nn.BatchNorm2d(32)
-        self.down = nn.Conv2d(32, 8, 1)
-        self.up = nn.Conv2d(8, 32, 1)
-        self.gate = SqueezeExcite(32)
-        self.second = BinaryConv2d(32, 32, 3, 2, padding=1, pad_value=-1)
-        self.real = nn.Conv2d(16, 32, 1, 2)
-        self.slope = nn.PReLU(32)
-        self.head = nn.Linear(32 * 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.stem(x))
-        y = self.norm(self.conv(x))
-        y = y * torch.sigmoid(self.up(F.relu(self.down(y.mean((2, 3), keepdim=True)))))
-        y = self.slope(self.second(y * self.gate(y))) + self.real(x)
-        y = F.adaptive_avg_pool2d(F.max_pool2d(y, 2), 2)
-        return self.head(y.view(y.size(0), -1))
-
-
 class Trunk(nn.Module):
     """No classifier, units of several shapes, an output that a module makes, a depthwise convolution on the way."""
 
@@ -135,25 +104,6 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.between(self.depthwise(self.first(self.stem(x)))))
-
-
-class Branches(nn.Module):
-    """torch.cat of two branches in the middle, which only what is before and after it can be expanded around."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.a = nn.Sequential(BinaryConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
-        self.b = nn.Sequential(BinaryConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
-        self.merge = BinaryConv2d(32, 32, 1)
-        self.norm = nn.BatchNorm2d(32)
-        self.last = BinaryConv2d(32, 32, 3, padding=1)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.0), nn.Linear(32, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = torch.cat([self.a(x), self.b(x)], 1)
-        return self.head(self.last(self.norm(self.merge(x))))
 
 
 class Twice(nn.Module):
@@ -180,10 +130,6 @@ def vgg() -> nn.Module:
     model.classifier[3] = nn.Linear(64, 32)
     model.classifier[6] = nn.Linear(32, 5)
     return binarize_(model)
-
-
-def torchvision_net(name: str, **options: object) -> Build:
-    return lambda: binarize_(torchvision.models.get_model(name, num_classes=5, **options))
 
 
 NETS: dict[str, tuple[Build, int]] = {

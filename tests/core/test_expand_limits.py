@@ -19,7 +19,7 @@ from esbnn_core.models import model_spec
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.test_expand import Branches, Build, Gate, torchvision_net
+from tests.helpers.expansion import Branches, Build, Gate, torchvision_net
 
 
 class Odd(nn.Module):

@@ -13,7 +13,7 @@ from torch.export import Dim
 from esbnn_core import create_model, pack_
 from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.packed.layers import PackedLayer
-from tests.core.test_packing import stir
+from tests.helpers.networks import stir
 
 ROOT = Path(__file__).parents[2]
 BATCH, SIZE = {0: Dim.DYNAMIC}, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}

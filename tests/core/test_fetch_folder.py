@@ -9,7 +9,7 @@ from typing import IO
 import pytest
 
 from esbnn_core.checkpoint.fetch import checkpoint_cache, downloaded, drop, fetch
-from tests.core.test_fetch import DATA, SHA256, Server, entry, names, refused, server
+from tests.helpers.server import DATA, SHA256, Server, entry, names, refused, server
 
 __all__ = ["server"]  # fixture
 

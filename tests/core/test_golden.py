@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esbnn_core import create_model
-from tests.core.golden import RECORDS, close, closed_form, fill
+from tests.helpers.golden import RECORDS, close, closed_form, fill
 
 
 def test_reactnet_resnet18_and_its_first_stage() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esbnn_core import kernels
 from esbnn_core.kernels import reference as naive
-from tests.core import paths
+from tests.helpers import paths
 
 ORDER = (
     "x", "weight", "channels", "stride", "padding", "pad_value", "dilation", "groups", "copies",

@@ -15,7 +15,7 @@ from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.expand import expand_
 from esbnn_core.transforms.pack import pack_layout_
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.test_packing import stir
+from tests.helpers.networks import stir
 
 NAMES = ["latent_resnet18", "es_latent_resnet18"]
 

@@ -10,7 +10,7 @@ from esbnn_core.models import LatentResNet
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.networks import LIGHT, PLAIN, WITHOUT_REP
+from tests.helpers.networks import LIGHT, PLAIN, WITHOUT_REP
 
 # in millions to three places, or exactly (papers.md#operations)
 PUBLISHED = {

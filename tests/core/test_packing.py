@@ -16,36 +16,9 @@ from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.networks import LIGHT, annealed
+from tests.helpers.networks import LIGHT, agree, annealed, stir
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
-
-
-@torch.no_grad()
-def stir(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Evaluation mode with statistics, shifts, slopes and affines away from their neutral starts."""
-    g = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.numel() == 1:
-                continue
-            noise = torch.randn(tensor.shape, generator=g, dtype=torch.float64).to(tensor)
-            if name == "running_var":
-                tensor.copy_(noise.abs() * tensor.mean() + 0.1)
-            else:
-                tensor.add_(noise, alpha=0.3)
-    return model.eval()
-
-
-@torch.no_grad()
-def agree(model: nn.Module, x: Tensor) -> nn.Module:
-    """Pack a copy and compare; returns the packed copy."""
-    want = model(x)
-    packed = pack_(copy.deepcopy(model))
-    got = packed(x)
-    assert got.dtype == want.dtype and torch.equal(got, want)
-    assert want.isfinite().all() and want.std() > 0
-    return packed
 
 
 def image(name: str, odd: int = 0) -> Tensor:

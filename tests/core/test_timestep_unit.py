@@ -15,7 +15,7 @@ from esbnn_core.kernels import reference as naive
 from esbnn_core.layers import Tile, TimestepRPReLU, TimestepShift, timestep_group
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.units.timestep import TimestepUnit
-from tests.core.test_unit import randn, relative
+from tests.helpers.units import randn, relative
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -13,7 +13,7 @@ from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units.conv import BinaryUnit
-from tests.core.test_packing import stir
+from tests.helpers.networks import stir
 
 TRUNKS = ["bidet_resnet18", "bidet_vgg16"]
 FACTORS = [(2, 1), (2, 2), (4, 1)]

@@ -15,39 +15,7 @@ from esbnn_core.layers.widths import thermometer_shift
 from esbnn_core.training.latent_clip import attach_latent_clip, clip_latent_weights_
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.folding import fold_norm, folds
-
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"tau": 2},
-    {"tau": 2, "groups": 2, "inner_act": True},
-    {"tau": 4, "inner_act": True, "act": "prelu", "stride": 2},
-    {"groups": 2, "act": "hardtanh", "shift": False, "kernel_size": 1},
-    {"tau": 2, "learned_scale": True, "pad_value": -1, "act": "none"},
-    {"tau": 2, "norm": False, "weight_quantizer": "sign", "learned_scale": True, "act": "none"},
-    {"weight_quantizer": "temperature", "ste": "clip", "clip": 1.5, "dilation": 2, "padding": 2},
-    # in front of a norm the bias of a layer has no gradient to compare
-    {"tau": 2, "bias": True, "norm": False, "pad_value": -1, "act": "none"},
-]
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def build(options: dict[str, Any], shortcut: bool = True) -> BinaryUnit:
-    """A float64 unit 8 -> 8 whose every parameter and statistic matters."""
-    torch.manual_seed(0)
-    shortcut = shortcut and options.get("stride", 1) == 1
-    unit = BinaryUnit(8, 8, shortcut=nn.Identity() if shortcut else None, latent_init="kaiming", **options).double()
-    with torch.no_grad():
-        for seed, (name, parameter) in enumerate(unit.named_parameters()):
-            if not name.endswith("conv.weight"):
-                parameter.copy_(0.4 * randn(*parameter.shape, seed=seed) + 0.2)
-    if isinstance(unit.norm, nn.BatchNorm2d):
-        unit.norm.eps = 0.3  # at the default the gradient of a scale in front of it cancels to almost nothing
-        unit.norm.running_mean = randn(unit.norm.num_features, seed=50)
-        unit.norm.running_var = 0.5 + randn(unit.norm.num_features, seed=51) ** 2
-    return unit
+from tests.helpers.units import OPTIONS, build, randn, relative
 
 
 def by_hand(unit: BinaryUnit, x: Tensor, parameters: dict[str, Tensor], batch: bool) -> Tensor:
@@ -91,11 +59,6 @@ def by_hand(unit: BinaryUnit, x: Tensor, parameters: dict[str, Tensor], batch: b
     elif isinstance(unit.act, nn.Hardtanh):
         y = y.clamp(-1, 1)
     return y
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape and want.abs().max() > 0
-    return ((got - want).abs().max() / want.abs().max()).item()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -6,11 +6,9 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 
 from esbnn_core.lit.callbacks import EpochSeed
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.module import ClassificationModule
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +50,3 @@ def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
         return L.Trainer(**{**defaults, **options})
 
     return make
-
-
-def make_module(network: str = "es_reactnet_resnet8", **options: Any) -> ClassificationModule:
-    """A grey-image module started from a fixed seed, Adam at 5e-3."""
-    L.seed_everything(0, verbose=False)
-    extra = {"in_channels": 1, **options.pop("network_options", {})}
-    return ClassificationModule(
-        network,
-        network_options=extra,
-        **{"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=5e-3), **options},
-    )

@@ -24,7 +24,7 @@ from tasks.classification.data import ClassificationDataModule
 from tasks.classification.datasets import DATASETS
 from tasks.classification.generated import GeneratedImages
 from tasks.classification.module import ClassificationModule
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

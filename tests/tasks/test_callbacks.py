@@ -20,7 +20,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
 from esbnn_core.units.conv import BinaryUnit
 from tasks.classification.data import ClassificationDataModule
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

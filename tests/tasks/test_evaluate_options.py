@@ -12,8 +12,8 @@ from tasks.classification.datasets import EMBEDDED
 from tasks.evaluate import command as evaluate
 from tasks.evaluate import dataset_sizes as evaluation_sizes
 from tasks.evaluate.command import main
-from tests.core.test_catalogue import write
-from tests.tasks.test_evaluate_names import ROOT, data_root, failed, home, own, right, run, sizes
+from tests.helpers.catalogue import write
+from tests.helpers.evaluation import ROOT, data_root, failed, home, own, right, run, sizes
 
 __all__ = ["data_root", "home", "right", "sizes"]  # fixtures
 

@@ -19,10 +19,10 @@ from tasks.detection.evaluation import METRICS
 from tasks.detection.module import DetectionModule
 from tasks.evaluate import dataset_sizes as evaluation_sizes
 from tasks.super_resolution.metrics import psnr_y
-from tests.core.test_catalogue import GIVEN, write
-from tests.tasks.detection.conftest import EMBEDDED, TINY, make_detector
-from tests.tasks.super_resolution.tiny import OPTIONS, make_module, make_sets, make_unet, write_sets
-from tests.tasks.test_evaluate_names import failed, run
+from tests.helpers.catalogue import GIVEN, write
+from tests.helpers.detection.tiny import EMBEDDED, TINY, make_detector
+from tests.helpers.evaluation import failed, run
+from tests.helpers.super_resolution.tiny import OPTIONS, make_module, make_sets, make_unet, write_sets
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tasks.classification.objectives import TeacherObjective
 from tasks.classification.teachers import CheckpointTeacher, TorchvisionTeacher
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

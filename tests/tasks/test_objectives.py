@@ -21,7 +21,7 @@ from tasks.classification.objectives import (
     TeacherObjective,
 )
 from tasks.classification.teachers import NetworkTeacher
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

@@ -22,7 +22,7 @@ from esbnn_core.errors import InputError
 from tasks.reproduce.modes import proxy
 from tasks.reproduce.modes.proxy_rows import ProxyRow, against_base, half_width
 from tasks.reproduce.tables.table import SYSTEMS
-from tests.tasks.tables import proxy as proxy_row
+from tests.helpers.tables import proxy as proxy_row
 
 ROOT = Path(__file__).parents[2]
 PRESENT = sorted(path.stem for path in proxy.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))

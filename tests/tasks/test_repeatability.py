@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.schedules import ProgressLR
 from tasks.classification.data import ClassificationDataModule
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module, same
 
 ROOT = Path(__file__).parents[2]
 MakeData = Callable[..., ClassificationDataModule]
@@ -28,10 +27,6 @@ MakeTrainer = Callable[..., L.Trainer]
 
 def module() -> Any:
     return make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_two_runs_and_two_worker_counts_give_one_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:

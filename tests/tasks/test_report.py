@@ -19,7 +19,7 @@ from tasks.reproduce.modes.lines import Measured, outcome_json, read_outcome
 from tasks.reproduce.modes.ops import RowCost
 from tasks.reproduce.report import page, pictures, writing
 from tasks.reproduce.tables.table import Row
-from tests.tasks.tables import COST, PROXIES, Parts, outcome, table
+from tests.helpers.tables import COST, PROXIES, Parts, outcome, table
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from tasks.reproduce import command as reproduce
 from tasks.reproduce.modes import lines
 from tasks.reproduce.modes.evaluation import evaluate_tables, kept
 from tasks.reproduce.modes.proxy_rows import ProxyRow
-from tests.tasks.tables import COST, PROXIES, Parts, table
+from tests.helpers.tables import COST, PROXIES, Parts, table
 
 
 @pytest.fixture(autouse=True)

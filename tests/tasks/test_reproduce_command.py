@@ -10,7 +10,7 @@ from tasks.reproduce import command as reproduce
 from tasks.reproduce.modes import lines, proxy, training
 from tasks.reproduce.modes.lines import Measured
 from tasks.reproduce.report import writing
-from tests.tasks.tables import COST, outcome
+from tests.helpers.tables import COST, outcome
 
 
 @pytest.fixture(autouse=True)

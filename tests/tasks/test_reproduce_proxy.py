@@ -15,7 +15,7 @@ from esbnn_core import InputError
 from tasks.reproduce import command as reproduce
 from tasks.reproduce.modes import lines, proxy
 from tasks.reproduce.modes.proxy_data import missing_proxy_data
-from tests.tasks.tables import COST
+from tests.helpers.tables import COST
 
 PLACES = {
     "recu": ["cifar-10-batches-py"],

@@ -17,7 +17,7 @@ from esbnn_core.files import ROOT
 from esbnn_core.lit.cli import TaskCLI
 from tasks.reproduce import command as reproduce
 from tasks.reproduce.modes import training
-from tests.tasks.tables import table
+from tests.helpers.tables import table
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 

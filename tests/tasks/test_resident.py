@@ -14,8 +14,7 @@ from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.data import IGNORE
 from tasks.classification.augment import Augmentation
 from tasks.classification.data import ClassificationDataModule
-from tests.tasks.conftest import make_module
-from tests.tasks.test_repeatability import same
+from tests.helpers.classification import make_module, same
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

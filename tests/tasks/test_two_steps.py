@@ -21,7 +21,7 @@ from esbnn_core.lit.weight_decay import DecayRule
 from tasks.classification import data as data_room
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
-from tests.tasks.conftest import make_module
+from tests.helpers.classification import make_module
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]

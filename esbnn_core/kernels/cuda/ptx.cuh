@@ -1,5 +1,5 @@
 // What the kernels take from the machine below CUDA C++: matrix instructions, asynchronous copies and conversions, and
-// short names of types. NVRTC compiles this file without any header. tests/core/emulation holds a twin for g++.
+// short names of types. NVRTC compiles this file without any header. tests/helpers/emulation holds a twin for g++.
 #ifndef ESBNN_PTX
 #define ESBNN_PTX
 

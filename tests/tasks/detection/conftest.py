@@ -5,15 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
-import torch
 
 from tasks.detection.data import VOCDataModule
-from tasks.detection.module import DetectionModule
-
-EMBEDDED = Path(__file__).parents[2] / "data" / "voc"
-TINY = str(Path(__file__).parent / "tiny_ssd.py")
+from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 
 @pytest.fixture
@@ -36,14 +31,3 @@ def make_voc() -> Callable[..., VOCDataModule]:
         return VOCDataModule(**{**defaults, **options})
 
     return make
-
-
-def make_detector(**options: Any) -> DetectionModule:
-    """The tiny SSD started from a fixed seed, SGD."""
-    L.seed_everything(0, verbose=False)
-    defaults: dict[str, Any] = {
-        "model": TINY,
-        "from_scratch": True,
-        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
-    }
-    return DetectionModule(**{**defaults, **options})

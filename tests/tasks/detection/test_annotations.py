@@ -8,7 +8,7 @@ import pytest
 from esbnn_core.errors import InputError
 from tasks.detection.annotations import image_size, read_record, read_split
 from tasks.detection.mmdet import api as mm
-from tests.tasks.detection.conftest import EMBEDDED
+from tests.helpers.detection.tiny import EMBEDDED
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "VOCdevkit"
 GOOD = "<object><name>dog</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"

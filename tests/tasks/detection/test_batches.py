@@ -17,7 +17,7 @@ from esbnn_core.lit.data import EpochSampler
 from esbnn_core.lit.resumable import ResumableLoader
 from tasks.detection.aspect_sampler import GroupedSampler
 from tasks.detection.data import VOCDataModule
-from tests.tasks.detection.conftest import make_detector
+from tests.helpers.detection.tiny import make_detector
 
 
 class Order(Sampler[int]):

@@ -9,7 +9,7 @@ import yaml
 from esbnn_core.lit.cli import run
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
-from tests.tasks.detection.conftest import EMBEDDED, TINY
+from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 ROOT = Path(__file__).parents[3]
 SMOKE = str(ROOT / "configs" / "detection" / "smoke.yaml")

@@ -9,7 +9,7 @@ import torch
 
 from esbnn_core.errors import InputError
 from tasks.detection.data import VOCDataModule, collate
-from tests.tasks.detection.conftest import EMBEDDED, TINY
+from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 MakeVoc = Callable[..., VOCDataModule]
 

@@ -8,7 +8,7 @@ from esbnn_core import InputError
 from tasks.detection.mmdet.api import InstanceData
 from tasks.detection.models.anchors import PixelOverlaps
 from tasks.detection.models.coder import MeanVarianceCoder
-from tests.tasks.detection.faster_rcnn import NAMES, batch, losses, made, predictions, sample, stir, switch_on
+from tests.helpers.detection.faster_rcnn import NAMES, batch, losses, made, predictions, sample, stir, switch_on
 
 PLAIN_LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox"}
 TERMS = {"loss_rpn_feature", "loss_rpn_prior", "loss_roi_feature", "loss_roi_prior"}

@@ -14,7 +14,7 @@ from tasks.detection.mmdet.api import DetDataSample, build
 from tasks.detection.models.bottleneck import Bottleneck
 from tasks.detection.models.coder import MeanVarianceCoder
 from tasks.detection.module import model_config
-from tests.tasks.detection.faster_rcnn import CONFIGS, NAMES, made
+from tests.helpers.detection.faster_rcnn import CONFIGS, NAMES, made
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = "configs/detection/mmdet/voc_faster_rcnn_r18.py"

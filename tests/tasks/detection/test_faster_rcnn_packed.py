@@ -8,7 +8,7 @@ import torch
 from esbnn_core import pack_
 from esbnn_core.packed.layers import PackedConv2d
 from esbnn_core.transforms.pack import pack_layout_
-from tests.tasks.detection.faster_rcnn import batch, made, predictions, stir
+from tests.helpers.detection.faster_rcnn import batch, made, predictions, stir
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tasks.detection.data import DetectionItems, collate
 from tasks.detection.mmdet import api as mm
 from tasks.detection.mmdet import standin_ops as mmcv_ext
 from tasks.detection.module import DetectionModule
-from tests.tasks.detection.conftest import EMBEDDED, TINY
+from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 STOCK = Path(mmdet.__file__).parent / ".mim" / "configs" / "pascal_voc"
 

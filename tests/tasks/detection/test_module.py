@@ -21,7 +21,7 @@ from tasks.detection.cost import detector_cost
 from tasks.detection.data import VOCDataModule
 from tasks.detection.models.bottleneck import Bottleneck
 from tasks.detection.module import DetectionModule
-from tests.tasks.detection.conftest import TINY, make_detector
+from tests.helpers.detection.tiny import TINY, make_detector
 
 MakeVoc = Callable[..., VOCDataModule]
 MakeTrainer = Callable[..., L.Trainer]

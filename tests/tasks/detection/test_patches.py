@@ -19,7 +19,7 @@ from mmdet.evaluation.functional import mean_ap
 
 from tasks.detection.mmdet import api as mm
 from tasks.detection.mmdet import patches
-from tests.tasks.detection.conftest import TINY
+from tests.helpers.detection.tiny import TINY
 
 BY_NAME = {patch.name: patch for patch in patches.PATCHES}
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from esbnn_core import create_model
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.units.conv import BinaryUnit
-from tests.tasks.detection.faster_rcnn import batch, losses, made, stir, switch_on
-from tests.tasks.detection.small_bidet import detector
+from tests.helpers.detection.faster_rcnn import batch, losses, made, stir, switch_on
+from tests.helpers.detection.small_bidet import detector
 
 Loss = Callable[[Any], dict[str, Tensor]]
 

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 
 from esbnn_core.lit.callbacks import EpochSeed
-from tests.tasks.detection.conftest import make_detector
-from tests.tasks.detection.small_bidet import detector, images
+from tests.helpers.detection.small_bidet import detector, images
+from tests.helpers.detection.tiny import make_detector
 
 NAMES = ("bidet", "tiny")
 """BiDet's Faster R-CNN, and an SSD that learns something in a few steps."""

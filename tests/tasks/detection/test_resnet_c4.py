@@ -15,8 +15,8 @@ from esbnn_core.units.conv import BinaryUnit
 from tasks.detection.mmdet.api import build
 from tasks.detection.models.resnet_c4 import load_trunk_
 from tasks.detection.weights import load_backbone_
-from tests.core.golden import RECORDS, close, closed_form, fill
-from tests.tasks.detection.faster_rcnn import config, made
+from tests.helpers.detection.faster_rcnn import config, made
+from tests.helpers.golden import RECORDS, close, closed_form, fill
 
 
 def test_golden_records_through_the_detectors_modules() -> None:

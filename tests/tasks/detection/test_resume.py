@@ -15,9 +15,9 @@ from esbnn_core import bit_training_report, train_on_bits_
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.units.conv import BinaryUnit
 from tasks.detection.models.bottleneck import Bottleneck
-from tests.core.test_unit import relative
-from tests.tasks.detection.faster_rcnn import batch, losses, made, switch_on
-from tests.tasks.detection.small_bidet import detector, images
+from tests.helpers.detection.faster_rcnn import batch, losses, made, switch_on
+from tests.helpers.detection.small_bidet import detector, images
+from tests.helpers.units import relative
 
 MakeTrainer = Callable[..., L.Trainer]
 

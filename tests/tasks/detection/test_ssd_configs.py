@@ -11,7 +11,7 @@ import yaml
 
 from tasks.detection.data import VOCDataModule
 from tasks.detection.mmdet import api as mm
-from tests.tasks.detection.ssd300 import CONFIG, detector
+from tests.helpers.detection.ssd300 import CONFIG, detector
 
 ROOT = Path(__file__).parents[3]
 IMAGES = ROOT / "tests" / "data" / "voc"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from esbnn_core import InputError, count
 from esbnn_core.checkpoint.official import load_official, to_official
-from tests.core.golden import close, closed_form, fill
-from tests.tasks.detection.ssd300 import detector
+from tests.helpers.detection.ssd300 import detector
+from tests.helpers.golden import close, closed_form, fill
 
 ROOT = Path(__file__).parents[3]
 RECORDS: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "detection.json").read_text())

@@ -11,7 +11,7 @@ from tasks.detection.mmdet.api import TASK_UTILS, InstanceData, build, load_conf
 from tasks.detection.models.bottleneck import Bottleneck, kept
 from tasks.detection.models.ssd_head import multibox_loss
 from tasks.detection.models.ssd_priors import SSDPriors
-from tests.tasks.detection.ssd300 import sample
+from tests.helpers.detection.ssd300 import sample
 
 SIZES = [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
 CHANNELS = (512, 1024, 512, 256, 256, 256)

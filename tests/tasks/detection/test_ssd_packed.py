@@ -12,7 +12,7 @@ from esbnn_core import InputError, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.packed.units import PackedUnit
 from tasks.detection.models.bottleneck import Bottleneck
-from tests.tasks.detection.ssd300 import detector, images, sample, warmed
+from tests.helpers.detection.ssd300 import detector, images, sample, warmed
 
 
 @torch.no_grad()

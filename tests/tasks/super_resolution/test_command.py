@@ -19,7 +19,7 @@ from esbnn_core.lit.cli import run
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
-from tests.tasks.super_resolution.tiny import EMBEDDED, write_sets
+from tests.helpers.super_resolution.tiny import EMBEDDED, write_sets
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "super_resolution"

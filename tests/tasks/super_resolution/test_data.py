@@ -15,8 +15,7 @@ from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.image_files import read_picture
 from tasks.super_resolution.patches import cut, mod_crop
 from tasks.super_resolution.resize import cubic_upsample, imresize
-from tests.tasks.super_resolution.test_folders import low, place
-from tests.tasks.super_resolution.test_resize import EMBEDDED
+from tests.helpers.super_resolution.images import EMBEDDED, low, place
 
 Batch = dict[str, Tensor]
 ROOT = EMBEDDED.parent

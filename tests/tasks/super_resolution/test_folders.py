@@ -4,24 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from esbnn_core.errors import InputError
 from tasks.super_resolution.folders import read_images, read_set
-from tests.tasks.super_resolution.test_resize import EMBEDDED
+from tests.helpers.super_resolution.images import EMBEDDED, low, place
 
 ROOT = EMBEDDED.parent
-HR, LR = (48, 36), (24, 18)
-
-
-def place(root: Path, *names: str, size: tuple[int, int] = HR) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (9, 90, 200)).save(root / name)
-
-
-def low(root: Path, *names: str) -> None:
-    place(root, *names, size=LR)
 
 
 LAYOUTS: dict[str, tuple[str, list[str], list[str]]] = {

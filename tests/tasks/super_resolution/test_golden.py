@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.super_resolution.conv_variants import Moment
 from tasks.super_resolution.unet import BIDiffSRUNet
-from tests.core.golden import close, closed_form
+from tests.helpers.golden import close, closed_form
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "super_resolution.json").read_text())
 

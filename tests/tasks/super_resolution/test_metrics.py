@@ -15,7 +15,7 @@ from tasks.super_resolution import metrics
 from tasks.super_resolution.image_files import read_picture
 from tasks.super_resolution.metrics import Lpips, psnr_y, rgb_to_y, ssim_y
 from tasks.super_resolution.resize import imresize
-from tests.tasks.super_resolution.test_resize import EMBEDDED
+from tests.helpers.super_resolution.images import EMBEDDED
 
 Pixels = NDArray[np.uint8]
 # published.csv: Bicubic on Set5, as in Table 2 of the paper of BI-DiffSR

@@ -26,7 +26,7 @@ from tasks.super_resolution.metrics import psnr_y, ssim_y
 from tasks.super_resolution.module import SuperResolutionModule
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.resize import imresize
-from tests.tasks.super_resolution.tiny import OPTIONS, make_module, make_sets, write_sets
+from tests.helpers.super_resolution.tiny import OPTIONS, make_module, make_sets, write_sets
 
 MakeTrainer = Callable[..., L.Trainer]
 

@@ -9,7 +9,7 @@ import torch
 from esbnn_core import InputError
 from tasks.super_resolution.official import load_official, to_official
 from tasks.super_resolution.unet import BIDiffSRUNet
-from tests.tasks.super_resolution.conftest import pair, small
+from tests.helpers.super_resolution.unet import pair, small
 
 LIST = Path(__file__).parents[4] / "shared" / "spec" / "state-keys" / "bidiffsr_state_keys.json"
 

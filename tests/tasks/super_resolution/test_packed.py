@@ -13,7 +13,7 @@ from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.packed.timestep import PackedTimestepUnit
 from esbnn_core.transforms.pack import pack_layout_
 from tasks.super_resolution.unet import BIDiffSRUNet
-from tests.tasks.super_resolution.conftest import pair, small
+from tests.helpers.super_resolution.unet import pair, small
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {},

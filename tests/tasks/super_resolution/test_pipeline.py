@@ -17,7 +17,7 @@ from esbnn_core import pack_
 from esbnn_core.errors import InputError
 from tasks.super_resolution.pipeline import SuperResolutionPipeline, default_scheduler, make_scheduler
 from tasks.super_resolution.resize import cubic_upsample, imresize
-from tests.tasks.super_resolution.tiny import make_unet
+from tests.helpers.super_resolution.tiny import make_unet
 
 
 def picture(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Image:

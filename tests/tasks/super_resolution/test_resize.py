@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from esbnn_core.errors import InputError
 from tasks.super_resolution.resize import cubic_upsample, imresize
+from tests.helpers.super_resolution.images import EMBEDDED
 
-EMBEDDED = Path(__file__).parents[2] / "data" / "sr" / "Set5"
 SET14 = Path(__file__).parents[4] / "shared" / "data" / "sr" / "Set14"
 
 

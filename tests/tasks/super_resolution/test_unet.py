@@ -18,8 +18,8 @@ from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.blocks import PixelAttention
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet
-from tests.core.test_unit import relative
-from tests.tasks.super_resolution.conftest import SMALL, meta, named, pair, randn, small
+from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
+from tests.helpers.units import relative
 
 PATHS = [
     {"real_path": real_path, "copy_rule": copy_rule}

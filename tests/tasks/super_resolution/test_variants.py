@@ -14,8 +14,8 @@ from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.conv_variants import VARIANTS, RealConv, Recipe
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet
-from tests.core.test_unit import relative
-from tests.tasks.super_resolution.conftest import SMALL, meta, named, pair, randn, small
+from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
+from tests.helpers.units import relative
 
 BINARY = [name for name in VARIANTS if name != "real"]
 

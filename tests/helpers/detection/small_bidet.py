@@ -9,8 +9,8 @@ import torch
 from esbnn_core.files import write_atomically
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
-from tests.tasks.detection.conftest import EMBEDDED, TINY
-from tests.tasks.detection.faster_rcnn import CONFIGS
+from tests.helpers.detection.faster_rcnn import CONFIGS
+from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 TINY_BIDET = str(Path(__file__).parent / "tiny_bidet_ssd.py")
 FEW_REGIONS = {

@@ -1,0 +1,1 @@
+"""Small detectors and images with boxes for them."""

@@ -1,0 +1,56 @@
+"""Which registered networks the tests run whole, and how a BNext is brought into sign mode."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core import list_models
+from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.transforms.pack import pack_
+
+HEAVY = ("bnext_small", "bnext_middle", "bnext_large")
+"""Up to 327 million parameters of the very modules that bnext_tiny has: built on the meta device and counted only."""
+
+VIT = [name for name in list_models() if "binaryvit" in name]
+"""Networks with a fixed image size; tests/core/test_binaryvit.py has them."""
+
+LIGHT = [name for name in list_models(kind="classifier") if not name.endswith(HEAVY) and name not in VIT]
+PLAIN = [name for name in LIGHT if not name.startswith(("es_", "rep_"))]
+WITHOUT_REP = ("latent_resnet18", "latent_resnet34", "bidet_resnet18_classifier", "bidet_vgg16_classifier")
+"""Plain networks that have an es_ version only."""
+
+
+def annealed(model: nn.Module) -> nn.Module:
+    """The model with every temperature at 0, where its weights are signs."""
+    for module in model.modules():
+        if isinstance(module, Temperature):
+            module.temperature.zero_()
+    return model
+
+
+@torch.no_grad()
+def stir(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Evaluation mode with statistics, shifts, slopes and affines away from their neutral starts."""
+    g = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.numel() == 1:
+                continue
+            noise = torch.randn(tensor.shape, generator=g, dtype=torch.float64).to(tensor)
+            if name == "running_var":
+                tensor.copy_(noise.abs() * tensor.mean() + 0.1)
+            else:
+                tensor.add_(noise, alpha=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def agree(model: nn.Module, x: Tensor) -> nn.Module:
+    """Pack a copy and compare; returns the packed copy."""
+    want = model(x)
+    packed = pack_(copy.deepcopy(model))
+    got = packed(x)
+    assert got.dtype == want.dtype and torch.equal(got, want)
+    assert want.isfinite().all() and want.std() > 0
+    return packed

@@ -1,0 +1,1 @@
+"""Small networks of super-resolution and images for them."""
