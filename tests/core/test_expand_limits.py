@@ -97,7 +97,7 @@ def test_a_network_that_cannot_be_expanded_is_named_and_left_whole(model: nn.Mod
         (torchvision_net("resnet18"), ESConfig(2, 3), r"layer1.0.conv1 has width 64.*tau=2 times groups=3"),
         (lambda: create_model("recu_resnet20"), ESConfig(copy_spread=1.0), r"stages.layer1.0 has a bare sign"),
         (Gate, ESConfig(copy_spread=1.0), r"copy_spread=1.0 was given and layer second has a bare sign"),
-        (Gate, ESConfig(0), r"tau=0 was given"),
+        (Gate, ESConfig(0), r"tau must be a whole number of at least 1, got 0"),
         (Gate, ESConfig(8), r"gate has width 4, which tau=8"),
     ],
 )
