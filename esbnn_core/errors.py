@@ -1,25 +1,34 @@
-"""The exceptions that a person is meant to read, and the checks that most often raise them."""
+"""The exceptions that a person is meant to read, and the checks that raise them most often."""
 
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What was met, where, what was expected and how to fix it, in one sentence.
+    """A wrong input. The message is one sentence: the thing, the rule, the value given and how to fix it.
 
-    The command lines print the sentence alone and exit with 2; library users catch it as the ValueError it is.
+    The command lines print the sentence alone and exit with 2. Library users catch it as a ValueError.
     """
 
 
 class DamagedError(InputError):
-    """A file that is not whole, or not what its writer wrote: another copy of it may be."""
+    """A file that is incomplete, or not what its writer wrote. Another copy of it may be intact."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the step, the first layer at fault and what to try, in one sentence."""
+    """Training cannot go on. The message is one sentence: the step, the first layer at fault and what to try."""
 
 
 def check_choice(name: str, value: object, known: Iterable[object]) -> None:
-    """Raise InputError unless `value` is one of `known`; `name` says what is chosen, for the error alone."""
+    """Refuse a value that is not one of those known.
+
+    Args:
+        name: what is chosen, for the error alone.
+        value: the choice.
+        known: the values allowed, in the order in which the error lists them.
+
+    Raises:
+        InputError: `value` is not in `known`.
+    """
     choices = list(known)
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
@@ -31,7 +40,7 @@ def check_factors(tau: int, groups: int) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise InputError that names the first of `counts` which is not a whole number of at least 1."""
+    """Raise InputError that names the first of `counts` that is not a whole number of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -51,9 +51,9 @@ def test_the_error_names_layer_width_tau_and_groups(width: int, tau: int, groups
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, 2.0, "2", True, None])
 def test_factors_are_whole_numbers_of_at_least_one(bad: object) -> None:
-    with pytest.raises(InputError, match="tau="):
+    with pytest.raises(InputError, match="tau must be"):
         check_factors(bad, 1)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="groups="):
+    with pytest.raises(InputError, match="groups must be"):
         check_factors(1, bad)  # type: ignore[arg-type]
 
 

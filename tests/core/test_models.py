@@ -201,7 +201,7 @@ def test_widths_are_refused_by_layer(tau: int, groups: int) -> None:
 @pytest.mark.parametrize("value", [0, -2, 1.5, "2", True])
 def test_factors_are_refused_by_name(value: object) -> None:
     for key in ("tau", "groups"):
-        with pytest.raises(InputError, match=f"{key}="):
+        with pytest.raises(InputError, match=f"{key} must be"):
             create_small("es_reactnet_resnet8", **{key: value})
 
 

@@ -232,7 +232,7 @@ def test_groups_are_equal_stretches_of_the_schedule(timestep_groups: int, total:
         ({"act": "gelu"}, "given 'gelu', one of"),
         ({"residual": "twice"}, "given 'twice', one of"),
         ({"shift": False, "copy_spread": 0.5}, "no shift to spread"),
-        ({"timestep_groups": 0}, "timestep_groups=0"),
+        ({"timestep_groups": 0}, "timestep_groups must be"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_a_sentence(options: dict[str, Any], words: str) -> None:
