@@ -100,14 +100,7 @@ def _count(args: argparse.Namespace) -> None:
     result = count(model, (channels, side, side))
     print(result.table())
     print(f"\n{args.name} at {channels}x{side}x{side}")
-    print(f"BOPs          {result.bops / 1e9:.4f} G   (/64 = {result.bops / 64 / 1e8:.4f}e8)")
-    print(f"FLOPs         {result.flops / 1e8:.4f}e8")
-    print(f"OPs           {result.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)")
-    if result.matmul_bops:
-        matmuls = f"binary attention: {result.matmul_bops / 1e9:.4f} G"
-        print(f"with matmuls  {result.ops_with_matmuls / 1e8:.4f}e8   ({matmuls})")
-    print(f"parameters    {result.params:,}   of which 1-bit {result.binary_params:,}")
-    print(f"bytes         {result.latent_bytes:,} latent, {result.packed_bytes:,} packed")
+    print(result.sums())
 
 
 def _doctor(args: argparse.Namespace) -> None:

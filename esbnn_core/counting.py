@@ -6,24 +6,32 @@ signs, biases, pooling and residual additions do not. OPs = BOPs / 64 + FLOPs.
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_counts
 from esbnn_core.layers import BinaryMatmul
 from esbnn_core.layers.base import BinaryLayer, binary_layers
+from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.layers import PackedLayer
-from esbnn_core.packed.match import drop_training_parts_, packed_like
+from esbnn_core.packed.match import packed_like
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One row of the table; macs are multiply-accumulates for one input, `binary` says of which kind.
+    """One row of the table.
 
-    `counted` is False for products of two binary activations, which the papers' OPs leave out (Count.matmul_bops).
+    Attributes:
+        name: of the module in the network.
+        kind: its class.
+        output: shape for one input, without N.
+        macs: multiply-accumulates for one input.
+        weights: number of weights.
+        binary: whether the multiply-accumulates are binary.
+        counted: False for products of two binary activations, which the papers' OPs leave out (Count.matmul_bops).
     """
 
     name: str
@@ -37,12 +45,18 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class Count:
-    """Cost of one forward pass for one input.
+    """Cost of one forward pass for one input; `print` shows the table of layers and the sums.
 
-    bops, flops, ops: operations. matmul_bops: of binary attention, which the papers' rule leaves out (only convolutions
-    and linear layers count); ops_with_matmuls adds them. params: all parameters but those of parts for training alone
-    (latent_resnet18 has such); binary_params: weights of 1 bit each. latent_bytes, packed_bytes: tensors of the latent
-    and of the packed checkpoint. layers: the table.
+    Attributes:
+        bops: binary operations.
+        flops: real operations.
+        matmul_bops: binary operations of attention, which the papers' rule leaves out (only convolutions and linear
+            layers count).
+        params: all parameters, without those of parts for training alone (latent_resnet18 has such).
+        binary_params: weights of 1 bit each.
+        latent_bytes: of all tensors of the latent checkpoint.
+        packed_bytes: of all tensors of the packed checkpoint.
+        layers: the rows of the table.
     """
 
     bops: int
@@ -52,7 +66,7 @@ class Count:
     binary_params: int
     latent_bytes: int
     packed_bytes: int
-    layers: tuple[LayerCount, ...]
+    layers: tuple[LayerCount, ...] = field(repr=False)
 
     @property
     def ops(self) -> float:
@@ -63,6 +77,23 @@ class Count:
     def ops_with_matmuls(self) -> float:
         """OPs with the products of binary attention counted as well."""
         return self.ops + self.matmul_bops / 64
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n{self.sums()}"
+
+    def sums(self) -> str:
+        """Operations, parameters and bytes, one a line."""
+        lines = [
+            f"BOPs          {self.bops / 1e9:.4f} G   (/64 = {self.bops / 64 / 1e8:.4f}e8)",
+            f"FLOPs         {self.flops / 1e8:.4f}e8",
+            f"OPs           {self.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)",
+        ]
+        if self.matmul_bops:
+            matmuls = f"binary attention: {self.matmul_bops / 1e9:.4f} G"
+            lines.append(f"with matmuls  {self.ops_with_matmuls / 1e8:.4f}e8   ({matmuls})")
+        lines.append(f"parameters    {self.params:,}   of which 1-bit {self.binary_params:,}")
+        lines.append(f"bytes         {self.latent_bytes:,} latent, {self.packed_bytes:,} packed")
+        return "\n".join(lines)
 
     def table(self) -> str:
         """The layers as aligned text, MACs in millions."""
@@ -82,7 +113,7 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 def _packed_bytes(model: nn.Module) -> int:
-    """Bytes of the state_dict that the packed network has: latent units exchanged for their packed modules' buffers."""
+    """Bytes of the packed network's state_dict: each latent unit counts as the buffers of its packed module."""
     total = tensor_bytes(model)
     for module in _outermost(model):
         if not all(_one_bit(layer) for _, layer in binary_layers(module)):
@@ -94,7 +125,7 @@ def _packed_bytes(model: nn.Module) -> int:
 
 
 def _outermost(model: nn.Module) -> list[nn.Module]:
-    """Every latent unit or layer that packing exchanges, none inside another, each once."""
+    """Every latent unit or layer that packing replaces, none inside another, each once."""
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
@@ -104,41 +135,49 @@ def _outermost(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def count(model: nn.Module, input_size: tuple[int, ...]) -> Count:
-    """Count a network, latent or packed, for one input of `input_size` = (C, H, W).
+def count(model: nn.Module, input_size: Sequence[int]) -> Count:
+    """Count the cost of a network for one input.
 
-    The model is left alone: a copy runs once on the meta device, without data and in evaluation mode.
+    The model is not changed: a copy runs once on the meta device, without data and in evaluation mode.
+
+    Args:
+        model: latent or packed.
+        input_size: (C, H, W), or (N, C, H, W) with any N, which changes nothing: the cost is that of one input.
 
     Raises:
         InputError: the network does not run on an input of that size.
     """
-    ghost = drop_training_parts_(copy.deepcopy(model).to("meta").eval())
+    size = tuple(input_size)
+    if len(size) == 4:
+        check_counts(N=size[0])
+        size = size[1:]
+    twin = drop_training_parts_(copy.deepcopy(model).to("meta").eval())
     rows: list[LayerCount] = []
     hooks = [
         module.register_forward_hook(_hook(name, module, rows))
-        for name, module in ghost.named_modules()
+        for name, module in twin.named_modules()
         if isinstance(module, BinaryLayer | PackedLayer | BinaryMatmul | nn.modules.conv._ConvNd | nn.Linear)
     ]
     try:
         with torch.no_grad():
-            ghost(torch.zeros(1, *input_size, device="meta"))
+            twin(torch.zeros(1, *size, device="meta"))
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise InputError(f"the network does not run on an input of size {input_size}: {text}") from error
+        raise InputError(f"the network does not run on an input of size {size}: {text}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    packed_weights = {id(m): math.prod(m.weight_shape) for m in ghost.modules() if isinstance(m, PackedLayer)}
-    binary_params = sum(m.weight.numel() for m in ghost.modules() if isinstance(m, BinaryLayer) and _one_bit(m))
+    packed_weights = {id(m): math.prod(m.weight_shape) for m in twin.modules() if isinstance(m, PackedLayer)}
+    binary_params = sum(m.weight.numel() for m in twin.modules() if isinstance(m, BinaryLayer) and _one_bit(m))
     binary_params += sum(packed_weights.values())
     return Count(
         bops=sum(row.macs for row in rows if row.binary and row.counted),
         flops=sum(row.macs for row in rows if not row.binary),
         matmul_bops=sum(row.macs for row in rows if not row.counted),
-        params=sum(p.numel() for p in ghost.parameters()) + sum(packed_weights.values()),
+        params=sum(p.numel() for p in twin.parameters()) + sum(packed_weights.values()),
         binary_params=binary_params,
         latent_bytes=tensor_bytes(model),
-        packed_bytes=_packed_bytes(ghost),
+        packed_bytes=_packed_bytes(twin),
         layers=tuple(rows),
     )
 
@@ -168,7 +207,7 @@ def _hook(
             return
         binary = _one_bit(module)
         weight = _weight_shape(module)
-        # every filter is applied once at every position: places of a map (of the input where transposed), matrix rows
+        # every filter is applied once at every position: of the map (of the input's where transposed), or matrix row
         if len(weight) == 2:
             positions = math.prod(output.shape[1:-1])
         else:

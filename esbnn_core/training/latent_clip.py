@@ -1,4 +1,4 @@
-"""Latent-weight clipping as an optimizer hook: said once, outside of forward."""
+"""Latent-weight clipping as an optimizer hook, in one place and outside of forward."""
 
 import torch
 from torch import nn
@@ -6,18 +6,18 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.hooks import has_bounded_parameters
 
 
 def clip_latent_weights_(model: nn.Module) -> nn.Module:
-    """Clamp in place every latent weight whose quantizer names a `latent_clip`; returns the model.
+    """Clamp in place every latent weight whose quantizer has a `latent_clip`; returns the model.
 
-    Modules with a `project_` method (the mix of BNext) put their own parameters back into their range.
+    Modules with the hook `project_` (esbnn_core.layers.hooks) put their own parameters back into their range.
     """
     with torch.no_grad():
         for module in model.modules():
-            project = getattr(module, "project_", None)
-            if project is not None:
-                project()
+            if has_bounded_parameters(module):
+                module.project_()
             if isinstance(module, BinaryLayer) and module.quantizer.latent_clip is not None:
                 module.weight.clamp_(-module.quantizer.latent_clip, module.quantizer.latent_clip)
     return model
@@ -26,8 +26,8 @@ def clip_latent_weights_(model: nn.Module) -> nn.Module:
 def attach_latent_clip(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
     """Clip after every step of `optimizer`; the handle removes the hook.
 
-    The originals clamp `weight.data` at the start of every training forward (BNext, papers.md#bnext-temperature), which
-    is the same values one step later and breaks autograd's version counter.
+    The originals clamp `weight.data` at the start of every training forward (papers.md#bnext-temperature). That gives
+    the same values one step later, but breaks autograd's version counter.
     """
 
     def clip(*_: object) -> None:

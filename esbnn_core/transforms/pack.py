@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.chain import chained
-from esbnn_core.packed.match import drop_training_parts_, packed_like
+from esbnn_core.packed.match import packed_like
 from esbnn_core.transforms.replace import replace_modules
 from esbnn_core.units.conv import BinaryUnit
 

@@ -221,3 +221,43 @@ def test_the_table_lines_up() -> None:
     assert head.split()[:3] == ["layer", "kind", "output"] and len(lines) == len(result.layers) == 10
     assert lines[0].split() == ["stem.conv", "Conv2d", "16x32x32", "0.442", "432"]
     assert {line.index(line.split()[2]) for line in lines} == {head.index("output")}
+
+
+def small() -> nn.Module:
+    """A real stem, a binary convolution of stride 2 and a read-out, all without biases."""
+    stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    binary = BinaryConv2d(8, 16, 3, stride=2, padding=1, weight_quantizer="sign")
+    return nn.Sequential(stem, binary, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10, bias=False))
+
+
+@pytest.mark.parametrize("side", [32, 24])
+def test_printing_a_count_shows_its_numbers(side: int, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small()
+    result = count(model, (3, side, side))
+    macs = (27 * 8 * side**2, 72 * 16 * (side // 2) ** 2, 160)
+    bops, flops = macs[1], macs[0] + macs[2]
+    print(result)
+    table, sums = capsys.readouterr().out.split("\n\n")
+    rows = [line.split() for line in table.splitlines()[1:]]
+    assert [row[2] for row in rows] == [f"8x{side}x{side}", f"16x{side // 2}x{side // 2}", "10"]
+    assert [(row[3], row[4]) for row in rows] == [
+        (f"{m / 1e6:.3f}", f"{w:,}") for m, w in zip(macs, (216, 1152, 160), strict=True)
+    ]
+    assert sums.splitlines() == [
+        f"BOPs          {bops / 1e9:.4f} G   (/64 = {bops / 64 / 1e8:.4f}e8)",
+        f"FLOPs         {flops / 1e8:.4f}e8",
+        f"OPs           {(bops / 64 + flops) / 1e8:.4f}e8   (BOPs/64 + FLOPs)",
+        "parameters    1,528   of which 1-bit 1,152",
+        # packed: 16 filters of 9 words, scale and bias of 16 numbers
+        f"bytes         {4 * 1528:,} latent, {4 * (216 + 160 + 16 * 9 + 32):,} packed",
+    ]
+    assert "\n" not in repr(result) and f"bops={bops}" in repr(result)
+
+
+def test_a_batch_costs_what_one_input_does() -> None:
+    for model in (small(), create_model("es_reactnet_resnet8")):
+        one = count(model, (3, 32, 32))
+        assert one == count(model, (8, 3, 32, 32)) == count(model, [1, 3, 32, 32])
+        assert str(one) == str(count(model, (8, 3, 32, 32)))
+    with pytest.raises(InputError, match="N must be a whole number of at least 1, got 0"):
+        count(small(), (0, 3, 32, 32))
