@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import write
 from esbnn_core import kernels
-from esbnn_core.kernels import cuda
+from esbnn_core.kernels import SUMS, Epilogue, Geometry, cuda
 
 STAGES = ((56, 64), (28, 128), (14, 256), (7, 512))
 """Side and channels of ReActNet-18's four stages at 224x224; all 3x3."""
@@ -51,7 +51,7 @@ class Case:
 
     def __init__(self, batch: int, side: int, channels: int, kernel: int) -> None:
         g = torch.Generator(device="cuda").manual_seed(0)
-        self.channels, self.pad = channels, [kernel // 2] * 2
+        self.geometry = Geometry(channels, padding=(kernel // 2, kernel // 2))
         shape = (batch, channels, side, side)
         self.values = batch * channels * side * side
         self.macs = self.values * channels * kernel * kernel
@@ -71,30 +71,20 @@ class Case:
         self.lanes = lanes
         self.bits = [kernels.pack_sign(x, None, 1, 1) for x in self.x]
 
-    def ours(self, x: Tensor, steps: dict[str, Any]) -> Tensor:
-        one = [1, 1]
-        shape = (self.weight, self.channels, one, self.pad, 0, one, 1, 1)
-        return kernels.binary_conv2d(x, *shape, lanes=self.lanes, **steps)[0]
+    def ours(self, x: Tensor, epilogue: Epilogue) -> Tensor:
+        return kernels.binary_conv2d(x, self.weight, self.geometry, epilogue, lanes=self.lanes)[0]
 
-    def fused(self, i: int) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "bias": self.bias,
-            "prelu": self.slope,
-            "residual": self.x[i],
-            "sign_groups": 1,
-            "out_dtype": torch.bfloat16,
-        }
+    def fused(self, residual: Tensor) -> Epilogue:
+        return Epilogue(self.scale, self.bias, self.slope, residual, sign_groups=1, out_dtype=torch.bfloat16)
 
     def check(self) -> None:
         """The first image's block against the CPU's operator, in every bit."""
-        got = self.ours(self.bits[0][:1], self.fused(0) | {"residual": self.x[0][:1]})
-        steps = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.fused(0).items()}
-        one = [1, 1]
-        shape = (self.weight.cpu(), self.channels, one, self.pad, 0, one, 1, 1)
-        want = kernels.binary_conv2d(self.bits[0][:1].cpu(), *shape, **steps | {"residual": self.x[0][:1].cpu()})[0]
+        bits, epilogue = self.bits[0][:1], self.fused(self.x[0][:1])
+        got = self.ours(bits, epilogue)
+        there = Epilogue(*(value.cpu() if isinstance(value, Tensor) else value for value in epilogue))
+        want, _ = kernels.binary_conv2d(bits.cpu(), self.weight.cpu(), self.geometry, there)
         if not torch.equal(got.cpu(), want):
-            raise SystemExit(f"the CUDA block of {self.channels} channels differs from the CPU's: not timed")
+            raise SystemExit(f"the CUDA block of {self.geometry.channels} channels differs from the CPU's: not timed")
 
 
 def captured(work: Work, sets: int) -> Callable[[], None]:
@@ -186,8 +176,8 @@ def block(side: int, channels: int, batch: int, rounds: int, copy: float, clock:
     case = Case(batch, side, channels, 3)
     case.check()
     contenders: dict[str, Work] = {
-        "fused block": lambda i: case.ours(case.bits[i], case.fused(i)),
-        "fused block, packing": lambda i: case.ours(case.x[i], case.fused(i)),
+        "fused block": lambda i: case.ours(case.bits[i], case.fused(case.x[i])),
+        "fused block, packing": lambda i: case.ours(case.x[i], case.fused(case.x[i])),
         "eager bf16": lambda i: case.real(case.x[i], case.x[i]),
     }
     with_compiled(case, contenders, clock)
@@ -208,10 +198,9 @@ def block(side: int, channels: int, batch: int, rounds: int, copy: float, clock:
 def alone(side: int, channels: int, kernel: int, batch: int, rounds: int) -> dict[str, Any]:
     """One row of G2: the convolution alone, to int32 sums and to bfloat16 with its affine; a MAC is 2 operations."""
     case = Case(batch, side, channels, kernel)
-    affine = {"scale": case.scale, "bias": case.bias, "out_dtype": torch.bfloat16}
-    bare = {"scale": None, "bias": None}
+    affine = Epilogue(case.scale, case.bias, out_dtype=torch.bfloat16)
     contenders: dict[str, Work] = {
-        "conv to int32": lambda i: case.ours(case.bits[i], bare),
+        "conv to int32": lambda i: case.ours(case.bits[i], SUMS),
         "conv to bf16": lambda i: case.ours(case.bits[i], affine),
         "cudnn bf16": lambda i: F.conv2d(case.x[i], case.real.weight, padding=kernel // 2),
     }

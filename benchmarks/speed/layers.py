@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import frozen, interleave, write
 from esbnn_core import kernels
-from esbnn_core.kernels import cpu
+from esbnn_core.kernels import Epilogue, Geometry, cpu
 
 LAYERS = (  # name, side, channels, kernel
     ("R18 56x56x64 3x3", 56, 64, 3),
@@ -71,12 +71,10 @@ def layer(name: str, side: int, channels: int, kernel: int, batch: int, rounds: 
     scale, bias, slope = (torch.rand(channels, generator=g) for _ in range(3))
     weight = kernels.pack_sign(latent, None, 1, 1)
     lanes = kernels.lanes_of(weight, 1)
-    pad, one = [kernel // 2] * 2, [1, 1]
+    geometry = Geometry(channels, padding=(kernel // 2, kernel // 2))
 
     def convolve(x: Tensor, *steps: Tensor | None) -> Tensor:
-        return kernels.binary_conv2d(*(x, weight, channels, one, pad, 0, one, 1, 1, scale, bias, *steps), lanes=lanes)[
-            0
-        ]
+        return kernels.binary_conv2d(x, weight, geometry, Epilogue(scale, bias, *steps), lanes=lanes)[0]
 
     real = Block(torch.where(latent >= 0, 1.0, -1.0), scale, bias, slope).eval().to(memory_format=torch.channels_last)
     narrow = Block(real.weight, scale, bias, slope).bfloat16().eval().to(memory_format=torch.channels_last)

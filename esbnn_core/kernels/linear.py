@@ -1,32 +1,38 @@
-"""A binary matrix product through a convolution: what every native implementation makes of it."""
-
-from collections.abc import Callable
+"""A binary matrix product as a convolution, which is how every implementation computes it."""
 
 from torch import Tensor
 
-Convolve = Callable[..., tuple[Tensor, Tensor] | None]
-"""binary_conv2d of a native implementation (cpu or cuda)."""
+from esbnn_core.kernels.call import ConvCall, Epilogue, Geometry
+
+LINEAR_SCHEMA = (
+    "binary_linear(Tensor x, Tensor weight, SymInt features, SymInt groups, SymInt copies, Tensor? scale, "
+    "Tensor? bias, Tensor? lanes=None) -> Tensor"
+)
+"""The operator of torch.library; as call.SCHEMA."""
 
 
 def long_row(
-    convolve: Convolve,
     x: Tensor,
     weight: Tensor,
-    lanes: Tensor | None,
     features: int,
     groups: int,
     copies: int,
     scale: Tensor | None,
     bias: Tensor | None,
-) -> Tensor | None:
-    """As esbnn_core.kernels.binary_linear with checked arguments, by `convolve` on one long row; None where it does not
-    serve. lanes: as binary_conv2d of that implementation.
+    lanes: Tensor | None = None,
+) -> ConvCall:
+    """The call of a 1x1 convolution over one image, whose only row of pixels is the rows of x.
+
+    Args:
+        x: (..., words) int32.
+        weight: (O, words of a group) int32.
+        features: I over all groups.
+        groups: of the features and of the filters.
+        copies: tiles of the O outputs.
+        scale: (copies*O,) floating, or None for the int32 sums.
+        bias: as scale.
+        lanes: as ConvCall.
     """
     rows = x.reshape(1, 1, -1, x.shape[-1])
-    one, zero = (1, 1), (0, 0)
-    none = (None, None, None, None, 0, None, None)
-    size = (1, rows.shape[2])
-    done = convolve(
-        rows, weight[:, None, None], lanes, features, one, zero, -1, one, groups, copies, scale, bias, *none, size
-    )
-    return None if done is None else done[0].permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    geometry = Geometry(features, pad_value=-1, groups=groups, copies=copies)
+    return ConvCall(rows, weight[:, None, None], geometry, Epilogue(scale, bias), None, lanes)

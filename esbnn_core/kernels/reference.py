@@ -1,15 +1,14 @@
-"""The readable truth: packed binary operators in plain torch, on any device (contract: esbnn_core.kernels)."""
-
-from collections.abc import Sequence
+"""The reference: packed binary operators in plain torch, readable and on any device (contract: esbnn_core.kernels)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.kernels.checks import conv_output_size, words_of
+from esbnn_core.kernels.call import ConvCall, Epilogue
+from esbnn_core.kernels.checks import words_of
 
 CHUNK = 1 << 20
-"""int32 values of one intermediate: the batch is walked in pieces of about this many, to stay in cache."""
+"""int32 values of one intermediate: the batch is walked in pieces of about this size, to stay in cache."""
 
 
 def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor:
@@ -36,7 +35,7 @@ def unpack_bits(words: Tensor, channels: int) -> Tensor:
 
 
 def popcount_(v: Tensor) -> Tensor:
-    """Number of 1-bits of every int32 word, in place (SWAR); >> drags the sign bit along, the masks cut it off."""
+    """Number of 1-bits of every int32 word, in place (SWAR); >> repeats the sign bit, the masks cut it off."""
     v -= (v >> 1) & 0x55555555
     v = ((v >> 2) & 0x33333333).add_(v & 0x33333333)
     v = v.add_(v >> 4).bitwise_and_(0x0F0F0F0F)
@@ -44,20 +43,24 @@ def popcount_(v: Tensor) -> Tensor:
     return v.bitwise_right_shift_(24)
 
 
-def conv2d_sum(
-    x: Tensor,
-    weight: Tensor,
-    channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    pad_value: int,
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Exact sums (N, H', W', O) int32 of a binary convolution over packed bits."""
-    _, height, width, _ = x.shape
+def binary_conv2d(call: ConvCall) -> tuple[Tensor, Tensor]:
+    """As esbnn_core.kernels.binary_conv2d with checked arguments."""
+    x, _, geometry, epilogue, shift, _ = call
+    if x.is_floating_point():
+        call = call._replace(x=pack_sign(x, shift, geometry.groups, 1))
+    y = finish(conv2d_sum(call), geometry.copies, epilogue)
+    if epilogue.sign_groups == 0:
+        return y, x.new_empty(0, dtype=torch.int32)
+    return y, pack_sign(y, epilogue.sign_shift, epilogue.sign_groups, 1)
+
+
+def conv2d_sum(call: ConvCall) -> Tensor:
+    """Exact sums (N, H', W', O) int32 of a binary convolution over packed bits, without the epilogue."""
+    channels, stride, padding, pad_value, dilation, groups, _ = call.geometry
+    x, weight = call.x, call.weight
+    height, width = call.size
     filters, kernel_h, kernel_w, words = weight.shape
-    out_h, out_w = conv_output_size((height, width), weight, stride, padding, dilation)
+    out_h, out_w = call.output_size()
     per_tap = channels // groups
     # 0-words around the image: bits of -1, which is right for pad_value -1; for 0 such taps are left out below
     ring = (0, 0, padding[1], padding[1], padding[0], padding[0])
@@ -83,41 +86,20 @@ def conv2d_sum(
                 in_rows = (rows + y0 >= padding[0]) & (rows + y0 < padding[0] + height)
                 in_columns = (columns + x0 >= padding[1]) & (columns + x0 < padding[1] + width)
                 inside = (in_rows[:, None] & in_columns).int()[:, :, None, None]
-                # outside the image: undo -2m of the ring's 0-bits, whose m is the weight's own popcount
-                own = popcount_(w[:, :, i, j].clone()).sum(-1, dtype=torch.int32)
-                total += inside * per_tap + (1 - inside) * (2 * own)
+                # outside the image: undo -2m of the ring's 0-bits, whose m is the popcount of the weight itself
+                ones = popcount_(w[:, :, i, j].clone()).sum(-1, dtype=torch.int32)
+                total += inside * per_tap + (1 - inside) * (2 * ones)
         sums.append(total.flatten(-2))
     return torch.cat(sums) if sums else x.new_zeros(0, out_h, out_w, filters)
 
 
-def linear_sum(x: Tensor, weight: Tensor, features: int, groups: int) -> Tensor:
-    """Exact sums (..., O) int32 of a binary matrix product over packed bits."""
-    rows = x.reshape(-1, 1, 1, x.shape[-1])
-    total = conv2d_sum(rows, weight[:, None, None], features, (1, 1), (0, 0), -1, (1, 1), groups)
-    return total.reshape(*x.shape[:-1], weight.shape[0])
-
-
-def affine(total: Tensor, scale: Tensor | None, bias: Tensor | None, channel_dim: int) -> Tensor:
-    """total * scale + bias, the product rounded before the sum; the int32 total itself without them."""
-    if scale is None or bias is None:
-        return total
-    shape = [1] * total.dim()
-    shape[channel_dim] = -1
-    return total.to(scale.dtype) * scale.view(shape) + bias.view(shape)
-
-
-def epilogue(
-    total: Tensor,
-    copies: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    prelu: Tensor | None,
-    residual: Tensor | None,
-    rprelu: Tensor | None,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
+def finish(total: Tensor, copies: int, epilogue: Epilogue) -> Tensor:
     """From sums (N, H', W', O) to y (N, copies*O, H', W') in channels_last memory, in the contract's order."""
-    y = affine(total.repeat(1, 1, 1, copies).permute(0, 3, 1, 2), scale, bias, 1)
+    y = total.repeat(1, 1, 1, copies).permute(0, 3, 1, 2)
+    scale, bias, prelu, residual, rprelu, _, _, out_dtype = epilogue
+    if scale is not None and bias is not None:
+        # the product is rounded before the sum
+        y = y.to(scale.dtype) * scale.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
     if prelu is not None:
         y = F.prelu(y, prelu)
     if residual is not None:
@@ -127,5 +109,5 @@ def epilogue(
         y = F.prelu(y + shift_in.view(1, -1, 1, 1), slope) + shift_out.view(1, -1, 1, 1)
     if out_dtype is not None:
         y = y.to(out_dtype)
-    # a residual in another layout may have led y out of channels_last
+    # a residual in another layout may have given y that layout
     return y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

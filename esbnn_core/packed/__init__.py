@@ -2,6 +2,7 @@
 
 from esbnn_core.packed.chain import PackedChain
 from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, is_packed
+from esbnn_core.packed.match import packed_like, packs
 from esbnn_core.packed.timestep import PackedTimestepUnit
 from esbnn_core.packed.units import PackedTokenUnit, PackedUnit
 
@@ -14,4 +15,6 @@ __all__ = [
     "PackedTokenUnit",
     "PackedUnit",
     "is_packed",
+    "packed_like",
+    "packs",
 ]

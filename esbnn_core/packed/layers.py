@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from esbnn_core import kernels
 from esbnn_core.errors import InputError
+from esbnn_core.kernels import Epilogue, Geometry
 from esbnn_core.kernels.reference import pack_bits
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.packed.match import packs
 from esbnn_core.units.folding import fold_norm
 
 HALF = (torch.bfloat16, torch.float16)
@@ -39,24 +41,24 @@ class PackedLayer(nn.Module):
     shift: Tensor | None
     lanes: Tensor | None
 
-    def __init__(self, layer: BinaryLayer, groups: int, copies: int) -> None:
+    def __init__(self, layer: BinaryLayer, geometry: Geometry) -> None:
         super().__init__()
         out, inner, *kernel = layer.weight.shape
         self.weight_shape = tuple(layer.weight.shape)
-        self.channels, self.groups, self.copies = inner * groups, groups, copies
+        self.geometry = geometry
         zeros = layer.weight.detach().new_zeros
         self.register_buffer("weight_bits", zeros(out, *kernel, kernels.words_of(inner), dtype=torch.int32))
-        self.register_buffer("scale", zeros(copies * out))
-        self.register_buffer("bias", zeros(copies * out))
+        self.register_buffer("scale", zeros(geometry.copies * out))
+        self.register_buffer("bias", zeros(geometry.copies * out))
         shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
-        self.register_buffer("shift", zeros(self.channels) if shifted else None)
+        self.register_buffer("shift", zeros(geometry.channels) if shifted else None)
         self.register_buffer("lanes", None, persistent=False)
         self.register_load_state_dict_post_hook(_lay_out)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
         """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
-        scale, bias = fold_norm(layer.output_scale(), layer.bias, nn.Identity(), self.copies)
+        scale, bias = fold_norm(layer.output_scale(), layer.bias, nn.Identity(), self.geometry.copies)
         self._fill(layer, scale, bias, name)
         return self
 
@@ -91,24 +93,25 @@ class PackedLayer(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight_shape}, groups={self.groups}, copies={self.copies}"
+        return f"weight={self.weight_shape}, groups={self.geometry.groups}, copies={self.geometry.copies}"
 
 
 def _lay_out(layer: nn.Module, _: object = None) -> None:
     """Make `lanes` of a packed layer anew from its weight_bits."""
     assert isinstance(layer, PackedLayer)
-    layer.lanes = kernels.lanes_of(layer.weight_bits, layer.groups)
+    layer.lanes = kernels.lanes_of(layer.weight_bits, layer.geometry.groups)
 
 
+@packs(BinaryConv2d)
 class PackedConv2d(PackedLayer):
     """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W'), in x's dtype where that is
     a half-precision one, else in the dtype of `scale`.
     """
 
     def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
-        super().__init__(conv, conv.groups, conv.copies if copies is None else copies)
-        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
-        self.pad_value = conv.pad_value
+        copies = conv.copies if copies is None else copies
+        shape = (conv.in_channels, conv.stride, conv.padding, conv.pad_value, conv.dilation, conv.groups)
+        super().__init__(conv, Geometry(*shape, copies))
 
     def convolve(
         self,
@@ -131,46 +134,34 @@ class PackedConv2d(PackedLayer):
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.
         """
-        y, handed = kernels.binary_conv2d(
-            x if bits is None else bits,
-            self.weight_bits,
-            self.channels,
-            self.stride,
-            self.padding,
-            self.pad_value,
-            self.dilation,
-            self.groups,
-            self.copies,
-            self.scale,
-            self.bias if bias is None else bias,
-            prelu,
-            residual,
-            rprelu,
-            None if following is None else following.shift,
-            0 if following is None else following.groups,
-            self.lanes,
-            (self.shift if shift is None else shift) if bits is None else None,
-            stream_dtype(x),
-        )
-        # a real layer behind may sum in another order in another layout, so the layout stays x's, sliced or whole;
-        # channels_last has its channels next to each other
+        if bits is None:
+            source, shift = x, self.shift if shift is None else shift
+        else:
+            source, shift = bits, None
+        sign_shift, sign_groups = (None, 0) if following is None else (following.shift, following.geometry.groups)
+        bias = self.bias if bias is None else bias
+        epilogue = Epilogue(self.scale, bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
+        y, handed = kernels.binary_conv2d(source, self.weight_bits, self.geometry, epilogue, shift, self.lanes)
+        # a real layer after this one may sum in another order in another layout, so the layout stays x's, sliced or
+        # whole; channels_last has its channels next to each other
         return y if x.stride(1) == 1 else y.contiguous(), handed
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]
 
 
+@packs(BinaryLinear)
 class PackedLinear(PackedLayer):
     """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O), dtypes as PackedConv2d."""
 
     def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
-        super().__init__(linear, linear.groups, linear.copies if copies is None else copies)
+        copies = linear.copies if copies is None else copies
+        super().__init__(linear, Geometry(linear.in_features, groups=linear.groups, copies=copies))
 
     def forward(self, x: Tensor) -> Tensor:
-        bits = kernels.pack_sign(x, self.shift, self.groups, -1)
-        y: Tensor = kernels.binary_linear(
-            bits, self.weight_bits, self.channels, self.groups, self.copies, self.scale, self.bias, self.lanes
-        )
+        features, groups, copies = self.geometry.channels, self.geometry.groups, self.geometry.copies
+        bits = kernels.pack_sign(x, self.shift, groups, -1)
+        y = kernels.binary_linear(bits, self.weight_bits, features, groups, copies, self.scale, self.bias, self.lanes)
         dtype = stream_dtype(x)
         return y if dtype is None else y.to(dtype)
 

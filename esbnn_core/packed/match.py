@@ -1,35 +1,36 @@
-"""Which packed module stands for which latent one."""
+"""Which packed class serves which latent one: a packed class says so itself, with the decorator `packs`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from esbnn_core.layers import BinaryConv2d, BinaryLinear
-from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear
-from esbnn_core.packed.timestep import PackedTimestepUnit
-from esbnn_core.packed.units import PackedTokenUnit, PackedUnit
-from esbnn_core.units.conv import BinaryUnit
-from esbnn_core.units.timestep import TimestepUnit
-from esbnn_core.units.token import TokenUnit
+if TYPE_CHECKING:
+    from esbnn_core.packed.layers import PackedLayer
+
+Packed = TypeVar("Packed", bound="Callable[[Any], PackedLayer]")
+
+_PACKED_BY_LATENT: "dict[type[nn.Module], Callable[[Any], PackedLayer]]" = {}
 
 
-def packed_like(module: nn.Module) -> PackedLayer | None:
-    """The empty packed module for a latent unit or layer, None for anything else."""
-    if isinstance(module, TokenUnit):
-        return PackedTokenUnit(module)
-    if isinstance(module, BinaryUnit):
-        return PackedUnit(module)
-    if isinstance(module, TimestepUnit):
-        return PackedTimestepUnit(module)
-    if isinstance(module, BinaryConv2d):
-        return PackedConv2d(module)
-    if isinstance(module, BinaryLinear):
-        return PackedLinear(module)
+def packs(latent: type[nn.Module]) -> Callable[[Packed], Packed]:
+    """Register the decorated class as the packed form of `latent`, and of subclasses without one of their own.
+
+    The class is built from a latent module alone (for its shapes), and has a method `fill_(module, name)` that computes
+    bits and affines from it and returns the packed module.
+    """
+
+    def register(packed: Packed) -> Packed:
+        _PACKED_BY_LATENT[latent] = packed
+        return packed
+
+    return register
+
+
+def packed_like(module: nn.Module) -> "PackedLayer | None":
+    """The empty packed module for a latent unit or layer, None for anything else; the most specific class decides."""
+    for kind in type(module).__mro__:
+        packed = _PACKED_BY_LATENT.get(kind)
+        if packed is not None:
+            return packed(module)
     return None
-
-
-def drop_training_parts_(model: nn.Module) -> nn.Module:
-    """Let every module that has parts for training alone (a method drop_training_parts_) remove them; returns model."""
-    for module in list(model.modules()):
-        drop = getattr(module, "drop_training_parts_", None)
-        if drop is not None:
-            drop()
-    return model

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from esbnn_core.packed.layers import PackedConv2d
+from esbnn_core.packed.match import packs
 from esbnn_core.units.timestep import TimestepUnit
 
 
+@packs(TimestepUnit)
 class PackedTimestepUnit(PackedConv2d):
     """Packed TimestepUnit: x (N, C, H, W) and group int64 (N,) or (1,) -> the shape of x.
 
@@ -23,7 +25,7 @@ class PackedTimestepUnit(PackedConv2d):
         super().__init__(unit.conv, unit.copies)
         self.residual, number = unit.residual, unit.timestep_groups
         shifted, active = unit.shift is not None, unit.act is not None
-        self.register_buffer("shifts", self.scale.new_zeros(number, self.channels) if shifted else None)
+        self.register_buffer("shifts", self.scale.new_zeros(number, self.geometry.channels) if shifted else None)
         self.register_buffer("act", self.scale.new_zeros(number, 3, len(self.scale)) if active else None)
         # an RPReLU that only adds: its last shift comes behind the residual
         self.register_buffer("zero", self.scale.new_zeros(len(self.scale)), persistent=False)

@@ -5,12 +5,15 @@ from torch import Tensor, nn
 
 from esbnn_core import kernels
 from esbnn_core.errors import InputError
+from esbnn_core.kernels import Epilogue
 from esbnn_core.layers import RPReLU
 from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, stream_dtype
+from esbnn_core.packed.match import packs
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.token import TokenUnit
 
 
+@packs(BinaryUnit)
 class PackedUnit(PackedConv2d):
     """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays.
 
@@ -43,7 +46,7 @@ class PackedUnit(PackedConv2d):
 
     def hands_to(self, following: nn.Module | None) -> bool:
         """Whether the signs of the output can be packed for `following` before it has seen the output."""
-        fits = isinstance(following, PackedUnit) and following.channels == len(self.scale)
+        fits = isinstance(following, PackedUnit) and following.geometry.channels == len(self.scale)
         return fits and isinstance(self.act, nn.Identity)
 
     def forward(  # type: ignore[override]
@@ -55,6 +58,7 @@ class PackedUnit(PackedConv2d):
         return self.act(y) if following is None else (y, handed)
 
 
+@packs(TokenUnit)
 class PackedTokenUnit(PackedLinear):
     """Packed TokenUnit: (B, N, I) floating and skip (B, N, copies*O) -> skip's shape; buffer rprelu (3, copies*O).
 
@@ -77,25 +81,10 @@ class PackedTokenUnit(PackedLinear):
         return self
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        one, none = [1, 1], [0, 0]
-        y, _ = kernels.binary_conv2d(
-            x.transpose(1, 2).unsqueeze(2),
-            self.weight_bits[:, None, None],
-            self.channels,
-            one,
-            none,
-            0,
-            one,
-            self.groups,
-            self.copies,
-            self.scale,
-            self.bias,
-            residual=skip.transpose(1, 2).unsqueeze(2),
-            rprelu=self.rprelu,
-            lanes=self.lanes,
-            shift=self.shift,
-            out_dtype=stream_dtype(x),
-        )
+        residual = skip.transpose(1, 2).unsqueeze(2)
+        epilogue = Epilogue(self.scale, self.bias, None, residual, self.rprelu, out_dtype=stream_dtype(x))
+        weight, tokens = self.weight_bits[:, None, None], x.transpose(1, 2).unsqueeze(2)
+        y, _ = kernels.binary_conv2d(tokens, weight, self.geometry, epilogue, self.shift, self.lanes)
         return y.squeeze(2).transpose(1, 2)
 
 

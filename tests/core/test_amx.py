@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esbnn_core import InputError, create_model, kernels, pack_
-from esbnn_core.kernels import cpu
+from esbnn_core.kernels import Geometry, backend, cpu
+from esbnn_core.kernels.backend import Status
 from esbnn_core.kernels.cpu import library
-from esbnn_core.kernels.cpu.library import Library, Status
+from esbnn_core.kernels.cpu.library import Library
 from tests.helpers import paths
 from tests.helpers.fuzz import FUZZ, Case, cases, signs
 from tests.helpers.networks import stir
@@ -68,9 +69,9 @@ def test_every_bit_of_the_epilogue_is_naives(part: int, emulated: Library, monke
     for number in range(60 * part, 60 * part + 60):
         arguments = drawn(number)
         paths.force("naive", monkeypatch)
-        want = kernels.binary_conv2d(**arguments)
+        want = torch.ops.esbnn.binary_conv2d(**arguments)
         monkeypatch.setattr(cpu, "choose", lambda: (emulated, Status(NAME, "emulated", ())))
-        got = kernels.binary_conv2d(**arguments)
+        got = torch.ops.esbnn.binary_conv2d(**arguments)
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b), number
 
@@ -80,10 +81,9 @@ def sums(c: Case) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(c.seed)
     x = signs(generator, c.batch, c.groups * c.inner, *c.size)
     weight = signs(generator, c.groups * c.outer, c.inner, *c.kernel)
-    got, _ = kernels.binary_conv2d(
-        kernels.pack_sign(x, None, c.groups, 1), kernels.pack_sign(weight, None, 1, 1), c.groups * c.inner, c.stride,
-        c.padding, c.pad_value, c.dilation, c.groups, 1, None, None,
-    )  # fmt: skip
+    geometry = Geometry(c.groups * c.inner, c.stride, c.padding, c.pad_value, c.dilation, c.groups)
+    bits, rows = kernels.pack_sign(x, None, c.groups, 1), kernels.pack_sign(weight, None, 1, 1)
+    got, _ = kernels.binary_conv2d(bits, rows, geometry)
     ring = F.pad(x, (c.padding[1], c.padding[1], c.padding[0], c.padding[0]), value=float(c.pad_value))
     return got.double(), F.conv2d(ring, weight, None, c.stride, 0, c.dilation, c.groups)
 
@@ -139,7 +139,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([kernels.binary_conv2d(**drawn(number)) for number in range(40)])
+            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(40)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -187,7 +187,7 @@ def test_it_is_preferred_where_the_machine_has_it_and_refused_elsewhere(monkeypa
     flags = set(information.read_text().split()) if information.exists() else set()
     if not {"amx_tile", "amx_int8"} <= flags:
         assert not usable
-    monkeypatch.setenv(library.VARIABLE, NAME)
+    monkeypatch.setenv(backend.VARIABLE, NAME)
     if usable:
         assert library.choose.__wrapped__()[1].serving == NAME
     else:
@@ -203,7 +203,7 @@ def test_a_compiler_without_amx_builds_all_the_rest(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CXX", str(old))
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(library.MORE_FLAGS, "-O0")
-    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
     found, status = library.choose.__wrapped__()
     assert found is not None and found.name == status.serving != NAME
     assert status.paths[0] == (NAME, False) and status.paths[-1] == ("portable", True)

@@ -3,7 +3,6 @@
 What is checked without one: tests/core/test_cuda_compile.py and test_cuda_arithmetic.py.
 """
 
-import inspect
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError, create_model, kernels, pack_
-from esbnn_core.kernels import cuda
+from esbnn_core.kernels import ConvCall, Geometry, cuda, reference
 from esbnn_core.kernels.cuda import launch
 from tests.helpers.emulation import convolve
 from tests.helpers.networks import annealed, stir
@@ -20,7 +19,7 @@ from tests.helpers.operators import KINDS, drawn, in_words, layouts
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: make gpu-check runs this on one")
 
 Args = dict[str, Any]
-ONE, NONE = (1, 1), (0, 0)
+ONE = (1, 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +68,7 @@ def test_every_bit_is_the_cpus(part: int, monkeypatch: pytest.MonkeyPatch) -> No
         # one kernel for all steps and one a set of steps: the first spares the compiler's time
         for special, arguments in ((number % 10 == 0, drawn(number)), (number % 5 == 0, in_words(number))):
             monkeypatch.setattr(launch, "SPECIALISED", special)
-            want, there = kernels.binary_conv2d(**arguments), moved(arguments)
+            want, there = torch.ops.esbnn.binary_conv2d(**arguments), moved(arguments)
             lanes = cuda.lanes_of(there["weight"], there["groups"]) if number % 3 else None
             for tile in (launch.LARGE, launch.SMALL):
                 monkeypatch.setattr(launch, "tile_for", lambda *_, tile=tile: tile)
@@ -81,7 +80,7 @@ def test_every_bit_is_the_cpus(part: int, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_full_tiles_are_right_and_the_same_every_time(shape: tuple[int, int, int, int]) -> None:
     arguments = block(*shape)
-    there, want = moved(arguments), kernels.binary_conv2d(**arguments)
+    there, want = moved(arguments), torch.ops.esbnn.binary_conv2d(**arguments)
     first = convolve(there)
     assert equal(first, want)
     for _ in range(20):
@@ -100,7 +99,7 @@ def test_packing_is_naives_for_every_layout() -> None:
                 there = moved({"y": y, "shift": shift})
                 for shifted in (None, shift):
                     got = cuda.pack_sign(there["y"], None if shifted is None else there["shift"], 2, 1)
-                    assert got is not None and torch.equal(got.cpu(), kernels.naive.pack_sign(y, shifted, 2, 1))
+                    assert got is not None and torch.equal(got.cpu(), reference.pack_sign(y, shifted, 2, 1))
 
 
 def test_a_graph_replays_with_new_inputs() -> None:
@@ -115,7 +114,9 @@ def test_a_graph_replays_with_new_inputs() -> None:
         for name in ("x", "residual"):
             there[name].copy_(inputs[name])
         graph.replay()
-        assert equal((y, bits), kernels.binary_conv2d(**one | {name: inputs[name] for name in ("x", "residual")}))
+        assert equal(
+            (y, bits), torch.ops.esbnn.binary_conv2d(**one | {name: inputs[name] for name in ("x", "residual")})
+        )
 
 
 def test_a_kernel_first_met_in_a_capture_is_named() -> None:
@@ -127,7 +128,7 @@ def test_a_kernel_first_met_in_a_capture_is_named() -> None:
 
 def test_it_runs_on_the_current_stream() -> None:
     arguments = block(32, 28, 128, 3)
-    there, want = moved(arguments), kernels.binary_conv2d(**arguments)
+    there, want = moved(arguments), torch.ops.esbnn.binary_conv2d(**arguments)
     side = torch.cuda.Stream()
     late = torch.zeros_like(there["x"])
     torch.cuda.synchronize()
@@ -142,9 +143,8 @@ def test_it_runs_on_the_current_stream() -> None:
 def test_more_pixels_than_are_counted_are_refused() -> None:
     x = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device="cuda").expand(2, 2**15, 2**15, 1)
     weight = torch.zeros(4, 1, 1, 1, dtype=torch.int32, device="cuda")
-    rest = (None, None, None, None, None, None, 0, None, None, (2**15, 2**15))
     with pytest.raises(InputError, match="split the batch"):
-        cuda.binary_conv2d(x, weight, None, 1, ONE, NONE, 0, ONE, 1, 1, *rest)
+        cuda.binary_conv2d(ConvCall(x, weight, Geometry(1)), (2**15, 2**15))
 
 
 def test_values_past_two_to_the_31_are_found() -> None:
@@ -153,7 +153,7 @@ def test_values_past_two_to_the_31_are_found() -> None:
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("less than 12 GB of device memory are free")
     arguments = block(1, side, channels, 1) | {"residual": None, "sign_groups": 0, "sign_shift": None}
-    there, want = moved(arguments), kernels.binary_conv2d(**arguments)
+    there, want = moved(arguments), torch.ops.esbnn.binary_conv2d(**arguments)
     y, _ = convolve(there | {"x": there["x"].expand(batch, -1, -1, -1)})
     assert y.numel() > 2**31 and torch.equal(y[-1].cpu(), want[0][0])
     y.fill_(-1.0)[-1].fill_(1.0)
@@ -165,13 +165,13 @@ def test_values_past_two_to_the_31_are_found() -> None:
 @pytest.mark.parametrize("name", ["reactnet_resnet18", "es_bnext_tiny"])
 def test_the_packed_layers_of_a_network_give_the_cpus_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # real layers differ between devices, and a sign behind them may turn: each packed call is compared on its own
-    calls: list[tuple[tuple[Any, ...], tuple[Tensor, Tensor]]] = []
+    calls: list[tuple[dict[str, Any], tuple[Tensor, Tensor]]] = []
     own = kernels.binary_conv2d
 
-    def recorded(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        given = inspect.signature(own).bind(*arguments, **named)
-        given.apply_defaults()
-        calls.append((given.arguments, own(*arguments, **named)))
+    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+        call = ConvCall(*arguments)
+        named = {"x": call.x, "weight": call.weight, "shift": call.shift}
+        calls.append((named | call.geometry._asdict() | call.epilogue._asdict(), own(*arguments)))
         return calls[-1][1]
 
     model = pack_(annealed(stir(create_model(name), 0)))
@@ -179,7 +179,7 @@ def test_the_packed_layers_of_a_network_give_the_cpus_bits(name: str, monkeypatc
     model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert len(calls) > 10
     for arguments, want in calls:
-        assert equal(convolve(moved({k: v for k, v in arguments.items() if k != "lanes"})), want)
+        assert equal(convolve(moved(arguments)), want)
 
 
 @torch.no_grad()
@@ -188,7 +188,7 @@ def test_the_operators_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
     own = cuda.binary_conv2d
     monkeypatch.setattr(cuda, "binary_conv2d", lambda *a, **k: reached.append(1) or own(*a, **k))
     arguments = block(2, 7, 64, 3)
-    assert equal(kernels.binary_conv2d(**moved(arguments)), kernels.binary_conv2d(**arguments))
+    assert equal(torch.ops.esbnn.binary_conv2d(**moved(arguments)), torch.ops.esbnn.binary_conv2d(**arguments))
     assert reached == [1]
     lanes = kernels.lanes_of(moved(arguments)["weight"], 1)
     assert lanes is not None and lanes.shape[1:] == (8,)

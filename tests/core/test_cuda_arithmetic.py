@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError, create_model, kernels, pack_
-from esbnn_core.kernels import cpu, cuda
+from esbnn_core.kernels import ConvCall, Geometry, cpu, cuda, reference
 from esbnn_core.kernels.cuda import launch
 from esbnn_core.kernels.linear import long_row
 from tests.helpers import paths
@@ -50,7 +50,7 @@ def equal(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> bool:
 
 
 def compare(device: Emulator, arguments: Args, number: int, ways: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = kernels.binary_conv2d(**arguments)
+    want = torch.ops.esbnn.binary_conv2d(**arguments)
     lanes = cuda.lanes_of(arguments["weight"], arguments["groups"]) if number % 3 else None
     device.eager, device.backwards = bool(number & 1), bool(number & 2)
     for tile, path in ways:
@@ -119,7 +119,7 @@ def test_packing_is_naives_for_every_layout(device: Emulator) -> None:
         for kind, shifted in ((torch.float32, None), (torch.float16, shift), (torch.bfloat16, shift)):
             for y in [*layouts(x.to(kind)), x.to(kind).expand(2, -1, -1, -1)]:
                 for tensor, dim in ((y, 1), (y.movedim(1, -1), -1)):
-                    want = kernels.naive.pack_sign(tensor, shifted, groups, dim)
+                    want = reference.pack_sign(tensor, shifted, groups, dim)
                     got = cuda.pack_sign(tensor, shifted, groups, dim)
                     assert got is not None and torch.equal(got, want), (channels, size, groups, kind, dim)
 
@@ -133,23 +133,25 @@ def test_a_matrix_product_is_a_long_row(device: Emulator) -> None:
         for affine in ((None, None), (scale, bias)):
             want = kernels.binary_linear(x, weight, features * groups, groups, copies, *affine)
             for lanes in (None, cuda.lanes_of(weight, groups)):
-                got = long_row(cuda.binary_conv2d, x, weight, lanes, features * groups, groups, copies, *affine)
-                assert got is not None and got.dtype == want.dtype and torch.equal(got, want)
+                call = long_row(x, weight, features * groups, groups, copies, *affine, lanes)
+                done = cuda.binary_conv2d(call, call.output_size())
+                assert done is not None and done[0].dtype == want.dtype
+                assert torch.equal(done[0].permute(0, 2, 3, 1).reshape(want.shape), want)
 
 
 def test_lanes_made_elsewhere_are_made_again(device: Emulator) -> None:
     arguments = drawn(4)
     weight, groups = arguments["weight"], arguments["groups"]
     right = cuda.lanes_of(weight, groups)
-    assert right is not None and equal(convolve(arguments, right), kernels.binary_conv2d(**arguments))
+    assert right is not None and equal(convolve(arguments, right), torch.ops.esbnn.binary_conv2d(**arguments))
     for wrong in (right.flatten(), right[:-1], torch.zeros(64, dtype=torch.int32)):
-        assert equal(convolve(arguments, wrong), kernels.binary_conv2d(**arguments))
+        assert equal(convolve(arguments, wrong), torch.ops.esbnn.binary_conv2d(**arguments))
 
 
 def test_empty_batches_and_other_dtypes(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = drawn(2)
     empty = {key: arguments[key][:0] if arguments[key] is not None else None for key in ("x", "residual")}
-    assert equal(convolve(arguments | empty), kernels.binary_conv2d(**arguments | empty))
+    assert equal(convolve(arguments | empty), torch.ops.esbnn.binary_conv2d(**arguments | empty))
     assert cuda.pack_sign(torch.randn(2, 3, 4, 4).double(), None, 1, 1) is None
     large = arguments | {"weight": torch.zeros(4, 33, 1, 1, dtype=torch.int32), "scale": None, "bias": None}
     with pytest.raises(AssertionError, match="did not serve"):
@@ -157,12 +159,13 @@ def test_empty_batches_and_other_dtypes(device: Emulator, monkeypatch: pytest.Mo
 
 
 def test_more_pixels_than_are_counted_are_refused_in_a_sentence(device: Emulator) -> None:
-    weight, one, none = torch.zeros(4, 1, 1, 1, dtype=torch.int32), (1, 1), (0, 0)
+    weight = torch.zeros(4, 1, 1, 1, dtype=torch.int32)
     x = torch.zeros(1, 1, 1, 1, dtype=torch.int32).expand(2, 2**15, 2**15, 1)
-    rest = (None, None, None, None, None, None, 0, None, None, (2**15, 2**15))
-    with pytest.raises(InputError, match=r"x has 2147483648 pixels .* expected by the CUDA kernels: split the batch"):
-        cuda.binary_conv2d(x, weight, None, 1, one, none, 0, one, 1, 1, *rest)
-    with pytest.raises(InputError, match="x has 2147483648 pixels"):
+    with pytest.raises(
+        InputError, match=r"x must have fewer than 2147483648 pixels .* got 2147483648: split the batch"
+    ):
+        cuda.binary_conv2d(ConvCall(x, weight, Geometry(1)), (2**15, 2**15))
+    with pytest.raises(InputError, match="x must have fewer than 2147483648 pixels"):
         cuda.pack_sign(torch.zeros(1, 1, 1, 1).expand(2, 1, 2**15, 2**15).movedim(1, -1), None, 1, -1)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from esbnn_core import InputError
-from esbnn_core.kernels import cuda
+from esbnn_core.kernels import backend, cuda
 from esbnn_core.kernels.cuda import launch, library
 from esbnn_core.kernels.cuda.library import Gpu, Kernel
 
@@ -149,7 +149,7 @@ def test_without_a_device_naive_serves_and_says_why(monkeypatch: pytest.MonkeyPa
     gpu, status = cuda.choose()
     assert gpu is None and status.serving == "naive" and status.reason == "torch sees no CUDA device"
     assert status.paths == (("mma-b1", False), ("mma-s8", False))
-    monkeypatch.setenv(library.VARIABLE, "naive")
+    monkeypatch.setenv(backend.VARIABLE, "naive")
     assert cuda.choose()[1].reason == "ESBNN_BACKEND=naive"
 
 

@@ -103,7 +103,7 @@ def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
                 **{"ESBNN_BACKEND": backend, "OMP_NUM_THREADS": str(torch.get_num_threads())},
             },
         )
-        if backend == "portable" and "was asked for, but" in done.stderr:
+        if backend == "portable" and "needs the CPU library, but" in done.stderr:
             continue  # no compiler here
         assert done.stdout.split() == ["True"], done.stderr[-2000:]
 

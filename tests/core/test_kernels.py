@@ -1,5 +1,6 @@
 """Packed operators: epilogue, memory layout, what they refuse, and their standing in torch's operator library."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from esbnn_core import kernels
-from esbnn_core.kernels import reference as naive
+from esbnn_core.kernels import ConvCall, Epilogue, Geometry, reference
+from esbnn_core.kernels.call import call_of
 from tests.helpers import paths
 
 ORDER = (
@@ -58,8 +60,36 @@ def conv_arguments(
     }
 
 
+def test_the_call_has_the_operators_arguments_in_order() -> None:
+    fields = ["x", "weight", *Geometry._fields, *Epilogue._fields[:-1], "lanes", "shift", Epilogue._fields[-1]]
+    assert [argument.name for argument in torch.ops.esbnn.binary_conv2d.default._schema.arguments] == fields
+    assert list(inspect.signature(call_of).parameters) == fields
+    assert sorted(ConvCall._fields) == sorted(["geometry", "epilogue", "x", "weight", "lanes", "shift"])
+    # every argument lands in the field of its name
+    marks = [name if name not in ("stride", "padding", "dilation") else [name] for name in fields]
+    made = call_of(*marks)
+    found = made._asdict() | made.geometry._asdict() | made.epilogue._asdict()
+    assert all(found[name] in (name, (name,)) for name in fields)
+
+
+@pytest.mark.parametrize("steps", ["", "aprqst"])
+@pytest.mark.parametrize("real", [False, True])
+def test_the_function_is_the_operator(steps: str, real: bool) -> None:
+    a = conv_arguments(steps, stride=2)
+    g = gen(9)
+    if real:
+        a |= {"x": torch.randn(3, 40, 7, 5, generator=g), "shift": torch.randn(40, generator=g)}
+    a |= {"lanes": kernels.lanes_of(a["weight"], 2), "out_dtype": torch.bfloat16 if steps else None}
+    made = call_of(**a)
+    got = kernels.binary_conv2d(*made)
+    want = torch.ops.esbnn.binary_conv2d(**a)
+    assert all(one.dtype == two.dtype and torch.equal(one, two) for one, two in zip(got, want, strict=True))
+    got = kernels.binary_conv2d(made.x, made.weight, made.geometry)
+    assert torch.equal(got[0], call({**a, **dict.fromkeys(Epilogue._fields[:6]), "sign_groups": 0})[0]) or real
+
+
 def call(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    y, bits = kernels.binary_conv2d(*(arguments[name] for name in ORDER))
+    y, bits = torch.ops.esbnn.binary_conv2d.default(*(arguments[name] for name in ORDER))
     return y, bits
 
 
@@ -93,7 +123,7 @@ def test_the_epilogue_is_these_steps_in_this_order(steps: str, dtype: torch.dtyp
     moved = y + a["sign_shift"].view(-1, 1, 1) if "t" in steps else y
     assert bits.is_contiguous() and torch.equal(bits, kernels.pack_sign(moved, None, 2, 1))
     out = 6 * copies
-    half = naive.unpack_bits(bits.unflatten(-1, (2, -1)), out // 2).flatten(-2)
+    half = reference.unpack_bits(bits.unflatten(-1, (2, -1)), out // 2).flatten(-2)
     assert torch.equal(half, (moved >= 0).permute(0, 2, 3, 1))
 
 
@@ -124,7 +154,7 @@ def test_outputs_lie_in_channels_last(size: tuple[int, int, int], steps: str) ->
 def test_the_walk_over_the_batch_does_not_show(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     a = conv_arguments("aprqst", size=(5, 6, 6))
     want = call(a)
-    monkeypatch.setattr(naive, "CHUNK", chunk)
+    monkeypatch.setattr(reference, "CHUNK", chunk)
     for got, wanted in zip(call(a), want, strict=True):
         assert torch.equal(got, wanted)
 
@@ -138,7 +168,7 @@ def test_an_empty_batch_gives_an_empty_output() -> None:
 def test_pack_sign_adds_the_shift_before_the_sign() -> None:
     x = torch.randn(2, 37, 3, 3, generator=gen(0))
     shift = -x[0, :, 1, 1]
-    bits = naive.unpack_bits(kernels.pack_sign(x, shift, 1, 1), 37)
+    bits = reference.unpack_bits(kernels.pack_sign(x, shift, 1, 1), 37)
     assert torch.equal(bits, (x + shift.view(-1, 1, 1) >= 0).permute(0, 2, 3, 1))
     assert bits[0, 1, 1].all()  # x + shift = 0 is +1
     assert torch.equal(kernels.pack_sign(x.movedim(1, -1), shift, 1, -1), kernels.pack_sign(x, shift, 1, 1))

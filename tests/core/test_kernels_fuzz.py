@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from esbnn_core import kernels
+from esbnn_core.kernels import Geometry
 from esbnn_core.kernels.reference import pack_bits, popcount_, unpack_bits
 from tests.helpers import paths
 from tests.helpers.fuzz import FUZZ, Case, cases, signs
@@ -32,10 +33,8 @@ def test_packed_convolution_is_torchs_convolution() -> None:
         weight = signs(generator, c.groups * c.outer, c.inner, *c.kernel)
         bits = kernels.pack_sign(x, None, c.groups, 1)
         rows = kernels.pack_sign(weight, None, 1, 1)
-        got, signs_out = kernels.binary_conv2d(
-            bits, rows, c.groups * c.inner, c.stride, c.padding, c.pad_value, c.dilation, c.groups, 1,
-            None, None, None, None, None, None, 0,
-        )  # fmt: skip
+        geometry = Geometry(c.groups * c.inner, c.stride, c.padding, c.pad_value, c.dilation, c.groups)
+        got, signs_out = kernels.binary_conv2d(bits, rows, geometry)
         ring = F.pad(x, (c.padding[1], c.padding[1], c.padding[0], c.padding[0]), value=float(c.pad_value))
         want = F.conv2d(ring, weight, None, c.stride, 0, c.dilation, c.groups)
         assert got.dtype == torch.int32 and signs_out.numel() == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core import InputError, create_model, kernels, pack_
-from esbnn_core.kernels import cpu
+from esbnn_core.kernels import Epilogue, Geometry, backend, cpu
 from esbnn_core.kernels.cpu import library
 from esbnn_core.packed.layers import PackedLayer
 from tests.helpers import paths
@@ -27,10 +27,10 @@ def test_every_bit_of_the_epilogue_is_naives(path: str, part: int, monkeypatch: 
     for number in range(60 * part, 60 * part + 60):
         arguments = drawn(number)
         paths.force("naive", monkeypatch)
-        want = kernels.binary_conv2d(**arguments)
+        want = torch.ops.esbnn.binary_conv2d(**arguments)
         paths.force(path, monkeypatch)
         for lanes in (None, kernels.lanes_of(arguments["weight"], arguments["groups"])):
-            got = kernels.binary_conv2d(**arguments, lanes=lanes)
+            got = torch.ops.esbnn.binary_conv2d(**arguments, lanes=lanes)
             for a, b in zip(got, want, strict=True):
                 assert a.dtype == b.dtype and torch.equal(a, b), number
             assert got[0].movedim(1, -1).is_contiguous() and got[1].is_contiguous()
@@ -62,7 +62,7 @@ def test_any_number_of_threads_gives_the_same(path: str, monkeypatch: pytest.Mon
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([kernels.binary_conv2d(**drawn(number)) for number in range(20)])
+            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(20)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -94,18 +94,18 @@ def test_lanes_of_another_device_are_not_walked(path: str, monkeypatch: pytest.M
         arguments = drawn(number)
         lanes = kernels.lanes_of(arguments["weight"], arguments["groups"])
         assert lanes is not None and lanes.numel() == cpu._lane_words(arguments["weight"], arguments["groups"])
-        want = kernels.binary_conv2d(**arguments, lanes=lanes)
+        want = torch.ops.esbnn.binary_conv2d(**arguments, lanes=lanes)
         for foreign in (lanes.flip(0)[:-1], lanes.flip(0)[None], lanes.new_zeros(0)):
-            got = kernels.binary_conv2d(**arguments, lanes=foreign)
+            got = torch.ops.esbnn.binary_conv2d(**arguments, lanes=foreign)
             assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def test_other_dtypes_stay_with_naive() -> None:
     arguments = {**drawn(3), "out_dtype": None}
     doubled = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-    y, _ = kernels.binary_conv2d(**doubled)
+    y, _ = torch.ops.esbnn.binary_conv2d(**doubled)
     assert y.dtype == torch.float64
-    torch.testing.assert_close(y.float(), kernels.binary_conv2d(**arguments)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y.float(), torch.ops.esbnn.binary_conv2d(**arguments)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("path", NATIVE)
@@ -127,24 +127,22 @@ def test_half_numbers_widen_and_round_as_torch_does(
         pixels = residual.view(1, -1, 1, 32).permute(0, 3, 1, 2)  # (1, 32, P, 1)
         x, weight = torch.zeros(1, pixels.shape[2], 1, 1, dtype=torch.int32), torch.zeros(32, 1, 1, 1).int()
         nothing = torch.zeros(32)
-        one, none = (1, 1), (0, 0)
-        y, _ = kernels.binary_conv2d(
-            *(x, weight, 1, one, none, 0, one, 1, 1, nothing, nothing), residual=pixels, out_dtype=out_dtype
-        )
+        epilogue = Epilogue(nothing, nothing, residual=pixels, out_dtype=out_dtype)
+        y, _ = kernels.binary_conv2d(x, weight, Geometry(1), epilogue)
         assert y.dtype == out_dtype and torch.equal(y, pixels.to(out_dtype))
 
 
 def test_a_machine_without_compiler_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
     found, status = library.choose.__wrapped__()
     assert found is None and status.serving == "naive" and "no C++ compiler was found" in status.reason
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setenv(library.VARIABLE, "portable")
-    with pytest.raises(InputError, match="ESBNN_BACKEND=portable was asked for, but no C"):
+    monkeypatch.setenv(backend.VARIABLE, "portable")
+    with pytest.raises(InputError, match="ESBNN_BACKEND=portable needs the CPU library, but no C"):
         library.choose.__wrapped__()
 
 
@@ -154,22 +152,22 @@ def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
     found, status = library.choose.__wrapped__()
     assert found is None and "failed (no space left)" in status.reason
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.VARIABLE, "naive")
+    monkeypatch.setenv(backend.VARIABLE, "naive")
     assert library.choose.__wrapped__()[1].serving == "naive"
     if cpu.choose()[0] is None:
         pytest.skip("no native library here")
-    monkeypatch.setenv(library.VARIABLE, "portable")
+    monkeypatch.setenv(backend.VARIABLE, "portable")
     found, status = library.choose.__wrapped__()
     assert found is not None and found.name == status.serving == "portable"
-    monkeypatch.setenv(library.VARIABLE, "neon")
-    with pytest.raises(InputError, match=r"ESBNN_BACKEND=neon was given, one of naive, .*portable was expected here"):
+    monkeypatch.setenv(backend.VARIABLE, "neon")
+    with pytest.raises(InputError, match=r"ESBNN_BACKEND must be one of naive, .*portable on this machine, got neon"):
         library.choose.__wrapped__()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError, bit_training_report, count, train_on_bits_
 from esbnn_core.checkpoint.format import load_state, read_checkpoint, save_checkpoint
-from esbnn_core.kernels import reference as naive
+from esbnn_core.kernels import ConvCall, Epilogue, Geometry, reference
 from esbnn_core.layers import Tile, TimestepRPReLU, TimestepShift, timestep_group
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.units.timestep import TimestepUnit
@@ -120,20 +120,21 @@ def test_evaluation_is_the_packed_operators_arithmetic(options: dict[str, Any], 
     unit = build(options).float().eval()
     x, group = batch_for(unit, size).float(), groups_of(unit)
     (weight,) = (layer.weight for _, layer in binary_layers(unit))
-    bits = naive.pack_bits(weight.movedim(1, -1) >= 0)
-    scale, pad = weight.flatten(1).abs().mean(1).repeat(unit.copies), [unit.conv.kernel_size[0] // 2] * 2
+    bits = reference.pack_bits(weight.movedim(1, -1) >= 0)
+    scale, pad = weight.flatten(1).abs().mean(1).repeat(unit.copies), (unit.conv.kernel_size[0] // 2,) * 2
     neutral = torch.stack([torch.zeros_like(scale), torch.ones_like(scale)])
     for i, k in enumerate(group.tolist()):
         assert unit.shift is not None and unit.act is not None
         one = x[i : i + 1]
-        packed = naive.pack_sign(one, unit.shift.shifts[k], unit.groups, 1)
-        total = naive.conv2d_sum(packed, bits, x.shape[1], [1, 1], pad, 0, [1, 1], unit.groups)
+        packed = reference.pack_sign(one, unit.shift.shifts[k], unit.groups, 1)
+        geometry = Geometry(x.shape[1], padding=pad, groups=unit.groups)
+        total = reference.conv2d_sum(ConvCall(packed, bits, geometry))
         ends = (unit.act.shifts_in[k], unit.act.slopes[k], unit.act.shifts_out[k])
         if unit.residual == "before_act":
-            want = naive.epilogue(total, 1, scale, torch.zeros_like(scale), None, one, torch.stack(ends))
+            want = reference.finish(total, 1, Epilogue(scale, torch.zeros_like(scale), None, one, torch.stack(ends)))
         else:
             last = torch.cat([neutral, ends[2][None]])
-            want = naive.epilogue(total, unit.copies, scale, ends[0], ends[1], one, last)
+            want = reference.finish(total, unit.copies, Epilogue(scale, ends[0], ends[1], one, last))
         assert torch.equal(unit(one, group[i : i + 1]), want)
 
 

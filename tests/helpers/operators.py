@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esbnn_core import kernels
+from esbnn_core.kernels import reference
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,10 +50,10 @@ def drawn(number: int) -> dict[str, Any]:
     if r.random() < 0.5:
         x, shift = layouts(x.to(r.choice(KINDS)))[r.randint(0, 4)], maybe(groups * inner)
     else:
-        x = kernels.naive.pack_sign(x, None, groups, 1)
+        x = reference.pack_sign(x, None, groups, 1)
     return {
         "x": x,
-        "weight": kernels.naive.pack_sign(values(groups * outer, inner, *kernel), None, 1, 1),
+        "weight": reference.pack_sign(values(groups * outer, inner, *kernel), None, 1, 1),
         "channels": groups * inner,
         "stride": stride,
         "padding": padding,
@@ -90,8 +90,8 @@ def in_words(number: int) -> Args:
 
     residual = maybe(batch, out, after, after)
     return {
-        "x": kernels.naive.pack_sign(torch.randn(batch, groups * inner, side, side, generator=g), None, groups, 1),
-        "weight": kernels.naive.pack_sign(torch.randn(groups * outer, inner, kernel, kernel, generator=g), None, 1, 1),
+        "x": reference.pack_sign(torch.randn(batch, groups * inner, side, side, generator=g), None, groups, 1),
+        "weight": reference.pack_sign(torch.randn(groups * outer, inner, kernel, kernel, generator=g), None, 1, 1),
         "channels": groups * inner,
         "stride": (stride, stride),
         "padding": (kernel // 2, kernel // 2),

@@ -1,19 +1,19 @@
 """Native CPU operators: the contract of esbnn_core.kernels with float32 arithmetic, through a C library (library.py).
 
 Activations, residuals and outputs may be float32, bfloat16 or float16; scales, shifts and slopes are float32. Each
-function returns None where the library does not serve (another dtype, or none there) and `naive` has to.
+function returns None where the library does not serve (another dtype, or no library) and the reference has to.
 """
 
 import struct
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from esbnn_core.kernels.call import ConvCall
 from esbnn_core.kernels.checks import words_of
-from esbnn_core.kernels.cpu.library import Library, Status, choose
+from esbnn_core.kernels.cpu.library import Library, choose
 
-__all__ = ["Status", "binary_conv2d", "choose", "lanes_of", "pack_sign"]
+__all__ = ["binary_conv2d", "choose", "lanes_of", "pack_sign"]
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How the library numbers the dtypes of activations, residuals and outputs (conv.h)."""
@@ -24,7 +24,7 @@ SHAPE, POINTERS = struct.Struct("29q"), struct.Struct("12Q")
 
 def _plain(*tensors: Tensor | None) -> bool:
     """Whether all are on the CPU and float32 or int32, which parameters have to be."""
-    return all(t is None or (t.dtype in (torch.float32, torch.int32) and t.device.type == "cpu") for t in tensors)
+    return all(t is None or (t.is_cpu and t.dtype in (torch.float32, torch.int32)) for t in tensors)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -45,8 +45,8 @@ def _steps(x: Tensor) -> tuple[int, int, int] | None:
     return (image, 1, channel) if pixel == 1 or height * width == 1 else None
 
 
-def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """x (N, C, H, W), copied only if need be, and its steps."""
+def _with_steps(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """x (N, C, H, W), copied only if it has no steps, and its steps."""
     steps = _steps(x)
     if steps is None:
         x = x.contiguous()
@@ -56,7 +56,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor | None:
     """As esbnn_core.kernels.pack_sign, or None."""
-    if x.dtype not in KINDS or x.device.type != "cpu" or not _plain(shift):
+    if x.dtype not in KINDS or not x.is_cpu or not _plain(shift):
         return None
     library = choose()[0]
     if library is None:
@@ -67,7 +67,7 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
         pixels = x.numel() // channels if channels else 0
         steps = (0, channels, 1)
     else:
-        x, steps = _laid_out(x)
+        x, steps = _with_steps(x)
         images, channels, height, width = x.shape
         pixels, outer = height * width, [images, height, width]
     bits = torch.empty([*outer, words_of(channels, groups)], dtype=torch.int32)
@@ -89,19 +89,19 @@ def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) ->
     return bits
 
 
-def _library_for(tensors: Sequence[Tensor | None]) -> Library | None:
+def _library_for(*tensors: Tensor | None) -> Library | None:
     return choose()[0] if _plain(*tensors) else None
 
 
 def _lane_words(weight: Tensor, groups: int) -> int:
-    """Length of the lanes: words of 16 filters side by side, of an even number a tap, and the taps' own popcounts."""
+    """Length of the lanes: words of 16 filters side by side, an even number for each tap, and each tap's popcount."""
     filters, kernel_h, kernel_w, words = weight.shape
     return groups * -(-filters // groups // 16) * kernel_h * kernel_w * 16 * (words + words % 2 + 1)
 
 
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
-    """The weight (O, KH, KW, words) or (O, words) as the library walks it, int32 (n,), or None where none serves."""
-    library = _library_for([weight])
+    """The weight (O, KH, KW, words) or (O, words) in the library's order, int32 (n,), or None where none serves."""
+    library = _library_for(weight)
     if library is None:
         return None
     weight = weight.contiguous()
@@ -111,42 +111,24 @@ def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     return lanes
 
 
-def binary_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    lanes: Tensor | None,
-    channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    pad_value: int,
-    dilation: Sequence[int],
-    groups: int,
-    copies: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    prelu: Tensor | None,
-    residual: Tensor | None,
-    rprelu: Tensor | None,
-    sign_shift: Tensor | None,
-    sign_groups: int,
-    shift: Tensor | None,
-    out_dtype: torch.dtype | None,
-    out_size: tuple[int, int],
-) -> tuple[Tensor, Tensor] | None:
-    """As esbnn_core.kernels.binary_conv2d with checked arguments, or None; `lanes` spares laying the weight out."""
+def binary_conv2d(call: ConvCall, out_size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """As esbnn_core.kernels.binary_conv2d with checked arguments, or None; out_size is (H', W')."""
+    x, weight, geometry, epilogue, shift, lanes = call
+    channels, stride, padding, pad_value, dilation, groups, copies = geometry
+    scale, bias, prelu, residual, rprelu, sign_shift, sign_groups, _ = epilogue
     vectors = (scale, bias, prelu, rprelu, sign_shift, shift)
     filters, kernel_h, kernel_w, words = weight.shape
     real = x.dtype != torch.int32
-    y_dtype = torch.int32 if scale is None else out_dtype or torch.float32
+    y_dtype = call.y_dtype
     if (
-        x.device.type != "cpu"
+        not x.is_cpu
         or (real and x.dtype not in KINDS)
         or (scale is not None and y_dtype not in KINDS)
         or (residual is not None and residual.dtype not in KINDS)
         or max(kernel_h, kernel_w) > 64  # the masks of taps inside the image are 64 bits wide
     ):
         return None
-    library = _library_for(vectors)
+    library = _library_for(*vectors)
     if library is None:
         return None
     if lanes is None or lanes.dim() != 1 or lanes.numel() != _lane_words(weight, groups):  # another device's layout
@@ -154,7 +136,7 @@ def binary_conv2d(
     if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
         residual = residual.contiguous(memory_format=torch.channels_last)
     if real:
-        x, steps = _laid_out(x)
+        x, steps = _with_steps(x)
         images, _, height, width = x.shape
     else:
         x, steps = x.contiguous(), (0, 0, 0)
@@ -165,7 +147,7 @@ def binary_conv2d(
     sign_words = 0
     if sign_groups:
         sign_words = words_of(out, sign_groups) // sign_groups
-        # zeros where tail bits have to be 0, or channels are set one by one because blocks of 16 do not fit
+        # zeros where tail bits have to be 0, or where channels are set one by one because blocks of 16 do not fit
         whole = out // sign_groups % 32 == 0 and filters // groups % 16 == 0
         make = torch.empty if whole else torch.zeros
         bits = make((images, out_h, out_w, sign_groups * sign_words), dtype=torch.int32)

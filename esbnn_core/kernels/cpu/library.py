@@ -1,8 +1,8 @@
-"""Builds, caches and loads the native CPU kernels; says which path serves and why.
+"""Builds, caches and loads the native CPU kernels, and reports which path serves and why.
 
 The sources beside this file are compiled once by the machine's own C++ compiler, at the first operator call on a CPU
-tensor, into the user's cache folder under a name made from sources, flags and compiler. Without a compiler the plain
-torch operators (esbnn_core.kernels.reference) serve, and one line says so.
+tensor. The library goes into the user's cache folder, under a name made from sources, flags and compiler. Without a
+compiler the plain torch operators (esbnn_core.kernels.reference) serve, and one line says so.
 """
 
 import ctypes
@@ -20,35 +20,31 @@ from pathlib import Path
 
 from esbnn_core.errors import InputError
 from esbnn_core.files import cache_folder
+from esbnn_core.kernels import backend
+from esbnn_core.kernels.backend import VARIABLE, Status
 
 SOURCES = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
 AMX = ["-mamx-tile", "-mamx-int8"]
 X86 = {"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
-VARIABLE = "ESBNN_BACKEND"
-"""Forces a path: "naive", or one of the names that `paths` gives."""
-
 MORE_FLAGS = "ESBNN_CXXFLAGS"
 """Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library, the index of the path in use and its name."""
+    """The loaded library and the path of it in use.
+
+    Attributes:
+        handle: the library.
+        path: index of the path.
+        name: of the path.
+    """
 
     handle: ctypes.CDLL
     path: int
     name: str
-
-
-@dataclass(frozen=True)
-class Status:
-    """What serves binary operators on CPU tensors: its name, why, and every path with whether this processor has it."""
-
-    serving: str
-    reason: str
-    paths: tuple[tuple[str, bool], ...]
 
 
 def compiler() -> str | None:
@@ -62,14 +58,14 @@ def units() -> list[tuple[Path, list[str]]]:
     """Source files of this machine's library with the flags of each."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DESBNN_X86"] if x86 else []
-    # plain ones first: of an inline function that several have the linker takes the first, which must run everywhere
+    # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
     names = ["portable", "driver", *(X86 if x86 else {})]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, []), *more]) for name in names]
 
 
-def knows_amx(cxx: str, work: Path) -> bool:
-    """Whether compiler and assembler know the tile instructions (g++ 11 and clang 12 do); tried in folder `work`."""
+def supports_amx(cxx: str, work: Path) -> bool:
+    """Whether compiler and assembler have the tile instructions (g++ 11 and clang 12 do), tried in folder `work`."""
     source = work / "probe.cpp"
     source.write_text("#include <immintrin.h>\nvoid probe() { _tile_zero(0); _tile_dpbssd(0, 1, 2); }\n")
     command = [cxx, *AMX, "-c", str(source), "-o", str(work / "probe.o")]
@@ -77,10 +73,11 @@ def knows_amx(cxx: str, work: Path) -> bool:
 
 
 def build(cxx: str, folder: Path) -> Path:
-    """The library in `folder`, compiled if it is not there: all or nothing, so that two processes may build at once.
+    """The library in `folder`, compiled if it is not there; written whole, so that two processes may build at once.
 
     Raises:
-        OSError, subprocess.CalledProcessError: the folder cannot be written, or the compiler fails.
+        OSError: the folder cannot be written.
+        subprocess.CalledProcessError: the compiler fails.
     """
     digest = hashlib.sha256()
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
@@ -96,9 +93,9 @@ def build(cxx: str, folder: Path) -> Path:
     print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {folder}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder) as work:
 
-        def object_of(unit: tuple[Path, list[str]]) -> str:
+        def compile_unit(unit: tuple[Path, list[str]]) -> str:
             source, flags = unit
-            if source.stem == "amx" and not knows_amx(cxx, Path(work)):
+            if source.stem == "amx" and not supports_amx(cxx, Path(work)):
                 # the path stays in the list, as one that this library cannot use
                 flags = [flag for flag in flags if flag not in AMX] + ["-DESBNN_WITHOUT_AMX"]
             made = str(Path(work) / f"{source.stem}.o")
@@ -107,7 +104,7 @@ def build(cxx: str, folder: Path) -> Path:
             return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(object_of, units()))
+            objects = list(pool.map(compile_unit, units()))
         made = Path(work) / target.name
         command = [cxx, "-shared", "-fopenmp", *os.environ.get(MORE_FLAGS, "").split(), "-o", str(made), *objects]
         subprocess.run(command, capture_output=True, text=True, check=True)
@@ -153,25 +150,22 @@ def paths(handle: ctypes.CDLL) -> list[tuple[str, bool]]:
 
 @functools.cache
 def choose() -> tuple[Library | None, Status]:
-    """The library with the path to use, or None where naive serves; decided once a process.
+    """The library with the path to use, or None where the reference serves; decided once a process.
 
     Raises:
-        InputError: ESBNN_BACKEND names a path that is not known or that this machine does not have.
+        InputError: ESBNN_BACKEND names a path that does not exist or that this machine does not have.
     """
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted == "naive":
-        return None, Status("naive", f"{VARIABLE}=naive", ())
+    forced = backend.forced_reference()
+    if forced is not None:
+        return None, forced
+    wanted = backend.forced()
     handle, reason = _open()
     if handle is None:
         if wanted:
-            raise InputError(f"{VARIABLE}={wanted} was asked for, but {reason}: unset it or mend that")
-        print(f"esbnn: binary operators run as plain torch on the CPU: {reason}", file=sys.stderr)
-        return None, Status("naive", reason, ())
+            raise InputError(f"{VARIABLE}={wanted} needs the CPU library, but {reason}: unset it or fix that")
+        return None, backend.fall_back("CPU tensors", reason)
     found = paths(handle)
-    usable = [name for name, here in found if here]
-    if wanted and wanted not in usable:
-        raise InputError(f"{VARIABLE}={wanted} was given, one of naive, {', '.join(usable)} was expected here")
-    name = wanted or usable[0]
+    name = backend.select([known for known, here in found if here])
     why = f"{VARIABLE}={wanted}" if wanted else "the best that this processor has"
     index = [known for known, _ in found].index(name)
     return Library(handle, index, name), Status(name, f"{why}; {reason}", tuple(found))

@@ -1,4 +1,4 @@
-"""The packed weight as the CUDA kernels walk it (conv.cuh): panels of 256 bits, then the corner sums of its 1-bits."""
+"""The packed weight in the order of the CUDA kernels (conv.cuh): panels of 256 bits, then corner sums of its 1-bits."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ PANEL = 8
 """int32 words of a panel: the depth of one 1-bit matrix instruction."""
 
 
-def padded(own: int) -> int:
+def padded(filters: int) -> int:
     """Filters of a group, with those that fill its last tile."""
-    return -(-own // 32) * 32
+    return -(-filters // 32) * 32
 
 
 def rows_of(weight: Tensor, groups: int) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def rows_of(weight: Tensor, groups: int) -> tuple[int, int]:
     return wide * -(-kernel_h * kernel_w * words // PANEL), (kernel_h + 1) * (kernel_w + 1) * wide // 8
 
 
-def lanes_of(weight: Tensor, groups: int) -> Tensor:
+def make_lanes(weight: Tensor, groups: int) -> Tensor:
     """(O, KH, KW, words) or (O, words) int32 -> (rows, 8) int32, on any device; another shape than the CPU's (n,).
 
     First (groups, panels, filters of a group padded to 32, 8): word k of a filter is word k % words of tap k // words.
@@ -32,11 +32,12 @@ def lanes_of(weight: Tensor, groups: int) -> Tensor:
     if weight.dim() == 2:
         weight = weight[:, None, None]
     filters, kernel_h, kernel_w, words = weight.shape
-    own, depth = filters // groups, kernel_h * kernel_w * words
-    more = (0, -depth % PANEL, 0, padded(own) - own)
-    panels = F.pad(weight.reshape(groups, own, depth), more).unflatten(2, (-1, PANEL)).transpose(1, 2)
-    ones = popcount_(weight.clone()).sum(-1, dtype=torch.int32).view(groups, own, kernel_h, kernel_w)
-    corners = F.pad(ones, (1, 0, 1, 0, 0, padded(own) - own)).cumsum(-1).cumsum(-2).int().permute(2, 3, 0, 1)
+    per_group, depth = filters // groups, kernel_h * kernel_w * words
+    missing = padded(per_group) - per_group
+    more = (0, -depth % PANEL, 0, missing)
+    panels = F.pad(weight.reshape(groups, per_group, depth), more).unflatten(2, (-1, PANEL)).transpose(1, 2)
+    ones = popcount_(weight.clone()).sum(-1, dtype=torch.int32).view(groups, per_group, kernel_h, kernel_w)
+    corners = F.pad(ones, (1, 0, 1, 0, 0, missing)).cumsum(-1).cumsum(-2).int().permute(2, 3, 0, 1)
     return torch.cat([panels.reshape(-1, 8), corners.reshape(-1, 8)])
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from esbnn_core.kernels.call import Geometry
 from esbnn_core.kernels.checks import words_of
 from esbnn_core.kernels.cuda.lanes import PANEL
 from esbnn_core.kernels.cuda.library import Kernel
@@ -50,7 +51,21 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Conv:
-    """The operator's arguments, contiguous and on one device; x (N, H, W, words), y (N, H', W', channels)."""
+    """The operator's arguments, contiguous and on one device.
+
+    Attributes:
+        x: (N, H, W, words) int32.
+        panels: the lanes, which begin with the panels.
+        corners: the rest of the lanes.
+        scale, bias, prelu, rprelu, sign_shift, residual: as kernels.Epilogue.
+        y: (N, H', W', channels), to be written.
+        geometry: as kernels.Geometry.
+        kernel: (KH, KW).
+        words: of a group.
+        filters: of a group.
+        padded_filters: with those that fill a group's last tile.
+        sign_groups: as kernels.Epilogue.
+    """
 
     x: Tensor
     panels: Tensor
@@ -62,27 +77,21 @@ class Conv:
     sign_shift: Tensor | None
     residual: Tensor | None
     y: Tensor
+    geometry: Geometry
     kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    pad_value: int
-    groups: int
     words: int
-    own: int
-    own_pad: int
-    per_tap: int
-    copies: int
+    filters: int
+    padded_filters: int
     sign_groups: int
 
     def wide(self) -> bool:
         """Whether eight channels side by side can be read and written at once everywhere."""
         parts = (self.scale, self.bias, self.prelu, self.rprelu, self.sign_shift, self.residual, self.y)
-        return self.own % 8 == 0 and all(_aligned(t, 16) for t in parts if t is not None)
+        return self.filters % 8 == 0 and all(_aligned(t, 16) for t in parts if t is not None)
 
     def steps(self) -> int:
         """Conv::steps: which code the kernel needs."""
-        ring = self.pad_value == 0 and max(self.padding) > 0
+        ring = self.geometry.pad_value == 0 and max(self.geometry.padding) > 0
         per = self.y.shape[-1] // self.sign_groups if self.sign_groups else 0
         steps = (
             PRELU * (self.prelu is not None)
@@ -103,7 +112,7 @@ class Conv:
 
     def whole_words(self) -> bool:
         """Whether any 32 columns of a block, in any copy, are one word of the packed signs."""
-        return self.sign_groups > 0 and self.own % 32 == 0 and self.y.shape[-1] // self.sign_groups % 32 == 0
+        return self.sign_groups > 0 and self.filters % 32 == 0 and self.y.shape[-1] // self.sign_groups % 32 == 0
 
 
 def _aligned(tensor: Tensor, size: int) -> bool:
@@ -114,14 +123,15 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def tile_for(pixels: int, own: int, groups: int, multiprocessors: int) -> Tile:
+def tile_for(pixels: int, filters: int, groups: int, multiprocessors: int) -> Tile:
     """The large tile where every multiprocessor gets two of it, else the small one, whose warps share the depth."""
-    blocks = -(-pixels // LARGE.rows) * -(-own // LARGE.columns) * groups
-    return LARGE if own > SMALL.columns and blocks >= 2 * multiprocessors else SMALL
+    blocks = -(-pixels // LARGE.rows) * -(-filters // LARGE.columns) * groups
+    return LARGE if filters > SMALL.columns and blocks >= 2 * multiprocessors else SMALL
 
 
 def launch_conv(device: Device, c: Conv) -> Tensor:
     """Fill c.y; returns the packed signs (N, H', W', words), or an empty (0,) tensor."""
+    channels, stride, padding, _, dilation, groups, copies = c.geometry
     images, height, width, _ = c.x.shape
     out_h, out_w = c.y.shape[1:3]
     pixels = images * out_h * out_w
@@ -132,16 +142,17 @@ def launch_conv(device: Device, c: Conv) -> Tensor:
     bits = made(shape, dtype=torch.int32, device=c.y.device)
     if c.y.numel() == 0:
         return bits
-    tile = tile_for(pixels, c.own, c.groups, device.multiprocessors)
+    tile = tile_for(pixels, c.filters, groups, device.multiprocessors)
     steps = c.steps()
     panels = -(-c.kernel[0] * c.kernel[1] * c.words // PANEL)
     arguments = CONV.pack(
         *map(_address, (c.x, c.panels, c.corners, c.scale, c.bias, c.prelu, c.rprelu, c.sign_shift, c.residual)),
         *(c.y.data_ptr(), bits.data_ptr() if c.sign_groups else 0),
-        *(pixels, height, width, out_h, out_w, *c.kernel, *c.stride, *c.padding, *c.dilation),
-        *(c.groups, c.words, panels, c.own, c.own_pad, c.per_tap, c.copies, c.sign_groups, sign_words, steps),
+        *(pixels, height, width, out_h, out_w, *c.kernel, *stride, *padding, *dilation),
+        *(groups, c.words, panels, c.filters, c.padded_filters, channels // groups, copies),
+        *(c.sign_groups, sign_words, steps),
     )
-    blocks = (-(-pixels // tile.rows), -(-c.own // tile.columns) * c.groups)
+    blocks = (-(-pixels // tile.rows), -(-c.filters // tile.columns) * groups)
     kernel = Kernel("conv", tile.name, device.path, steps if SPECIALISED else -1)
     device.launch(kernel, blocks, tile.threads, arguments)
     return bits

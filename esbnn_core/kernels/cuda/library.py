@@ -1,16 +1,15 @@
-"""Compiles, caches, loads and launches the CUDA kernels; says which path serves which device and why.
+"""Compiles, caches, loads and launches the CUDA kernels, and reports which path serves which device and why.
 
-The sources beside this file are compiled by NVRTC, which torch's CUDA wheels bring together with its Python bindings
-(package cuda-bindings), at the first operator call on a CUDA tensor: one small kernel for each tile and each set of
-epilogue steps that a network asks for, a fraction of a second each. The machine code is kept in the cache folder of the
-CPU library. Where anything of this is missing the plain torch operators (esbnn_core.kernels.reference) serve, and one
-line says so. Importing this file imports neither the bindings nor touches a device.
+NVRTC compiles the sources beside this file at the first operator call on a CUDA tensor; torch's CUDA wheels bring it
+with its Python bindings (package cuda-bindings). Each tile and each set of epilogue steps that a network needs is one
+small kernel, a fraction of a second each. The machine code is kept in the cache folder of the CPU library. Where
+any of this is missing the plain torch operators (esbnn_core.kernels.reference) serve, and one line says so. Importing
+this file does not import the bindings and does not touch a device.
 """
 
 import ctypes
 import functools
 import hashlib
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import torch
 
 from esbnn_core.errors import InputError
 from esbnn_core.files import cache_folder
-from esbnn_core.kernels.cpu.library import VARIABLE, Status
+from esbnn_core.kernels import backend
+from esbnn_core.kernels.backend import Status
 
 SOURCES = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -184,9 +184,8 @@ class Gpu:
             _checked(driver.cuLaunchKernel(function, *blocks, 1, threads, 1, 1, 0, stream, at, 0))
 
 
-def _naive(reason: str, found: tuple[tuple[str, bool], ...] = ()) -> tuple[None, Status]:
-    print(f"esbnn: binary operators on CUDA tensors run as plain torch: {reason}", file=sys.stderr)
-    return None, Status("naive", reason, found)
+def _fall_back(reason: str, found: tuple[tuple[str, bool], ...]) -> tuple[None, Status]:
+    return None, backend.fall_back("CUDA tensors", reason, found)
 
 
 @functools.cache
@@ -194,7 +193,7 @@ def _choose(index: int) -> tuple[Gpu | None, Status]:
     path, why = path_of(torch.cuda.get_device_capability(index))
     found = tuple((name, key == path) for key, name in PATHS.items())
     if path is None:
-        return _naive(why, found)
+        return _fall_back(why, found)
     try:
         with torch.cuda.device(index):
             torch.empty(1, device="cuda")  # the context that modules are loaded into
@@ -203,9 +202,9 @@ def _choose(index: int) -> tuple[Gpu | None, Status]:
     except InputError:
         raise
     except ImportError as error:
-        return _naive(f"the package cuda-bindings is missing ({error})", found)
+        return _fall_back(f"the package cuda-bindings is missing ({error})", found)
     except Exception as error:  # the bindings raise their own kinds for a library that cannot be opened
-        return _naive(f"the kernels cannot be compiled or loaded ({type(error).__name__}: {error})", found)
+        return _fall_back(f"the kernels cannot be compiled or loaded ({type(error).__name__}: {error})", found)
     return gpu, Status(PATHS[path], f"{why}; compiled by NVRTC for {gpu.architecture}", found)
 
 
@@ -215,10 +214,12 @@ def choose(index: int | None = None) -> tuple[Gpu | None, Status]:
     Raises:
         InputError: first asked for inside the capture of a CUDA graph.
     """
-    if os.environ.get(VARIABLE) == "naive":
-        return None, Status("naive", f"{VARIABLE}=naive", ())
+    forced = backend.forced_reference()
+    if forced is not None:
+        return None, forced
     if index is None:  # a tensor on a device shows that there is one, and asking takes longer than a launch
         if not torch.cuda.is_available():
-            return None, Status("naive", "torch sees no CUDA device", tuple((name, False) for name in PATHS.values()))
+            paths = tuple((name, False) for name in PATHS.values())
+            return None, Status(backend.REFERENCE, "torch sees no CUDA device", paths)
         index = torch.cuda.current_device()
     return _choose(index)

@@ -11,53 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from esbnn_core import kernels
+from esbnn_core.kernels import Geometry
+from esbnn_core.training.on_bits.product import gradients, sums_of
 from esbnn_core.training.on_bits.rows import map_of, own_types, pieces, rows_of, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
 from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
-
-
-class Geometry(NamedTuple):
-    """Of the convolution, as esbnn_core.kernels.binary_conv2d; kernel: (KH, KW)."""
-
-    channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    pad_value: int
-    dilation: tuple[int, int]
-    groups: int
-
-    def pack(self, x: Tensor, shift: Tensor | None) -> Tensor:
-        """Bits of sign(x + shift) of (N, C, H, W)."""
-        bits: Tensor = kernels.pack_sign(x, shift, self.groups, 1)
-        return bits
-
-    def sums(self, x: Tensor, shift: Tensor | None, weight_bits: Tensor) -> Tensor:
-        """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift) or its bits x."""
-        if x.dtype == torch.float64:  # native operators take its bits alone
-            x, shift = self.pack(x, shift), None
-        shape = (self.stride, self.padding, self.pad_value, self.dilation, self.groups, 1)
-        total: Tensor
-        total, _ = kernels.binary_conv2d(x, weight_bits, self.channels, *shape, None, None, shift=shift)
-        return total
-
-    def gradients(self, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
-        """Gradients of the +-1 input (N, C, H, W) and of the +-1 weight (O, I, KH, KW) from that of the sums."""
-        padding, ring = self.padding, self.pad_value == -1 and any(self.padding)
-        if ring:
-            signs = F.pad(signs, (padding[1], padding[1], padding[0], padding[0]), value=-1.0)
-            padding = (0, 0)
-        shape = (self.stride, padding, self.dilation, False, (0, 0), self.groups)
-        x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
-            grad, signs, weight, None, *shape, [*wanted, False]
-        )
-        if ring and x_grad is not None:
-            height, width = x_grad.shape[2] - 2 * self.padding[0], x_grad.shape[3] - 2 * self.padding[1]
-            x_grad = x_grad[:, :, self.padding[0] :, self.padding[1] :][:, :, :height, :width]
-        return [x_grad, weight_grad]
 
 
 class Plan(NamedTuple):
@@ -182,7 +141,7 @@ class UnitOnBits(torch.autograd.Function):
             sums_grad = grad
         else:
             if sums is None:
-                sums = geometry.sums(x, shift, weight_bits) if bits is None else geometry.sums(bits, None, weight_bits)
+                sums = sums_of(geometry, x, shift, bits, weight_bits)
             with own_types(grad.device):
                 rows, residual_rows, vector_grads = _through_tail(
                     ctx, vectors, mean, var, rows_of(grad), rows_of(sums), x if plan.identity else residual
@@ -192,9 +151,8 @@ class UnitOnBits(torch.autograd.Function):
         signs = signs_of(x, shift, plan.narrow) if bits is None else _signs(bits, channels, groups, plan.narrow)
         weight = unpack(weight_bits, ctx.weight_shape[1], 1, (-1.0, 1.0), plan.narrow).permute(0, 3, 1, 2)
         wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
-        x_grad, weight_grad = geometry.gradients(
-            sums_grad.to(plan.narrow), signs, weight, (wants_x or wants_shift, wants_weight)
-        )
+        wanted = (wants_x or wants_shift, wants_weight)
+        x_grad, weight_grad = gradients(geometry, sums_grad.to(plan.narrow), signs, weight, wanted)
         del signs
         onto = residual_rows if plan.identity else None
         shift_grad: Tensor | None = None

@@ -15,7 +15,8 @@ from esbnn_core import kernels
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Tile
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.quantizers import RealWeights, WeightQuantizer
-from esbnn_core.training.on_bits.function import Geometry, Plan, UnitOnBits
+from esbnn_core.training.on_bits.function import Plan, UnitOnBits
+from esbnn_core.training.on_bits.product import geometry_of, pack, sums_of
 from esbnn_core.training.on_bits.rows import rows_of, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, sign_rule
 from esbnn_core.training.on_bits.statistics import batch_statistics, reducer, track_
@@ -95,14 +96,6 @@ def unit_reason(unit: BinaryUnit) -> str:
     return ""
 
 
-def _geometry(layer: BinaryLayer) -> Geometry:
-    if isinstance(layer, BinaryConv2d):
-        shape = (layer.kernel_size, layer.stride, layer.padding, layer.pad_value, layer.dilation, layer.groups)
-        return Geometry(layer.in_channels, *shape)
-    assert isinstance(layer, BinaryLinear)
-    return Geometry(layer.in_features, (1, 1), (1, 1), (0, 0), 0, (1, 1), layer.groups)
-
-
 def _narrow(x: Tensor, layer: BinaryLayer) -> torch.dtype | None:
     """dtype of the plain layer's product; None where it would refuse its operands, or where x is no map of numbers."""
     kind = x.device.type
@@ -125,15 +118,15 @@ class Operands(NamedTuple):
     weight: Tensor
 
 
-def _operands(layer: BinaryLayer, x: Tensor, geometry: Geometry, keeps_input: bool) -> Operands:
+def _operands(layer: BinaryLayer, x: Tensor, geometry: kernels.Geometry, keeps_input: bool) -> Operands:
     """What both paths start from; bits where backward does not read the values of x."""
     weight = layer.quantizer.binary(layer.weight)
     weight = weight if weight.dim() == 4 else weight[:, :, None, None]
     shift = getattr(layer.sign, "shift", None)
     with torch.no_grad():
         weight_bits = kernels.pack_sign(weight, None, 1, 1)
-        bits = None if keeps_input else geometry.pack(x, shift)
-        sums = geometry.sums(x, shift, weight_bits) if bits is None else geometry.sums(bits, None, weight_bits)
+        bits = None if keeps_input else pack(geometry, x, shift)
+        sums = sums_of(geometry, x, shift, bits, weight_bits)
     return Operands(sums, bits, weight_bits, shift, weight)
 
 
@@ -152,7 +145,7 @@ class LayerPath:
         narrow = _narrow(x, layer)
         if narrow is None or self.reason(layer):
             return None
-        geometry, shape = _geometry(layer), x.shape
+        geometry, shape = geometry_of(layer), x.shape
         if isinstance(layer, BinaryLinear):
             x = x.reshape(1, 1, -1, shape[-1]).permute(0, 3, 1, 2)  # one long row of pixels
         rule = _rule(layer)
@@ -189,7 +182,7 @@ class UnitPath:
         if narrow is None or self.reason(unit):
             return None
         conv, norm, copies = unit.conv, unit.norm, unit.copies
-        geometry, out_channels = _geometry(conv), unit.copies * conv.out_channels
+        geometry, out_channels = geometry_of(conv), unit.copies * conv.out_channels
         rule = _rule(conv)
         identity, (act, limits, ends) = type(unit.shortcut) is nn.Identity, _activation(unit.act, out_channels)
         # read by the estimator, or by the activation behind an identity

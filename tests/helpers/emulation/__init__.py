@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from esbnn_core.kernels import cuda
-from esbnn_core.kernels.checks import conv_output_size
+from esbnn_core.kernels.call import call_of
 from esbnn_core.kernels.cuda.launch import CONV, PACK
 from esbnn_core.kernels.cuda.library import SOURCES, Kernel
 
@@ -65,9 +65,7 @@ class Emulator:
 
 def convolve(arguments: dict[str, Any], lanes: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """cuda.binary_conv2d with the operator's own arguments; fails where the kernels would leave them to naive."""
-    x, (stride, padding, dilation) = arguments["x"], (arguments[name] for name in ("stride", "padding", "dilation"))
-    height, width = x.shape[2:] if x.is_floating_point() else x.shape[1:3]
-    size = conv_output_size((height, width), arguments["weight"], stride, padding, dilation)
-    done = cuda.binary_conv2d(**arguments, lanes=lanes, out_size=size)
+    call = call_of(**arguments, lanes=lanes)
+    done = cuda.binary_conv2d(call, call.output_size())
     assert done is not None, "the kernels did not serve"
     return done

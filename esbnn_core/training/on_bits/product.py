@@ -1,0 +1,61 @@
+"""The product of a layer on bits: its geometry, the exact sums, and the gradients of both operands."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esbnn_core import kernels
+from esbnn_core.kernels import Geometry
+from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.layers.base import BinaryLayer
+
+
+def geometry_of(layer: BinaryLayer) -> Geometry:
+    """The convolution that the layer computes: its own, or one over a long row of pixels for a linear layer."""
+    if isinstance(layer, BinaryConv2d):
+        shape = (layer.in_channels, layer.stride, layer.padding, layer.pad_value, layer.dilation, layer.groups)
+        return Geometry(*shape)
+    assert isinstance(layer, BinaryLinear)
+    return Geometry(layer.in_features, groups=layer.groups)
+
+
+def pack(geometry: Geometry, x: Tensor, shift: Tensor | None) -> Tensor:
+    """Bits of sign(x + shift) of (N, C, H, W)."""
+    return kernels.pack_sign(x, shift, geometry.groups, 1)
+
+
+def sums_of(geometry: Geometry, x: Tensor, shift: Tensor | None, bits: Tensor | None, weight_bits: Tensor) -> Tensor:
+    """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift), or its `bits`."""
+    if bits is None and x.dtype == torch.float64:  # native operators take only its bits
+        bits = pack(geometry, x, shift)
+    if bits is not None:
+        x, shift = bits, None
+    return kernels.binary_conv2d(x, weight_bits, geometry, shift=shift)[0]
+
+
+def gradients(
+    geometry: Geometry, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> list[Tensor | None]:
+    """Gradients of the product's operands from the gradient of its sums.
+
+    Args:
+        geometry: of the convolution.
+        grad: (N, O, H', W').
+        signs: the +-1 input (N, C, H, W).
+        weight: the +-1 weight (O, I, KH, KW).
+        wanted: whether those of the signs and of the weight are wanted.
+
+    Returns:
+        That of the signs and that of the weight, None where not wanted.
+    """
+    _, stride, padding, pad_value, dilation, groups, _ = geometry
+    rows, columns = padding
+    ring = pad_value == -1 and any(padding)
+    if ring:
+        signs = F.pad(signs, (columns, columns, rows, rows), value=-1.0)
+    shape = (stride, (0, 0) if ring else padding, dilation, False, (0, 0), groups)
+    x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(grad, signs, weight, None, *shape, [*wanted, False])
+    if ring and x_grad is not None:
+        height, width = x_grad.shape[2] - 2 * rows, x_grad.shape[3] - 2 * columns
+        x_grad = x_grad[:, :, rows:, columns:][:, :, :height, :width]
+    return [x_grad, weight_grad]
