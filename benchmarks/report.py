@@ -2,7 +2,7 @@
 
 python -m benchmarks.report
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
 
 import json
@@ -81,7 +81,7 @@ def kept(record: dict[str, Any]) -> str:
 
 
 def steps(record: dict[str, Any]) -> str:
-    """Time of a training step on both sides, and how many times faster the one on bits is."""
+    """Time of a training step on plain layers and on bits, and how many times faster bits are."""
     rows = record["rows"]
     names = list(rows[0]["us"])
     kinds = list(rows[0]["throughput"])
@@ -134,11 +134,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "steps": steps,
 }
 FILES = {"kept": "training", "steps": "training"}
-"""Tables whose json has another name."""
+"""Tables whose json file has another name."""
 
 
 def marked(text: str, render: Callable[[str], str | None]) -> str:
-    """The text with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew; None leaves it."""
+    """The text with every table between `<!-- table: NAME -->` and `<!-- end -->` rendered anew; None keeps one."""
 
     def one(match: re.Match[str]) -> str:
         made = render(match["name"])
@@ -148,10 +148,10 @@ def marked(text: str, render: Callable[[str], str | None]) -> str:
 
 
 def rewrite(text: str, results: Path = RESULTS) -> str:
-    """The document with every marked table made anew; a table whose json is missing stays as it is.
+    """The document with every marked table rendered anew; a table whose json file is missing stays as it is.
 
     Raises:
-        KeyError: a marked name that no function here knows.
+        KeyError: a marked name without a function in TABLES.
     """
 
     def render(name: str) -> str | None:

@@ -1,13 +1,13 @@
-"""Interleaved timing: every contender once a round, medians and quartiles over rounds, and the machine's name.
+"""Interleaved timing: every contender once a round, medians and quartiles over the rounds, and the machine's name.
 
-Times on a shared machine drift, so that only ratios of figures from one run mean something.
+Times on a shared machine drift, so only ratios of figures from one run mean something.
 """
 
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ def interleave(
     """Median and quartiles in microseconds of each contender, taking turns.
 
     Args:
-        contenders: by name. rounds: turns of each. least: seconds that a turn should last, by repeating the call.
-        clock: in seconds; time.process_time leaves out what other processes of the machine took.
+        contenders: by name.
+        rounds: turns of each.
+        least: seconds that a turn should last, by repeating the call.
+        clock: in seconds; time.process_time leaves out the time of the machine's other processes.
     """
     repeats = {}
     for name, call in contenders.items():
@@ -44,15 +46,22 @@ def interleave(
             for _ in range(repeats[name]):
                 call()
             times[name].append((clock() - start) / repeats[name] * 1e6)
-    summary = {}
-    for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        summary[name] = {"median": round(middle, 1), "q1": round(low, 1), "q3": round(high, 1)}
-    return summary
+    return {name: quartiles(values, 1) for name, values in times.items()}
+
+
+def quartiles(values: Sequence[float], digits: int) -> dict[str, float]:
+    """Median and quartiles by name, rounded."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits)}
+
+
+def medians(us: Mapping[str, Mapping[str, float]], per: float, digits: int) -> str:
+    """One line of the contenders' medians; `per` is microseconds of the unit."""
+    return "  ".join(f"{name} {times['median'] / per:.{digits}f}" for name, times in us.items())
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and the versions that the figures belong to."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -77,7 +86,7 @@ def write(name: str, record: Mapping[str, Any]) -> Path:
 
 
 def frozen(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """The function compiled with its constants frozen, torch's strongest CPU setting, called once to compile."""
+    """The function compiled with frozen constants, torch's strongest CPU setting; compiled here, by two calls."""
     from torch._inductor import config
 
     torch._dynamo.reset()

@@ -1,9 +1,9 @@
-"""Do packed networks predict what the latent ones do? Logits of both on 256 real images at 224x224.
+"""Do packed networks predict what the latent ones predict? Logits of both on 256 real images at 224x224.
 
 python -m benchmarks.speed.agreement --data /data/imagenet-mini [--images 256] [--names reactnet_resnet18 ...]
 
-No trained files are at hand: the networks have random weights, statistics of the images themselves, and shifts and
-affines that differ between channels, as training gives.
+The networks are not trained: they have random weights, running statistics of these images, and shifts and affines that
+differ between channels, as after training.
 """
 
 import argparse
@@ -18,19 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import center_crop, normalize, resize
 
+from benchmarks.speed.parts import anneal_
 from benchmarks.timing import write
 from esbnn_core import create_model, pack_
-from esbnn_core.layers.quantizers import Temperature
 
 NAMES = ("reactnet_resnet18", "es_reactnet_resnet18", "bnext_tiny", "es_bnext_tiny", "binaryvit", "es_binaryvit")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def real_images(folder: Path, number: int) -> Tensor:
-    """(number, 3, 224, 224), normalised: the files of the folder in the order of their names, evenly drawn."""
+    """(number, 3, 224, 224), normalised: files of the folder in the order of their names, evenly spaced."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg", ".png"))
     if len(files) < number:
-        raise SystemExit(f"{folder} holds {len(files)} images, {number} were expected: give another --data or --images")
+        raise SystemExit(f"{folder} must hold at least {number} images, got {len(files)}: change --data or --images")
     chosen = [files[i * len(files) // number] for i in range(number)]
     pixels = [decode_image(str(path), ImageReadMode.RGB).float() / 255 for path in chosen]
     return torch.stack([normalize(center_crop(resize(p, [224]), [224]), MEAN, STD) for p in pixels])
@@ -38,11 +38,9 @@ def real_images(folder: Path, number: int) -> Tensor:
 
 @torch.no_grad()
 def warmed(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model with statistics of the images and parameters that differ between channels, in evaluation."""
+    """The model in evaluation, with statistics of the images and parameters that differ between channels."""
     generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, Temperature):
-            module.temperature.zero_()
+    for module in anneal_(model).modules():
         if isinstance(module, _BatchNorm):
             module.momentum = None  # cumulative
             module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))

@@ -2,9 +2,9 @@
 
 python -m benchmarks.speed.detection [--threads 1] [--rounds 7] [--names es_bidet_ssd300 bidet_ssd300]
 
-Timed are the network alone, images to logits and box codes, and the whole detection with its suppression; the network
-alone also with its real layers, and the latent one whole, in bfloat16. torch runs eager; the weights are random, with
-statistics of the images. The clock is the process's own, which leaves out what other processes of the machine took.
+The network alone is timed, from images to logits and box codes, and the whole detection with its suppression. The
+network alone is also timed in bfloat16 (packed: its real layers). torch runs eagerly; the weights are random, with
+statistics of the images. Process time is measured, which leaves out the machine's other processes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import tasks.detection.models.register  # noqa: F401  (registers our parts)
-from benchmarks.timing import interleave, write
+from benchmarks.timing import interleave, medians, write
 from esbnn_core import count, pack_
 from tasks.detection.mmdet.api import DetDataSample, build, load_config
 
@@ -27,7 +27,7 @@ SIDE = 300
 
 @torch.no_grad()
 def warmed(model: nn.Module) -> nn.Module:
-    """In evaluation, with the statistics of two images of noise: no map is all of one sign."""
+    """The model in evaluation, with the statistics of two images of noise, so that no map has one sign everywhere."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # cumulative
@@ -50,7 +50,7 @@ def forward(model: nn.Module, x: torch.Tensor) -> Any:
 
 
 def detector(name: str, rounds: int) -> dict[str, Any]:
-    """One row; the packed detector's boxes are compared with the latent one's first."""
+    """One row, after a comparison of the packed detector's boxes with the latent one's."""
     torch.manual_seed(0)
     latent = warmed(build(load_config(f"configs/detection/mmdet/{name}.py").model))
     latent = latent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,8 +93,8 @@ def main() -> None:
     rows = []
     for name in args.names:
         rows.append(detector(name, args.rounds))
-        medians = "  ".join(f"{key} {t['median'] / 1000:.1f}" for key, t in rows[-1]["us"].items())
-        print(f"{name:18} ms: {medians}  boxes equal: {rows[-1]['boxes equal']}", flush=True)
+        times = medians(rows[-1]["us"], 1000, 1)
+        print(f"{name:18} ms: {times}  boxes equal: {rows[-1]['boxes equal']}", flush=True)
     settings = {"threads": args.threads, "batch": 1, "rounds": args.rounds, "clock": "process_time"}
     print(write("detection", {"settings": settings, "rows": rows}))
 

@@ -1,9 +1,11 @@
 """How fast is a binary block on a GPU? Fused block, convolution alone and small batches against torch (targets G1-G3).
 
-A block is sign -> convolution -> affine -> PReLU -> + residual, bfloat16 channels_last in and out. Ours takes packed
-bits and hands packed bits on. Every contender runs inside a CUDA graph over several inputs and outputs, for large
-batches more than the cache holds, so that neither Python nor the cache is measured; medians over rounds in which all
-take turns. Run it as python -m benchmarks.speed.gpu [--rounds 15] [--batch 256] [--seconds 300]
+python -m benchmarks.speed.gpu [--rounds 15] [--batch 256] [--seconds 300]
+
+A block is sign -> convolution -> affine -> PReLU -> + residual, bfloat16 channels_last in and out. Ours reads packed
+bits and writes packed bits. Every contender runs inside a CUDA graph over several inputs and outputs, for large
+batches more than the cache holds, so that neither Python nor the cache is measured. Medians over rounds in which all
+take turns.
 """
 
 import argparse
@@ -13,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import write
+from benchmarks.speed.parts import Block
+from benchmarks.timing import medians, quartiles, write
 from esbnn_core import kernels
 from esbnn_core.kernels import SUMS, Epilogue, Geometry, cuda
 
@@ -27,27 +30,14 @@ ALONE = ((28, 128, 3), (14, 256, 3), (7, 512, 3), (14, 512, 3), (14, 512, 1))
 """Side, channels and kernel of the convolutions timed alone."""
 
 CACHE, SETS = 256 << 20, 64
-"""Bytes that the inputs of one contender together should exceed, several second-level caches; inputs at most."""
+"""Bytes that the inputs of one contender should exceed together (several second-level caches); most inputs."""
 
 Work = Callable[[int], object]
 """One call on input set i."""
 
 
-class Block(nn.Module):
-    """The block in plain torch."""
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, slope: Tensor) -> None:
-        super().__init__()
-        self.weight, self.slope = nn.Parameter(weight), nn.Parameter(slope)
-        self.scale, self.bias = nn.Parameter(scale.view(1, -1, 1, 1)), nn.Parameter(bias.view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        y = F.conv2d(torch.where(x >= 0, 1.0, -1.0).to(x.dtype), self.weight, padding=self.weight.shape[-1] // 2)
-        return F.prelu(y * self.scale + self.bias, self.slope) + residual
-
-
 class Case:
-    """A block's parameters, and as many inputs as it takes to exceed the cache."""
+    """A block's parameters, and enough inputs to exceed the cache."""
 
     def __init__(self, batch: int, side: int, channels: int, kernel: int) -> None:
         g = torch.Generator(device="cuda").manual_seed(0)
@@ -98,9 +88,8 @@ def captured(work: Work, sets: int) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = [
-            work(i) for i in range(sets)
-        ]  # outputs of their own: one that is overwritten might never leave the cache
+        # a separate output for each input: one that is overwritten might never leave the cache
+        kept = [work(i) for i in range(sets)]
 
     def replay() -> None:
         assert kept
@@ -120,11 +109,7 @@ def interleave(contenders: dict[str, Work], sets: int, rounds: int) -> dict[str,
     for _ in range(rounds):
         for name, replay in graphs.items():
             times[name].append(spent(replay, repeats[name]) / repeats[name] / sets)
-    summary = {}
-    for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        summary[name] = {"median": round(middle, 2), "q1": round(low, 2), "q3": round(high, 2)}
-    return summary
+    return {name: quartiles(values, 2) for name, values in times.items()}
 
 
 def spent(replay: Callable[[], None], repeats: int) -> float:
@@ -161,7 +146,7 @@ class Clock:
 
 
 def with_compiled(case: Case, contenders: dict[str, Work], clock: Clock) -> None:
-    """Add torch.compile's strongest setting that leaves the graph to us, while there is time."""
+    """Add torch.compile's strongest setting without a CUDA graph of its own, while there is time."""
     if not clock.left():
         return
     torch._dynamo.reset()
@@ -210,14 +195,13 @@ def alone(side: int, channels: int, kernel: int, batch: int, rounds: int) -> dic
 
 
 def show(row: dict[str, Any]) -> None:
-    medians = "  ".join(f"{name} {t['median']:.1f}" for name, t in row["us"].items())
     rest = {key: row[key] for key in ("floor_us", "share_of_floor", "times_faster", "pops") if key in row}
-    print(f"{row['layer']:16} batch {row['batch']:3}  us: {medians}  {rest}", flush=True)
+    print(f"{row['layer']:16} batch {row['batch']:3}  us: {medians(row['us'], 1, 1)}  {rest}", flush=True)
 
 
 @torch.inference_mode()
 def run(batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """All rows; what takes long to compile is left out when the time is over, and the row lacks it."""
+    """All rows; after `seconds` the contenders that take long to compile are left out of the remaining rows."""
     clock, copy = Clock(seconds), bandwidth()
     print(f"copy: {copy / 1e6:.2f} TB/s read and written", flush=True)
     record: dict[str, Any] = {"copy_tb_s": round(copy / 1e6, 3), "G1": [], "G2": [], "G3": []}
@@ -239,12 +223,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=300.0, help="after these nothing more is compiled by torch")
+    parser.add_argument("--seconds", type=float, default=300.0, help="time after which torch compiles nothing more")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit(
-            "benchmarks.speed.gpu needs a CUDA device, torch sees none here: run it on a machine with a GPU"
-        )
+        raise SystemExit("benchmarks.speed.gpu needs a CUDA device, torch sees none: run it on a machine with a GPU")
     gpu, status = cuda.choose()
     if gpu is None:
         raise SystemExit(f"benchmarks.speed.gpu times the CUDA kernels, which do not serve here: {status.reason}")

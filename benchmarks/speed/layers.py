@@ -1,7 +1,8 @@
-"""How fast is one binary block? The fused packed block against torch's convolution on nine layers (target C1, C2).
+"""How fast is one binary block? The fused packed block against torch's convolution on nine layers (targets C1, C2).
 
-A block is sign -> 3x3 or 1x1 convolution -> affine -> PReLU -> + residual, on channels_last images. Run it as
 python -m benchmarks.speed.layers [--threads 1] [--batch 1] [--rounds 15] [--compile]
+
+A block is sign -> 3x3 or 1x1 convolution -> affine -> PReLU -> + residual, on channels_last images.
 """
 
 import argparse
@@ -11,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from benchmarks.timing import frozen, interleave, write
+from benchmarks.speed.parts import Block
+from benchmarks.timing import frozen, interleave, medians, write
 from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue, Geometry, cpu
 
@@ -31,21 +32,8 @@ LAYERS = (  # name, side, channels, kernel
 )
 
 
-class Block(nn.Module):
-    """The block in plain torch, its parameters constants so that freezing can use them."""
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, slope: Tensor) -> None:
-        super().__init__()
-        self.weight, self.slope = nn.Parameter(weight), nn.Parameter(slope)
-        self.scale, self.bias = nn.Parameter(scale.view(1, -1, 1, 1)), nn.Parameter(bias.view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        y = F.conv2d(torch.where(x >= 0, 1.0, -1.0).to(x.dtype), self.weight, padding=self.weight.shape[-1] // 2)
-        return F.prelu(y * self.scale + self.bias, self.slope) + residual
-
-
 def quantized(weight: Tensor, x: Tensor) -> Callable[[], object]:
-    """oneDNN's int8 convolution alone, on input that is quantized already."""
+    """oneDNN's int8 convolution alone, on quantized input."""
     torch.backends.quantized.engine = "onednn"
     packed = torch.ops.quantized.conv2d_prepack(
         torch.quantize_per_channel(
@@ -63,7 +51,7 @@ def quantized(weight: Tensor, x: Tensor) -> Callable[[], object]:
 
 @torch.inference_mode()
 def layer(name: str, side: int, channels: int, kernel: int, batch: int, rounds: int, compiled: bool) -> dict[str, Any]:
-    """One row: medians of every contender, after the results were compared."""
+    """One row: the times of every contender, after a comparison of their results."""
     g = torch.Generator().manual_seed(0)
     shape = (batch, channels, side, side)
     x, residual = (torch.randn(shape, generator=g).to(memory_format=torch.channels_last) for _ in range(2))
@@ -90,7 +78,7 @@ def layer(name: str, side: int, channels: int, kernel: int, batch: int, rounds: 
     if compiled:
         contenders["torch fp32 frozen"] = frozen(real, x, residual)
         contenders["torch bf16 frozen"] = frozen(narrow, *small)
-    # the sums are whole numbers, so that torch's real convolution gives them exactly
+    # the sums are whole numbers, which torch's real convolution computes exactly
     torch.testing.assert_close(contenders["packed block"](), real(x, residual), rtol=1e-5, atol=1e-4)
     times = interleave(contenders, rounds)
     macs = batch * side * side * channels * channels * kernel * kernel
@@ -98,7 +86,7 @@ def layer(name: str, side: int, channels: int, kernel: int, batch: int, rounds: 
 
 
 def peak(words: int = 128) -> float:
-    """Products of +-1 a nanosecond of the path's innermost loop on data in the first cache, the best of 9 turns."""
+    """Products of +-1 a nanosecond in the path's innermost loop on data in the first cache, the best of 9 turns."""
     library = cpu.choose()[0]
     if library is None:
         return 0.0
@@ -111,7 +99,7 @@ def peak(words: int = 128) -> float:
 
 
 def ratio(rows: list[dict[str, Any]], names: list[str]) -> float:
-    """Geometric mean over the layers of the fastest of `names` over the packed block."""
+    """Time of the fastest of `names` over that of the packed block, geometric mean over the layers."""
     logs = [math.log(min(row["us"][n]["median"] for n in names) / row["us"]["packed block"]["median"]) for row in rows]
     return math.exp(sum(logs) / len(logs))
 
@@ -128,8 +116,7 @@ def main() -> None:
     rows = []
     for spec in LAYERS:
         rows.append(layer(*spec, args.batch, args.rounds, args.compile))
-        medians = "  ".join(f"{name} {t['median']:.0f}" for name, t in rows[-1]["us"].items())
-        print(f"{rows[-1]['layer']:20}  {medians}", flush=True)
+        print(f"{rows[-1]['layer']:20}  {medians(rows[-1]['us'], 1, 0)}", flush=True)
     summary = {
         kind: round(ratio(rows, [name for name in rows[0]["us"] if kind in name]), 2)
         for kind in ("torch fp32", "torch bf16", "onednn int8")

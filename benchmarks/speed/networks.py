@@ -2,8 +2,8 @@
 
 python -m benchmarks.speed.networks [--threads 1] [--batch 1] [--rounds 7] [--names reactnet_resnet18 ...] [--compile]
 
-The packed network is timed as pack_ leaves it, with its real layers in bfloat16 (.bfloat16()), and, as the latent one,
-compiled with frozen constants. Writes networks.json, or networks_batch8.json for another batch.
+The packed network is timed as pack_ leaves it, with its real layers in bfloat16 (.bfloat16()), and compiled with frozen
+constants, as the latent one. Writes networks.json, or networks_batch8.json for another batch.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.timing import frozen, interleave, write
+from benchmarks.speed.parts import anneal_
+from benchmarks.timing import frozen, interleave, medians, write
 from esbnn_core import create_model, pack_
-from esbnn_core.layers.quantizers import Temperature
 
 NAMES = ("reactnet_resnet18", "es_reactnet_resnet18", "bnext_tiny", "es_bnext_tiny")
 
 
 class Narrow(nn.Module):
-    """The network in bfloat16 from the images on: what a user of torch would deploy."""
+    """The network in bfloat16, its input too: what a user of torch would deploy."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -36,12 +36,9 @@ class Narrow(nn.Module):
 
 @torch.inference_mode()
 def network(name: str, batch: int, rounds: int, compiled: bool) -> dict[str, Any]:
-    """One row; the packed network's logits are compared with the latent one's first."""
+    """One row, after a comparison of the packed network's logits with the latent one's."""
     torch.manual_seed(0)
-    latent = create_model(name).eval()
-    for module in latent.modules():
-        if isinstance(module, Temperature):
-            module.temperature.zero_()
+    latent = anneal_(create_model(name)).eval()
     x = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
     latent = latent.to(memory_format=torch.channels_last)
     packed = pack_(copy.deepcopy(latent)).to(memory_format=torch.channels_last)
@@ -69,8 +66,8 @@ def main() -> None:
     rows = []
     for name in args.names:
         rows.append(network(name, args.batch, args.rounds, args.compile))
-        medians = "  ".join(f"{key} {t['median'] / 1000:.1f}" for key, t in rows[-1]["us"].items())
-        print(f"{name:22} ms: {medians}  logits equal: {rows[-1]['logits equal']}", flush=True)
+        times = medians(rows[-1]["us"], 1000, 1)
+        print(f"{name:22} ms: {times}  logits equal: {rows[-1]['logits equal']}", flush=True)
     settings = {"threads": args.threads, "batch": args.batch, "rounds": args.rounds, "compile": args.compile}
     name = "networks" if args.batch == 1 else f"networks_batch{args.batch}"
     print(write(name, {"settings": settings, "rows": rows}))

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.parts import anneal_
 from benchmarks.timing import write
 from esbnn_core import create_model, pack_
 from esbnn_core.checkpoint.network import save_checkpoint
 from esbnn_core.counting import count
-from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.models.registry import model_spec
 
 NAMES = ("es_bnext_tiny", "es_reactnet_resnet18", "es_binaryvit")
@@ -27,11 +27,8 @@ print(time.perf_counter() - start, torch.cuda.is_initialized())
 
 
 def size(name: str) -> dict[str, Any]:
-    """One row: bytes of the packed file against binary weights / 8 + 4 bytes a real parameter."""
-    model = create_model(name)
-    for module in model.modules():
-        if isinstance(module, Temperature):
-            module.temperature.zero_()
+    """One row: bytes of the packed file against binary weights / 8 + 4 bytes for each real parameter."""
+    model = anneal_(create_model(name))
     spec = model_spec(model)
     assert spec is not None
     counted = count(model, spec.input_size)
@@ -60,7 +57,7 @@ def imports() -> list[float]:
         done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
         taken, cuda = done.stdout.split()
         if cuda != "False":
-            raise SystemExit("importing esbnn_core initialised CUDA: some module touches a device when it is imported")
+            raise SystemExit("import esbnn_core must not initialise CUDA: find the module that uses a device at import")
         seconds.append(round(float(taken), 3))
     return sorted(seconds)
 

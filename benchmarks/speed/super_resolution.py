@@ -2,9 +2,9 @@
 
 python -m benchmarks.speed.super_resolution [--threads 1] [--rounds 5] [--side 128] [--taus 1 2]
 
-Timed is the UNet alone, one step of one picture: the packed network against its latent one in torch, eager on both
-sides; each also in bfloat16 (packed: its real layers and what flows between the units). The weights are random. The
-clock is the process's own, which leaves out what other processes of the machine took.
+The UNet alone is timed, one step of one image: the packed network against its latent one in torch, both eager. Each is
+also timed in bfloat16 (packed: its real layers and what flows between the units). The weights are random. Process time
+is measured, which leaves out the machine's other processes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import interleave, write
+from benchmarks.timing import interleave, medians, write
 from esbnn_core import pack_
 from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.unet import BIDiffSRUNet
@@ -24,8 +24,8 @@ from tasks.super_resolution.unet import BIDiffSRUNet
 TIMESTEP = 1000
 
 
-def drawn(tau: int) -> BIDiffSRUNet:
-    """The official widths with a scale of the sums that keeps the maps in range, and shifts that turn some signs."""
+def build_unet(tau: int) -> BIDiffSRUNet:
+    """The UNet of official widths, with sums scaled so that the maps stay in range, and shifts that flip some signs."""
     torch.manual_seed(0)
     unet = BIDiffSRUNet(tau=tau).eval()
     with torch.no_grad():
@@ -46,8 +46,8 @@ def step(unet: BIDiffSRUNet, sample: torch.Tensor, condition: torch.Tensor) -> t
 
 
 def row(tau: int, side: int, rounds: int) -> dict[str, Any]:
-    """One network; its packed version's noise is compared with the latent one's first."""
-    latent = drawn(tau).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """One row, after a comparison of the packed network's noise with the latent one's."""
+    latent = build_unet(tau).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     packed = pack_(copy.deepcopy(latent)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sample, condition = torch.randn(1, 3, side, side), torch.rand(1, 3, side, side)
     maps = [t.to(memory_format=torch.channels_last) for t in (sample, condition)]
@@ -82,11 +82,8 @@ def main() -> None:
     rows = []
     for tau in args.taus:
         rows.append(row(tau, args.side, args.rounds))
-        medians = "  ".join(f"{key} {t['median'] / 1000:.0f}" for key, t in rows[-1]["us"].items())
-        print(
-            f"{rows[-1]['network']:14} ms: {medians}  relative {rows[-1]['largest relative difference']:.1e}",
-            flush=True,
-        )
+        times, difference = medians(rows[-1]["us"], 1000, 0), rows[-1]["largest relative difference"]
+        print(f"{rows[-1]['network']:14} ms: {times}  relative {difference:.1e}", flush=True)
     settings = {"threads": args.threads, "batch": 1, "rounds": args.rounds, "clock": "process_time"}
     print(write("super_resolution", {"settings": settings, "rows": rows}))
 

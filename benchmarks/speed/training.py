@@ -3,11 +3,11 @@
 python -m benchmarks.speed.training [--threads 1] [--size 224] [--batch 8] [--rounds 5] [--names reactnet_resnet18 ...]
     [--device cpu]
 
-Bytes are those that autograd keeps of one forward of the binary blocks (real shortcuts in them included, the stem and
-the head not): distinct storages, each counted once, without parameters and buffers. They are counted at batches 2 and 4
-of 224x224 images and continued as a straight line to batch 256. A step is forward, loss, backward and an SGD step, on
-images of 224x224, for BNext of 112x112. On the CPU the C library's allocator hands large blocks back to the system and
-takes them anew, zeroed, at every operator; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 makes it keep them.
+Bytes are those that autograd keeps of one forward of the binary blocks, with their real shortcuts but without stem and
+head: distinct storages, each counted once, without parameters and buffers. They are counted at batches 2 and 4 of
+224x224 images and continued as a straight line to batch 256. A step is forward, loss, backward and an SGD step, on
+images of 224x224, for BNext of 112x112. On the CPU the C library's allocator returns large blocks to the system and
+gets them again, zeroed, at every operator; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 makes it keep them.
 """
 
 import argparse
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import interleave, write
+from benchmarks.speed.parts import anneal_
+from benchmarks.timing import interleave, medians, write
 from esbnn_core import create_model, train_on_bits_
 from esbnn_core.layers import Sign
-from esbnn_core.layers.quantizers import Temperature
 
 NAMES = ("reactnet_resnet18", "es_reactnet_resnet18", "es_bnext_tiny")
 SIZE, SMALL = 224, {"es_bnext_tiny": 112}
@@ -35,12 +35,10 @@ RATIO = 1.5
 
 
 def annealed(name: str, clip: bool = False) -> nn.Module:
-    """The network in training mode, its weights in sign mode; with clip, the clip STE in place of its own."""
+    """The network in training mode, its weights in sign mode; `clip` replaces its estimator by the clip STE."""
     torch.manual_seed(0)
-    network = create_model(name)
+    network = anneal_(create_model(name))
     for module in network.modules():
-        if isinstance(module, Temperature):
-            module.temperature.zero_()
         if clip and isinstance(module, Sign):
             module.ste = "clip"
     return network.train()
@@ -54,19 +52,19 @@ def autocast(kind: str, narrow: bool) -> AbstractContextManager[Any]:
 def kept_bytes(network: nn.Module, x: Tensor, narrow: bool) -> int:
     """Bytes that autograd keeps of a forward of the binary blocks."""
     stem, blocks = (getattr(network, key) for key in ("stem", "stages" if hasattr(network, "stages") else "blocks"))
-    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+    parameters = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with autocast(x.device.type, narrow):
         maps = stem(x)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = blocks(maps)  # held until all is counted: no storage's address may come twice
+            out = blocks(maps)  # kept until all is counted, so that no two storages have the same address
     del out
     return sum(kept.values())
 
@@ -141,9 +139,8 @@ def main() -> None:
         print(f"{name}\n  kept for backward, GiB at batch 256 (counted at 2 and 4, 224x224): {kept}")
         if name in TARGET:
             print(f"  {TARGET[name]}")
-        medians = "  ".join(f"{key} {value['median'] / 1000:.0f}" for key, value in row["us"].items())
         what = f"{args.batch} images of {row['size']}x{row['size']} on {args.device}, {row['clock']} time"
-        print(f"  ms a step of {what}: {medians}")
+        print(f"  ms a step of {what}: {medians(row['us'], 1000, 0)}")
         print(f"  throughput over the plain layers: {row['throughput']} (target {RATIO}, set for a GPU)", flush=True)
     print(write("training", {"settings": vars(args), "rows": rows}))
 

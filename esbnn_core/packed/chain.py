@@ -12,14 +12,14 @@ from esbnn_core.packed.units import PackedUnit
 class PackedChain(nn.Sequential):
     """nn.Sequential, names and all, in which a unit's epilogue packs the signs that the next unit starts from.
 
-    A chain may hold chains; the last unit of one hands on to the first of the next. Any other module between two units
-    is run as always, and the unit behind it packs its own input. (N, C, H, W) -> (N, C', H', W').
+    (N, C, H, W) -> (N, C', H', W'). A chain may hold chains: the last unit of one hands its signs to the first unit of
+    the next. Any other module between two units runs as usual, and the unit after it packs its own input.
     """
 
     def forward(  # type: ignore[override]
         self, x: Tensor, bits: Tensor | None = None, following: PackedLayer | None = None
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        """The output alone, or with `following` the output and its signs, packed for that unit where they are known."""
+        """The output alone, or with `following` the output and its signs packed for that unit, None where not known."""
         children = list(self)
         handed: Tensor | None = bits
         for index, child in enumerate(children):
@@ -38,7 +38,7 @@ class PackedChain(nn.Sequential):
 
 
 def first_unit(module: nn.Module) -> PackedUnit | None:
-    """The unit that a module's input goes to first: itself, or the first one of a chain."""
+    """The unit that reads a module's input first: the module itself, or the first unit of a chain."""
     if isinstance(module, PackedUnit):
         return module
     if isinstance(module, PackedChain) and len(module):
@@ -47,7 +47,7 @@ def first_unit(module: nn.Module) -> PackedUnit | None:
 
 
 def chained(module: nn.Module) -> PackedChain | None:
-    """A chain with the same children if `module` is a plain Sequential in which units follow each other, else None."""
+    """A chain of the same children if `module` is a plain Sequential in which units follow each other, else None."""
     if type(module) is not nn.Sequential:
         return None
     inner = [(key, child, chained(child)) for key, child in module.named_children()]

@@ -1,8 +1,8 @@
 """Inference modules that hold bit-words and folded affines, and nothing else.
 
-A packed module is made in two steps, so that a file can be read without a latent network: the constructor takes a
-latent layer for its shapes and allocates zeros, `fill_` computes the bits and the affine. What a packed module holds
-(`buffers()`) is what a packed checkpoint stores and what esbnn_core.counting counts.
+A packed module is made in two steps, so that a file can be read without a latent network: the constructor reads the
+shapes of a latent layer and allocates zeros, and `fill_` computes the bits and the affine. The buffers of a packed
+module are what a packed checkpoint stores and what esbnn_core.counting counts.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,22 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def stream_dtype(x: Tensor) -> torch.dtype | None:
-    """What an output takes from its input: a half-precision type, or None for the type of `scale`."""
+    """dtype of an output: that of its input where this is a half-precision one, else None for the dtype of `scale`."""
     return x.dtype if x.dtype in HALF else None
 
 
 class PackedLayer(nn.Module):
-    """Shared part: weight bits, scale, bias and the shift of the input's sign.
+    """What every packed module has: weight bits, scale, bias and the shift of the input's sign.
 
-    Buffers: weight_bits int32 (the layout of esbnn_core.kernels), scale and bias (copies*O,), shift (C,) where the
-    latent layer has one. `weight_shape` is the latent weight's, for counting. `lanes`, not saved, is weight_bits in the
-    order of the native implementation: fill_ and load_state_dict keep the two together.
+    Attributes:
+        weight_shape: of the latent weight, for counting.
+        geometry: of the product.
+        weight_bits: buffer, int32 in the layout of esbnn_core.kernels.
+        scale: buffer (copies*O,).
+        bias: buffer (copies*O,).
+        shift: buffer (C,), None where the latent layer has none.
+        lanes: buffer that is not saved: weight_bits in the order of the native implementation, or None. fill_ and
+            load_state_dict make it anew.
     """
 
     weight_bits: Tensor
@@ -53,11 +59,19 @@ class PackedLayer(nn.Module):
         shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
         self.register_buffer("shift", zeros(geometry.channels) if shifted else None)
         self.register_buffer("lanes", None, persistent=False)
-        self.register_load_state_dict_post_hook(_lay_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_make_lanes)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
-        """Compute bits and affine from the latent layer; returns itself. Raises InputError naming the layer."""
+        """Compute bits and affine from the latent layer; returns the packed one.
+
+        Args:
+            layer: as the constructor's.
+            name: of the layer, for errors.
+
+        Raises:
+            InputError: its weights are not in sign mode or not finite.
+        """
         scale, bias = fold_norm(layer.output_scale(), layer.bias, nn.Identity(), self.geometry.copies)
         self._fill(layer, scale, bias, name)
         return self
@@ -66,20 +80,22 @@ class PackedLayer(nn.Module):
         if not layer.quantizer.sign_mode():
             raise InputError(f"layer {name} has weights that are not in sign mode, {layer.quantizer.to_sign_mode}")
         if not torch.isfinite(layer.weight).all():
-            raise InputError(f"layer {name} has a latent weight that is not finite: pack a network that is trained")
+            raise InputError(
+                f"the latent weights of layer {name} must be finite, got inf or nan: pack a trained network"
+            )
         binary = layer.quantizer.binary(layer.weight)
         self.weight_bits.copy_(pack_bits(binary.movedim(1, -1) > 0))
         self.scale.fill_(1.0) if scale is None else self.scale.copy_(scale)
         self.bias.zero_() if bias is None else self.bias.copy_(bias)
         if self.shift is not None and isinstance(layer.sign, Sign) and layer.sign.shift is not None:
             self.shift.copy_(layer.sign.shift)
-        _lay_out(self)
+        _make_lanes(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
         """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
 
-        `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units; the sums stay
-        exact, and their affine and the signs are still computed in float32. Another device has other lanes.
+        `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units. The sums stay
+        exact, and their affine and the signs are still computed in float32. Lanes are made anew on another device.
         """
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         device = self.weight_bits.device
@@ -89,14 +105,14 @@ class PackedLayer(nn.Module):
             if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
                 self._buffers[name] = buffer.to(now.device)
         if self.weight_bits.device != device:
-            _lay_out(self)
+            _make_lanes(self)
         return self
 
     def extra_repr(self) -> str:
         return f"weight={self.weight_shape}, groups={self.geometry.groups}, copies={self.geometry.copies}"
 
 
-def _lay_out(layer: nn.Module, _: object = None) -> None:
+def _make_lanes(layer: nn.Module, _: object = None) -> None:
     """Make `lanes` of a packed layer anew from its weight_bits."""
     assert isinstance(layer, PackedLayer)
     layer.lanes = kernels.lanes_of(layer.weight_bits, layer.geometry.groups)
@@ -104,8 +120,9 @@ def _lay_out(layer: nn.Module, _: object = None) -> None:
 
 @packs(BinaryConv2d)
 class PackedConv2d(PackedLayer):
-    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W'), in x's dtype where that is
-    a half-precision one, else in the dtype of `scale`.
+    """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W').
+
+    The output has x's dtype where that is a half-precision one, else the dtype of `scale`.
     """
 
     def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
@@ -127,9 +144,14 @@ class PackedConv2d(PackedLayer):
         """Sign, pack, convolve and finish in one operator.
 
         Args:
-            x: (N, C, H, W). bits: its signs, packed for this layer, where the layer before has handed them on.
-            prelu, residual, rprelu: steps of the epilogue. following: the layer that takes the output's signs.
-            shift, bias: in place of the layer's own.
+            x: (N, C, H, W).
+            bits: its signs, packed for this layer, where the layer before has handed them on.
+            prelu: step of the epilogue, as kernels.Epilogue.
+            residual: likewise.
+            rprelu: likewise.
+            following: the layer that reads the signs of the output.
+            shift: in place of the layer's shift.
+            bias: in place of the layer's bias.
 
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.

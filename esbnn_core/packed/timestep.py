@@ -12,8 +12,11 @@ from esbnn_core.units.timestep import TimestepUnit
 class PackedTimestepUnit(PackedConv2d):
     """Packed TimestepUnit: x (N, C, H, W) and group int64 (N,) or (1,) -> the shape of x.
 
-    Buffers: shifts (K, C) in front of the sign, and act (K, 3, C), the groups' shift_in, slope and shift_out, each
-    where the unit has it. A batch of one group is one operator; samples of their own groups are one operator each.
+    With one group for the batch it calls one operator, with a group for each sample one operator a sample.
+
+    Attributes:
+        shifts: buffer (K, C), the groups' shifts before the sign, or None.
+        act: buffer (K, 3, C), the groups' shift_in, slope and shift_out, or None.
     """
 
     shifts: Tensor | None
@@ -27,13 +30,16 @@ class PackedTimestepUnit(PackedConv2d):
         shifted, active = unit.shift is not None, unit.act is not None
         self.register_buffer("shifts", self.scale.new_zeros(number, self.geometry.channels) if shifted else None)
         self.register_buffer("act", self.scale.new_zeros(number, 3, len(self.scale)) if active else None)
-        # an RPReLU that only adds: its last shift comes behind the residual
+        # an RPReLU that only adds: its last shift comes after the residual
         self.register_buffer("zero", self.scale.new_zeros(len(self.scale)), persistent=False)
         self.register_buffer("one", self.scale.new_ones(len(self.scale)), persistent=False)
 
     @torch.no_grad()
     def fill_(self, unit: TimestepUnit, name: str = "") -> "PackedTimestepUnit":  # type: ignore[override]
-        """Compute bits, scale and every group's numbers from the latent unit; returns itself. Raises InputError."""
+        """Compute bits, scale and every group's numbers from the latent unit; returns the packed one.
+
+        Errors as PackedLayer.
+        """
         super().fill_(unit.conv, name)
         if self.shifts is not None and unit.shift is not None:
             self.shifts.copy_(torch.stack(list(unit.shift.shifts)))

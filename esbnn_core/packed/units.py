@@ -15,9 +15,15 @@ from esbnn_core.units.token import TokenUnit
 
 @packs(BinaryUnit)
 class PackedUnit(PackedConv2d):
-    """Packed BinaryUnit, with buffers prelu (C',) and rprelu (3, C') where the unit has them; a real shortcut stays.
+    """Packed BinaryUnit; a real shortcut stays as it is.
 
-    In a chain (esbnn_core.packed.chain) it takes the packed signs of its input and hands those of its output on.
+    In a chain (esbnn_core.packed.chain) it reads the packed signs of its input and hands on those of its output.
+
+    Attributes:
+        prelu: buffer (C',), None where the unit has no inner PReLU.
+        rprelu: buffer (3, C'), None where the unit has no RPReLU.
+        shortcut: of the unit.
+        act: of the unit, nn.Identity() where it is an RPReLU.
     """
 
     prelu: Tensor | None
@@ -34,7 +40,7 @@ class PackedUnit(PackedConv2d):
 
     @torch.no_grad()
     def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
-        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
+        """Compute bits, folded affine and slopes of the latent unit; returns the packed one; errors as PackedLayer."""
         check_statistics(unit.norm, name)
         scale, bias = unit.affine()
         self._fill(unit.conv, scale, bias, name)
@@ -45,14 +51,14 @@ class PackedUnit(PackedConv2d):
         return self
 
     def hands_to(self, following: nn.Module | None) -> bool:
-        """Whether the signs of the output can be packed for `following` before it has seen the output."""
+        """Whether this unit can pack the signs of its output for `following`."""
         fits = isinstance(following, PackedUnit) and following.geometry.channels == len(self.scale)
         return fits and isinstance(self.act, nn.Identity)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, bits: Tensor | None = None, following: PackedLayer | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve`."""
+        """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve` takes them."""
         residual = None if self.shortcut is None else self.shortcut(x)
         y, handed = self.convolve(x, bits, self.prelu, residual, self.rprelu, following)
         return self.act(y) if following is None else (y, handed)
@@ -60,9 +66,12 @@ class PackedUnit(PackedConv2d):
 
 @packs(TokenUnit)
 class PackedTokenUnit(PackedLinear):
-    """Packed TokenUnit: (B, N, I) floating and skip (B, N, copies*O) -> skip's shape; buffer rprelu (3, copies*O).
+    """Packed TokenUnit: (B, N, I) floating and skip (B, N, copies*O) -> the shape of skip.
 
     Tokens are the pixels of a map of one row, so that the convolution's epilogue serves them.
+
+    Attributes:
+        rprelu: buffer (3, copies*O).
     """
 
     rprelu: Tensor
@@ -73,7 +82,7 @@ class PackedTokenUnit(PackedLinear):
 
     @torch.no_grad()
     def fill_(self, unit: TokenUnit, name: str = "") -> "PackedTokenUnit":  # type: ignore[override]
-        """Compute bits, folded affine and slopes from the latent unit; returns itself. Raises InputError."""
+        """Compute bits, folded affine and slopes of the latent unit; returns the packed one; errors as PackedLayer."""
         check_statistics(unit.norm, name)
         scale, bias = unit.affine()
         self._fill(unit.linear, scale, bias, name)
@@ -97,6 +106,6 @@ def check_statistics(norm: nn.Module, name: str) -> None:
     """Raise InputError naming the unit whose norm keeps no running statistics to fold."""
     if not isinstance(norm, nn.Identity) and getattr(norm, "running_mean", None) is None:
         raise InputError(
-            f"unit {name} normalises with {type(norm).__name__} and keeps no running statistics: packing needs a "
-            f"BatchNorm that does, or no norm"
+            f"the norm of unit {name} must be a BatchNorm with running statistics, or none, got {type(norm).__name__}: "
+            f"packing folds these statistics"
         )

@@ -1,7 +1,4 @@
-"""Distillation: the distributional loss of ReActNet, BNext's gap weighting (4.5), what a teacher is.
-
-Source: papers.md#distributional-loss.
-"""
+"""Distillation: ReActNet's distributional loss (papers.md#distributional-loss), BNext's gap weighting, teachers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,30 +20,30 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over the batch of -sum_k softmax(teacher)_k * log_softmax(student)_k; temperature 1, no label term.
 
     Args:
-        student, teacher: logits (N, K). The teacher gets no gradient.
+        student: logits (N, K).
+        teacher: logits (N, K), without gradient.
     """
     return per_sample_cross_entropy(student, teacher).mean()
 
 
 def per_sample_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """-sum_k softmax(teacher)_k * log_softmax(student)_k of every sample, (N,), for logits (N, K) of both."""
+    """-sum_k softmax(teacher)_k * log_softmax(student)_k of every sample, (N,); arguments as soft_cross_entropy."""
     target = F.softmax(teacher.detach(), dim=1)
     return -(target * F.log_softmax(student, dim=1)).sum(1)
 
 
 def gap_weighted_loss(student: Tensor, teachers: Sequence[Tensor], per_instance: bool = False) -> Tensor:
-    """BNext's loss over its active teachers: the one that the student fits worst counts most.
-
-    Source: papers.md#bnext-teachers.
+    """BNext's loss over its active teachers (papers.md#bnext-teachers): the worst fitted one weighs most.
 
         a_ij = softmax_j(CE(student_i, softmax(teacher_ij))), detached
         loss = mean_i(sum_j a_ij * L_j) / J     with J teachers
 
     Args:
-        student: logits (N, K). teachers: logits (N, K) each, without gradient.
-        per_instance: False is the original as its code runs, where L_j is the mean over the batch and only the mean of
-            a_ij over the batch matters (a mistyped word switches the other off). True is what it intends: L_ij of the
-            sample itself.
+        student: logits (N, K).
+        teachers: logits (N, K) each, without gradient.
+        per_instance: False is what the original's code runs: L_j is the mean over the batch, so that only the mean of
+            a_ij over the batch matters (a mistyped word switches the other form off). True is what it intends: L_ij of
+            the sample itself.
     """
     gaps = torch.stack([per_sample_cross_entropy(student, teacher) for teacher in teachers])
     share = gaps.detach().softmax(0)
@@ -55,15 +52,15 @@ def gap_weighted_loss(student: Tensor, teachers: Sequence[Tensor], per_instance:
 
 
 def consecutive_span(epoch: int, epochs: int, count: int) -> int:
-    """Which of `count` assistants is active in an epoch (from 0) of `epochs`: the run is cut into equal spans.
+    """Which of `count` assistants is active in an epoch (from 0) of `epochs`: each has an equal span of the run.
 
-    Behind the end the last one stays.
+    After the end the last one stays.
     """
     return min(count - 1, epoch * count // epochs)
 
 
 class FrozenTeacher:
-    """A teacher in use, held so that no module registers it; the network is set to eval and frozen in place."""
+    """A teacher in use, kept so that no module registers it; its network is set to eval and frozen in place."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval().requires_grad_(False)

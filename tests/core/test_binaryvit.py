@@ -278,5 +278,5 @@ def test_images_of_another_size_are_refused(size: tuple[int, int]) -> None:
 def test_pack_refuses_a_token_unit_without_statistics() -> None:
     unit = TokenUnit(8, 4)
     unit.norm = nn.BatchNorm1d(4, track_running_stats=False)
-    with pytest.raises(InputError, match="keeps no running statistics"):
+    with pytest.raises(InputError, match="must be a BatchNorm with running statistics, or none"):
         pack_(unit)

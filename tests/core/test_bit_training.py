@@ -65,7 +65,9 @@ def test_a_unit_whose_convolution_has_a_bias_takes_its_sums_alone_from_bits() ->
     unit = unit_of(options)
     x = randn(3, 8 * unit.tau * unit.groups, 7, 5, seed=7)
     twin = copy.deepcopy(unit)
-    with pytest.warns(UserWarning, match="only its convolution runs on bits, its convolution is a BinaryConv2d"):
+    with pytest.warns(
+        UserWarning, match="only its convolution runs on bits, its convolution must be a BinaryConv2d without bias"
+    ):
         train_on_bits_(twin)
     compare(run(twin, x), run(unit, x), 1e-12)
 

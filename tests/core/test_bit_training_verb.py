@@ -118,10 +118,12 @@ def test_who_is_left_out_is_named_and_still_right() -> None:
         train_on_bits_(units)
     units["hook"].norm.register_forward_hook(lambda *_: None)
     report = bit_training_report(units)
-    assert report["norm"].startswith("only its convolution runs on bits, its norm is a GroupNorm")
-    assert report["act"].startswith("only its convolution runs on bits, its activation is a Softsign")
-    assert report["sign"].startswith("its sign is a OwnSign") and report["fine"] == ""
-    assert report["hook"].startswith("only its convolution runs on bits, a hook looks at its BatchNorm2d")
+    assert report["norm"].startswith(
+        "only its convolution runs on bits, its norm must be a BatchNorm or none, got GroupNorm"
+    )
+    assert report["act"].startswith("only its convolution runs on bits, its act") and "got Softsign" in report["act"]
+    assert report["sign"].startswith("its sign must be a Sign or RSign, got OwnSign") and report["fine"] == ""
+    assert report["hook"].startswith("only its convolution runs on bits, its BatchNorm2d has a hook")
     units["tent"] = BinaryLinear(5, 6, activation="tent").double()
     with pytest.warns(UserWarning, match="5 binary units or layers train on plain layers"):
         train_on_bits_(units)

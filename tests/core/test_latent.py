@@ -148,7 +148,7 @@ def test_a_network_that_cannot_be_packed_keeps_its_real_stream() -> None:
     model = made(NAMES[0])
     with torch.no_grad():
         model.stages.layer4[3].conv.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"stages\.layer4\.3 has a latent weight that is not finite"):
+    with pytest.raises(InputError, match=r"latent weights of layer stages\.layer4\.3 must be finite"):
         pack_(model)
     assert model.has_training_parts and len(model.both(image())) == 2
 

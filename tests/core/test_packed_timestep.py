@@ -101,6 +101,6 @@ def test_costs_are_the_same_packed(tmp_path: Path) -> None:
 def test_a_weight_that_is_not_finite_names_the_unit() -> None:
     net = Net()
     net.unit.conv.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"layer unit has a latent weight that is not finite"):
+    with pytest.raises(ValueError, match=r"latent weights of layer unit must be finite"):
         pack_(net)
     assert isinstance(net.unit, TimestepUnit)

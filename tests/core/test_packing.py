@@ -11,6 +11,7 @@ from esbnn_core import InputError, create_model, model_spec
 from esbnn_core.kernels.reference import unpack_bits
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear, RSign
 from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.packed import match, packed_like, packs
 from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear
 from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
@@ -197,6 +198,30 @@ def test_an_empty_layout_takes_a_packed_state(name: str) -> None:
     layout = pack_layout_(small(name))
     layout.load_state_dict(packed.state_dict())
     assert torch.equal(layout(x), want)
+
+
+def test_the_most_specific_latent_class_decides_what_packs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inner(BinaryUnit):
+        pass
+
+    class Outer(Inner):
+        pass
+
+    class Foreign(nn.Module):
+        pass
+
+    monkeypatch.setattr(match, "_PACKED_BY_LATENT", dict(match._PACKED_BY_LATENT))
+    assert type(packed_like(Outer(4, 4))) is PackedUnit and packed_like(Foreign()) is None
+
+    @packs(Inner)
+    class PackedInner(PackedUnit):
+        pass
+
+    assert type(packed_like(Inner(4, 4))) is type(packed_like(Outer(4, 4))) is PackedInner
+    assert type(packed_like(BinaryUnit(4, 4))) is PackedUnit
+    packed = pack_(nn.Sequential(stir(Outer(4, 4)), stir(BinaryUnit(4, 4))))
+    assert [type(module) for module in packed] == [PackedInner, PackedUnit]
+    assert isinstance(packed_like(ESBinaryConv2d(8, 8, 3, tau=2)), PackedConv2d)
 
 
 def test_a_module_under_two_names_is_packed_once() -> None:

@@ -1,8 +1,8 @@
-"""Training on bits: the verb train_on_bits_, its undoing, and what it reports.
+"""Training on bits: the verb train_on_bits_, the verb that undoes it, and a report.
 
-A binary unit's training forward then takes its sums from the packed operators (esbnn_core.kernels) and its backward
-keeps bits in place of real maps; gradients, running statistics and the names of all tensors are those of the plain
-layers. Evaluation and packing are as they were. Sums over channels need float64, which Apple's mps does not have. A
+The training forward of a binary unit takes its sums from the packed operators (esbnn_core.kernels), and the backward
+keeps bits in place of real maps. Gradients, running statistics and the names of all tensors are those of the plain
+layers; evaluation and packing do not change. Sums over channels need float64, which Apple's mps does not have. A
 gradient of a gradient is refused.
 """
 
@@ -24,29 +24,30 @@ NOT_CALLED = "train_on_bits_ was not called"
 def train_on_bits_(model: nn.Module, config: TrainOnBits | None = None) -> nn.Module:
     """Let every BinaryUnit and every binary layer of the model train on bits, in place.
 
-    A unit does so as long as it is in training mode, its weights are +-1 and its steps are known ones; a BNext begins
-    once its temperature is annealed. Until then the plain layers serve, and a warning names the first such unit.
-    Bare layers, and the linear layers of a TokenUnit, run their product alone on bits. A unit's output is
-    channels_last. Call it again after a verb that swaps layers (binarize_, expand_).
+    A unit trains on bits while it is in training mode, its weights are +-1 and each of its steps is supported; a BNext
+    begins once its temperature is annealed. Until then the plain layers serve, and a warning names the first such unit.
+    Only the product of bare layers, and of the linear layers of a TokenUnit, runs on bits. A unit's output is
+    channels_last. Call the verb again after one that replaces layers (binarize_, expand_).
 
     Args:
-        model: a latent network, wrapped for several processes or not. config: TrainOnBits().
+        model: a latent network, wrapped for several processes or not.
+        config: default TrainOnBits().
 
     Returns:
         the same model.
 
     Raises:
-        InputError: no binary layer, or one with real weights (named); the model is then as it was.
+        InputError: no binary layer, or one with real weights (named); the model is then unchanged.
     """
     config = config or TrainOnBits()
     layers = binary_layers(model)
     if not layers:
-        raise InputError("train_on_bits_ met no binary layer: give a latent network, not a real or a packed one")
+        raise InputError("train_on_bits_ found no binary layer: give a latent network, not a real or a packed one")
     for name, layer in layers:
         if isinstance(layer.quantizer, RealWeights):
             raise InputError(
-                f"layer {name} has real weights and cannot train on bits: train step 1 of a two-step recipe on the "
-                f"plain layers and step 2 on bits"
+                f"layer {name} must have binary weights to train on bits, got real ones: train step 1 of a two-step "
+                f"recipe on the plain layers and step 2 on bits"
             )
     for module in model.modules():
         if isinstance(module, BinaryUnit):
@@ -58,7 +59,7 @@ def train_on_bits_(model: nn.Module, config: TrainOnBits | None = None) -> nn.Mo
         name, reason = next(iter(plain.items()))
         warnings.warn(
             f"{len(plain)} binary units or layers train on plain layers for now, the first is {name}: {reason} "
-            f"(esbnn_core.training.on_bits.bit_training_report names all)",
+            f"(esbnn_core.training.on_bits.bit_training_report lists all)",
             stacklevel=2,
         )
     return model
@@ -73,9 +74,9 @@ def train_plain_(model: nn.Module) -> nn.Module:
 
 
 def bit_training_report(model: nn.Module) -> dict[str, str]:
-    """By name every BinaryUnit, and every binary layer outside of one: "" where it trains on bits, else why not.
+    """Every BinaryUnit, and every binary layer outside one, by name: "" where it trains on bits, else why not.
 
-    A unit whose convolution runs on bits and whose other steps do not says so.
+    The reason of a unit of which only the convolution runs on bits begins with that.
     """
     report: dict[str, str] = {}
     inside: set[nn.Module] = set()

@@ -1,8 +1,8 @@
-"""The autograd function of a unit on bits: its forward comes from exact sums, its backward keeps bits.
+"""The autograd function of a unit on bits: its forward starts from exact sums, its backward keeps bits.
 
-Kept for backward: what esbnn_core.training.on_bits.signs says of the input, the weight's bits, vectors a channel long,
-and a shortcut module's output where an activation follows it. The sums are convolved again from the bits (or kept in 16
-bits), all that lies behind them is computed again from the sums.
+Kept for backward: what esbnn_core.training.on_bits.signs describes of the input, the weight's bits, one vector a
+channel long for each step, and a shortcut module's output where an activation follows it. Backward convolves the bits
+again for the sums (or keeps these in 16 bits) and computes everything after them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from esbnn_core.kernels import Geometry
 from esbnn_core.training.on_bits.product import gradients, sums_of
-from esbnn_core.training.on_bits.rows import map_of, own_types, pieces, rows_of, work_dtype
+from esbnn_core.training.on_bits.rows import map_of, pieces, rows_of, without_autocast, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
 from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
 
@@ -23,11 +23,19 @@ class Plan(NamedTuple):
     """What a call is besides its tensors.
 
     Attributes:
-        geometry, rule: of the convolution and of its input's sign. copies: tiles. bare: the sums alone, no step behind.
-        eps: of the norm over this batch's statistics, None where factor and offset are given. rows: over how many rows
-            the statistics go; reduce: sums a tensor over the processes that share them, in place, or None.
-        identity: the input itself is the residual. act, limits: see Tail. narrow: dtype of the plain convolution, which
-            the gradients of its two operands are computed in. out: dtype of the result. keep_sums: see TrainOnBits.
+        geometry: of the convolution.
+        rule: of its input's sign.
+        copies: tiles.
+        bare: whether the sums are the result, with no step after them.
+        eps: of the norm over this batch's statistics, None where factor and offset are given.
+        rows: number of rows that the statistics are taken over.
+        reduce: sums a tensor over the processes that share the statistics, in place, or None.
+        identity: whether the input itself is the residual.
+        act: see Tail.
+        limits: see Tail.
+        narrow: dtype of the plain convolution, in which the gradients of its two operands are computed.
+        out: dtype of the result.
+        keep_sums: see TrainOnBits.
     """
 
     geometry: Geometry
@@ -46,7 +54,7 @@ class Plan(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Numbers a channel: scale (O,); (C',) weight and bias of the norm, inner PReLU's slope, and RPReLU's three."""
+    """One number for each channel: scale (O,); the others (C',), weight and bias of the norm and slopes and shifts."""
 
     scale: Tensor | None
     gamma: Tensor | None
@@ -68,7 +76,7 @@ def factor_of(plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tenso
 
 
 def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tail:
-    """The tail of these numbers, in `dtype`."""
+    """The tail with these vectors, in `dtype`."""
     cast = [None if t is None else t.to(dtype) for t in (mean, vectors.beta, *vectors[3:])]
     centre, offset, inner, shift_in, slope, shift_out = cast
     factor = factor.to(dtype)
@@ -108,7 +116,7 @@ class UnitOnBits(torch.autograd.Function):
         else:
             tail = tail_of(plan, vectors, mean, factor_of(plan, *_double([*vectors[:2], var])), work)
             added = x if plan.identity else residual
-            with own_types(x.device):
+            with without_autocast(x.device):
                 y = map_of(finish(tail, rows_of(sums), None if added is None else rows_of(added), plan.out), sums)
         ctx.plan, ctx.weight_shape, ctx.x_shape, ctx.x_dtype, ctx.work = plan, weight.shape, x.shape, x.dtype, work
         ctx.weight_dtype, ctx.residual_dtype = weight.dtype, None if residual is None else residual.dtype
@@ -142,7 +150,7 @@ class UnitOnBits(torch.autograd.Function):
         else:
             if sums is None:
                 sums = sums_of(geometry, x, shift, bits, weight_bits)
-            with own_types(grad.device):
+            with without_autocast(grad.device):
                 rows, residual_rows, vector_grads = _through_tail(
                     ctx, vectors, mean, var, rows_of(grad), rows_of(sums), x if plan.identity else residual
                 )
@@ -201,14 +209,14 @@ def _through_mask(
 def _through_tail(
     ctx: Any, vectors: Vectors, mean: Tensor | None, var: Tensor | None, grad: Tensor, sums: Tensor, added: Any
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """From the gradient rows of y to those of the sums and of the residual, and of the vectors.
+    """From the gradient rows of y to those of the sums and of the residual, and to the gradients of the vectors.
 
-    Where the statistics are the batch's, the sums act on y through them as well: the mean takes off the mean gradient,
-    the variance brings a term along the centred sums.
+    Where the statistics are the batch's, the sums also act on y through them: the mean subtracts the mean gradient, the
+    variance adds a term along the centred sums.
     """
     plan: Plan = ctx.plan
     with torch.enable_grad():
-        # numbers a channel long: autograd does the algebra of scale, variance and norm weight
+        # vectors are short: autograd does the algebra of scale, variance and norm weight
         leaves = [None if t is None else t.detach().requires_grad_() for t in _double([*vectors[:2], var])]
         factor = factor_of(plan, *leaves)
     tail = tail_of(plan, vectors, mean, factor.detach(), ctx.work)

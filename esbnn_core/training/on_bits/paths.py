@@ -1,7 +1,7 @@
-"""Which units and layers can train on bits just now, and their training forward on bits.
+"""Which units and layers can train on bits now, and their training forward on bits.
 
-A path is what a unit's or layer's attribute `training_path` holds. Called with the module and its input, it returns the
-output, or None where the plain forward has to serve; `reason` says why.
+A path is the value of a unit's or layer's attribute `training_path`. Called with the module and its input, it returns
+the output, or None where the plain forward has to serve; `reason` returns why.
 """
 
 from dataclasses import dataclass
@@ -30,16 +30,19 @@ class TrainOnBits:
     """How train_on_bits_ trains.
 
     Attributes:
-        keep_sums: keep the exact sums for backward in 16 bits (32 where a filter has 32768 weights or more) in place of
-            convolving the bits again: 2 bytes an output of the un-tiled filters for the time of one binary convolution.
+        keep_sums: keep the exact sums for backward in 16 bits (32 where a filter has 32768 weights or more) and do not
+            convolve the bits again. Costs 2 bytes for each output of the un-tiled filters, saves one binary
+            convolution.
     """
 
     keep_sums: bool = False
 
 
 class SignMode:
-    """Whether a quantizer is in sign mode, asked again only once its buffers have changed: asking reads a temperature,
-    which on a GPU waits for all work before it."""
+    """Whether a quantizer is in sign mode, asked again only after its buffers have changed.
+
+    Asking reads a temperature, which on a GPU waits for all work before it.
+    """
 
     def __init__(self) -> None:
         self.seen: tuple[WeightQuantizer, list[tuple[Tensor, int]], bool] | None = None
@@ -58,46 +61,47 @@ class SignMode:
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seen": None}  # a copy asks for itself
+        return {"seen": None}  # a copy has to ask again
 
 
 def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
-    """Why the layer's product cannot run on bits just now, "" where it can."""
+    """Why the layer's product cannot run on bits now, "" where it can."""
     if isinstance(layer.quantizer, RealWeights):
         return "its weights are real"
     if not signs(layer.quantizer):
         return "its weights are not in sign mode, " + layer.quantizer.to_sign_mode.split(":")[0]
     rule = sign_rule(layer.sign)
     if rule is None:
-        return f"its sign is a {type(layer.sign).__name__}, Sign or RSign was expected"
+        return f"its sign must be a Sign or RSign, got {type(layer.sign).__name__}"
     if isinstance(layer, BinaryLinear) and rule.standardised:
         return "the tent estimator divides its input by a deviation over tokens"
     if not isinstance(layer, BinaryConv2d | BinaryLinear):
-        return f"it is a {type(layer).__name__}, BinaryConv2d or BinaryLinear was expected"
+        return f"it must be a BinaryConv2d or BinaryLinear, got {type(layer).__name__}"
     return ""
 
 
 def unit_reason(unit: BinaryUnit) -> str:
-    """Why the steps behind the unit's convolution cannot run with it, "" where they can."""
+    """Why the steps after the unit's convolution cannot run with it, "" where they can."""
     if type(unit.conv) is not BinaryConv2d or unit.conv.bias is not None:
-        return f"its convolution is a {type(unit.conv).__name__}, a BinaryConv2d without bias was expected"
+        bias = "" if unit.conv.bias is None else " with a bias"
+        return f"its convolution must be a BinaryConv2d without bias, got {type(unit.conv).__name__}{bias}"
     if not (type(unit.tile) is nn.Identity or (isinstance(unit.tile, Tile) and unit.tile.dim == 1)):
-        return f"its tile is a {type(unit.tile).__name__}, Tile over the channels was expected"
+        return f"its tile must be a Tile over the channels, got {type(unit.tile).__name__}"
     if not isinstance(unit.norm, nn.Identity | nn.BatchNorm2d | nn.SyncBatchNorm):
-        return f"its norm is a {type(unit.norm).__name__}, a BatchNorm or none was expected"
+        return f"its norm must be a BatchNorm or none, got {type(unit.norm).__name__}"
     if type(unit.inner_act) not in (nn.Identity, nn.PReLU):
-        return f"its inner activation is a {type(unit.inner_act).__name__}, PReLU or none was expected"
+        return f"its inner activation must be a PReLU or none, got {type(unit.inner_act).__name__}"
     if type(unit.act) not in (nn.Identity, nn.PReLU, nn.Hardtanh, RPReLU):
-        return f"its activation is a {type(unit.act).__name__}, RPReLU, PReLU, Hardtanh or none was expected"
+        return f"its activation must be RPReLU, PReLU, Hardtanh or none, got {type(unit.act).__name__}"
     inside = (unit.conv, unit.conv.sign, unit.tile, unit.norm, unit.inner_act, unit.act)
     for module in inside:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return f"a hook looks at its {type(module).__name__}, which would not be called"
+            return f"its {type(module).__name__} has a hook, which would not be called"
     return ""
 
 
 def _narrow(x: Tensor, layer: BinaryLayer) -> torch.dtype | None:
-    """dtype of the plain layer's product; None where it would refuse its operands, or where x is no map of numbers."""
+    """dtype of the plain layer's product; None where that would refuse its operands, or x is empty or not floating."""
     kind = x.device.type
     weight = layer.weight.dtype
     if not x.is_floating_point() or x.numel() == 0:
@@ -109,7 +113,15 @@ def _narrow(x: Tensor, layer: BinaryLayer) -> torch.dtype | None:
 
 
 class Operands(NamedTuple):
-    """sums (N, O, H', W') int32, bits of x or None, weight_bits; then x's shift and the +-1 weight (O, I, KH, KW)."""
+    """The operands of a product and its sums.
+
+    Attributes:
+        sums: (N, O, H', W') int32.
+        bits: of x, or None.
+        weight_bits: as kernels.ConvCall.weight.
+        shift: of x, or None.
+        weight: the +-1 weight (O, I, KH, KW).
+    """
 
     sums: Tensor
     bits: Tensor | None
@@ -119,7 +131,7 @@ class Operands(NamedTuple):
 
 
 def _operands(layer: BinaryLayer, x: Tensor, geometry: kernels.Geometry, keeps_input: bool) -> Operands:
-    """What both paths start from; bits where backward does not read the values of x."""
+    """What both paths start from, with bits where backward does not read the values of x."""
     weight = layer.quantizer.binary(layer.weight)
     weight = weight if weight.dim() == 4 else weight[:, :, None, None]
     shift = getattr(layer.sign, "shift", None)
@@ -167,13 +179,13 @@ def _rule(layer: BinaryLayer) -> SignRule:
 
 
 class UnitPath:
-    """Training forward of a whole BinaryUnit on bits: sums, statistics of the batch, then all steps behind them."""
+    """Training forward of a whole BinaryUnit on bits: sums, statistics of the batch, then all later steps."""
 
     def __init__(self, config: TrainOnBits) -> None:
         self.config, self.signs = config, SignMode()
 
     def reason(self, unit: BinaryUnit) -> str:
-        """Why the unit's plain forward serves (which may have its convolution on bits), "" where it does not."""
+        """Why the unit's plain forward serves (its convolution may still run on bits), "" where it does not."""
         return layer_reason(unit.conv, self.signs) or unit_reason(unit)
 
     def __call__(self, unit: BinaryUnit, x: Tensor) -> Tensor | None:
@@ -185,7 +197,7 @@ class UnitPath:
         geometry, out_channels = geometry_of(conv), unit.copies * conv.out_channels
         rule = _rule(conv)
         identity, (act, limits, ends) = type(unit.shortcut) is nn.Identity, _activation(unit.act, out_channels)
-        # read by the estimator, or by the activation behind an identity
+        # read by the estimator, or by the activation after an identity
         keeps_input = rule.reads_values or (identity and act != "none")
         sums, bits, weight_bits, shift, weight = _operands(conv, x, geometry, keeps_input)
         scale, mean, var, rows, reduce, eps = conv.output_scale(), None, None, 0, None, None
@@ -200,7 +212,7 @@ class UnitPath:
             assert isinstance(norm, _BatchNorm)
             reduce = reducer(norm)
             if reduce is None and sums.numel() == sums.shape[1]:
-                return None  # one value a channel, which the norm itself refuses in its own words
+                return None  # one value for each channel, which the norm itself refuses
             with torch.no_grad():
                 found = batch_statistics(rows_of(sums), reduce, work_dtype(narrow, x.dtype))
                 track_(norm, found, scale, copies)
@@ -223,7 +235,7 @@ class UnitPath:
 
 
 def _slopes(act: nn.Module, channels: int) -> Tensor | None:
-    """A PReLU's slopes, one a channel (a shared one is spread), None for another module."""
+    """A PReLU's slopes, one for each channel (a shared one is repeated), None for another module."""
     return act.weight.expand(channels) if isinstance(act, nn.PReLU) else None
 
 
@@ -243,7 +255,7 @@ def _activation(
 
 @torch.no_grad()
 def _out_dtype(unit: BinaryUnit, dtypes: list[torch.dtype], residual: Tensor | None) -> torch.dtype:
-    """dtype of the plain unit's output: its own modules on one number, because autocast has its own mind on PReLU."""
+    """dtype of the plain unit's output, by running its modules on one number: autocast treats PReLU in its own way."""
     dtype = dtypes[0]
     for other in dtypes[1:]:
         dtype = torch.promote_types(dtype, other)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 18
-"""Numbers of one map that a piece holds on the CPU, where a step over a whole map would wait for memory."""
+"""Values of one map in a piece on the CPU, where a step over a whole map would wait for memory."""
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def map_of(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def pieces(rows: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension of (M, C): small ones on the CPU, one elsewhere."""
+    """Slices of the first dimension of (M, C): small ones on the CPU, a single one elsewhere."""
     count, channels = rows.shape
     step = max(1, PIECE // max(1, channels)) if rows.device.type == "cpu" else max(1, count)
     for start in range(0, count, step):
@@ -31,12 +31,12 @@ def pieces(rows: Tensor) -> Iterator[slice]:
 
 
 def work_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """What the element-wise steps compute in: float64 where one of them is, else float32, never narrower."""
+    """dtype of the element-wise steps: float64 where one of `dtypes` is, else float32, never narrower."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def own_types(device: torch.device) -> AbstractContextManager[Any]:
-    """No autocast inside: it would narrow a PReLU in the middle of steps whose dtype is chosen."""
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast inside: it would narrow a PReLU in the middle of steps that have a dtype already."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,7 +1,7 @@
 """What a backward keeps of the input of a sign, and how it reads the signs and the estimator back.
 
-The input itself where the estimator or a later step reads its values: it is the memory of the layer before and costs
-nothing of its own. Otherwise one bit a value for the sign and, for "clip", one for the estimator's mask.
+The input itself where the estimator or a later step reads its values: the layer before keeps it anyway, so it costs
+nothing more. Otherwise one bit a value for the sign and, for "clip", one for the estimator's mask.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,13 @@ from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of
 
 
 class SignRule(NamedTuple):
-    """The estimator of a layer's sign; `standardised`: it divides the input by its sample's deviation ("tent")."""
+    """The estimator of a layer's sign.
+
+    Attributes:
+        ste: its name.
+        clip: half width of "clip".
+        standardised: whether it divides the input by its sample's deviation ("tent").
+    """
 
     ste: STE
     clip: float
@@ -30,7 +36,7 @@ class SignRule(NamedTuple):
 
 
 def sign_rule(sign: nn.Module) -> SignRule | None:
-    """The rule of a layer's `sign`; nn.Identity promises +-1 input, whose sign is itself. None for a foreign module."""
+    """The rule of a layer's `sign`, None for an unknown one; nn.Identity promises +-1 input, its own sign."""
     if type(sign) is nn.Identity:
         return SignRule("identity", 1.0, False)
     if isinstance(sign, Sign) and type(sign).forward is Sign.forward:
@@ -44,13 +50,12 @@ def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
 
 
 def mask_bits(x: Tensor, shift: Tensor | None, clip: float, groups: int) -> Tensor:
-    """Bits of |x + shift| <= clip as pack_sign lays them, exactly: a difference is not negative just where it holds."""
+    """Bits of |x + shift| <= clip in the order of pack_sign; exact, because a - b >= 0 just where a >= b."""
     rows = rows_of(x)
-    room = torch.empty(rows.shape, dtype=_dtype(x, shift), device=x.device)
+    difference = torch.empty(rows.shape, dtype=_dtype(x, shift), device=x.device)
     for piece in pieces(rows):
-        room[piece] = shifted(rows[piece], shift).abs_().neg_().add_(clip)
-    bits: Tensor = kernels.pack_sign(map_of(room, x), None, groups, 1)
-    return bits
+        difference[piece] = shifted(rows[piece], shift).abs_().neg_().add_(clip)
+    return kernels.pack_sign(map_of(difference, x), None, groups, 1)
 
 
 def _dtype(x: Tensor, shift: Tensor | None) -> torch.dtype:
@@ -65,8 +70,8 @@ def unpack(words: Tensor, channels: int, groups: int, values: tuple[float, float
     bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device) & 1
     table = torch.tensor(values, dtype=dtype, device=words.device)[bits]
     spread = F.embedding(words.contiguous().view(torch.uint8).int(), table).unflatten(-2, (groups, -1)).flatten(-2)
-    own: Tensor = spread[..., : channels // groups]
-    return own.flatten(-2)
+    used: Tensor = spread[..., : channels // groups]
+    return used.flatten(-2)
 
 
 def signs_of(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -82,11 +87,14 @@ def signs_of(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
 def through(
     rule: SignRule, grad: Tensor, x: Tensor, shift: Tensor | None, onto: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """From the gradient of the signs to those of x and shift, x being kept.
+    """From the gradient of the signs to those of x and shift, where x itself is kept.
 
     Args:
-        grad: rows (M, C). x: (N, C, H, W). shift: (C,) or None. onto: rows (M, C) that the gradient of x is added to,
-            in place, or None.
+        rule: the estimator.
+        grad: rows (M, C).
+        x: (N, C, H, W).
+        shift: (C,) or None.
+        onto: rows (M, C) to which the gradient of x is added, in place, or None.
 
     Returns:
         Rows (M, C), and (C,) where there is a shift.
@@ -110,7 +118,7 @@ def through(
 
 
 def estimator_(rule: SignRule, a: Tensor) -> Tensor:
-    """The derivative that the rule puts for the sign's at a; may write over a."""
+    """The derivative at a that the rule uses in place of the sign's; may write over a."""
     if rule.ste == "identity":
         return a.fill_(1)
     if rule.ste == "clip":
@@ -119,7 +127,7 @@ def estimator_(rule: SignRule, a: Tensor) -> Tensor:
 
 
 def _through_deviation(rule: SignRule, grad: Tensor, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As `through`, for the sign that divides by the deviation: autograd goes back through the division."""
+    """As `through`, for the sign that divides by the deviation: autograd does the backward of the division."""
     sign = Sign(rule.ste, rule.clip)
     with torch.enable_grad():
         moved = (x if shift is None else x + shift.view(1, -1, 1, 1)).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Statistics of one batch of exact sums, per filter, and the running ones of the norm that they feed."""
+"""Statistics of one batch of exact sums, by filter, and the running statistics of the norm that follow them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,14 @@ from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 
 class BatchStatistics(NamedTuple):
-    """mean and var (O,) float64, var biased, over `rows` rows; reduce: see Plan."""
+    """Statistics of the sums.
+
+    Attributes:
+        mean: (O,) float64.
+        var: (O,) float64, biased.
+        rows: number of rows that they are taken over.
+        reduce: see Plan.
+    """
 
     mean: Tensor
     var: Tensor
@@ -21,7 +28,7 @@ class BatchStatistics(NamedTuple):
 
 
 def reducer(norm: nn.Module) -> Callable[[Tensor], Any] | None:
-    """What sums a tensor in place over the processes of a SyncBatchNorm, None where the norm is of this one alone."""
+    """What sums a tensor in place over the processes of a SyncBatchNorm, None where it sees this process alone."""
     if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
         return None
     group = norm.process_group or dist.group.WORLD
@@ -31,9 +38,9 @@ def reducer(norm: nn.Module) -> Callable[[Tensor], Any] | None:
 
 
 def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype: torch.dtype) -> BatchStatistics:
-    """Of the rows (M, O) int32 of sums; a channel's copies share them.
+    """The statistics of rows (M, O) int32 of sums; a channel's copies share them.
 
-    Whole numbers near the mean are added up, so that a large mean takes no digits from the variance.
+    Differences from a whole number near the mean are added up, so that a large mean costs the variance no digits.
     """
     count, filters = sums.shape
     first = ChannelSum(filters, sums.device)
@@ -48,7 +55,7 @@ def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype
     assert base is not None
     total, squares, near = first.total, second.total, base.double()
     if reduce is not None:
-        # about a base of one's own no sums of two processes can be added: back to 0 first, in float64
+        # each process has another base, and sums about two bases cannot be added: back to 0 first, in float64
         squares = squares + 2 * near * total + count * near * near
         total = total + count * near
         shared = torch.stack([total, squares, torch.full_like(total, count)])
@@ -60,7 +67,7 @@ def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype
 
 @torch.no_grad()
 def track_(norm: _BatchNorm, statistics: BatchStatistics, scale: Tensor | None, copies: int) -> None:
-    """Let the norm's running statistics follow the scaled and tiled sums, as its own forward would."""
+    """Update the norm's running statistics by the scaled and tiled sums, as the norm's forward would."""
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     momentum = norm.momentum

@@ -1,6 +1,6 @@
-"""The steps of a unit behind its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
+"""The steps of a unit after its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
 
-Written over rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
+They work on rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
 broadcast here, and what all copies share is computed once.
 """
 
@@ -16,12 +16,19 @@ Kind = Literal["none", "prelu", "hardtanh"]
 
 
 class Tail(NamedTuple):
-    """The steps' numbers, all of the dtype that they compute in.
+    """The parameters of the steps, all of the dtype that they compute in.
 
     Attributes:
-        copies: tiles. centre: (O,) taken off the sums first, or None. factor, offset: (C',). inner: slope of the PReLU
-            before the residual, or None. act: what comes after it; a "prelu" with a shift before and after is RPReLU.
-        shift_in, slope, shift_out: (C',) or None. limits: of the hardtanh.
+        copies: tiles.
+        centre: (O,) subtracted from the sums first, or None.
+        factor: (C',).
+        offset: (C',).
+        inner: slope (C',) of the PReLU before the residual, or None.
+        act: what comes after the residual; a "prelu" with a shift before and after is RPReLU.
+        shift_in: (C',) or None.
+        slope: (C',) or None.
+        shift_out: (C',) or None.
+        limits: of the hardtanh.
     """
 
     copies: int
@@ -54,7 +61,18 @@ class Tail(NamedTuple):
 
 
 class TailGrads(NamedTuple):
-    """Gradients. sums: rows (M, O), of the centred sums. residual: rows (M, C') or None. The others: (C',) float64."""
+    """Gradients of the tail.
+
+    Attributes:
+        sums: rows (M, O), of the centred sums.
+        residual: rows (M, C') or None.
+        factor: (C',) float64, as all that follow.
+        offset: likewise.
+        inner: likewise.
+        shift_in: likewise.
+        slope: likewise.
+        shift_out: likewise.
+    """
 
     sums: Tensor
     residual: Tensor | None
@@ -83,9 +101,14 @@ def finish(tail: Tail, sums: Tensor, residual: Tensor | None, dtype: torch.dtype
 
 
 def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool) -> TailGrads:
-    """Gradients of finish: `grad` rows (M, C') of y; the pre-activations are computed again from the sums.
+    """Gradients of finish; the pre-activations are computed again from the sums.
 
-    residual is read only where an activation follows it; `wants_residual` asks for its gradient.
+    Args:
+        tail: as finish.
+        grad: rows (M, C') of y.
+        sums: (M, O).
+        residual: (M, C'), read only where an activation follows it, or None.
+        wants_residual: whether to compute the gradient of the residual.
     """
     channels, work = len(tail.factor), tail.factor.dtype
     sums_grad = torch.empty(sums.shape, dtype=work, device=grad.device)
@@ -103,7 +126,7 @@ def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wa
             if tail.shift_out is not None:
                 shift_out.add(g)
             if tail.act == "hardtanh":
-                # strictly inside, as torch has it
+                # strictly inside, as in torch
                 g = g * ((z > tail.limits[0]) & (z < tail.limits[1]))
             elif tail.slope is not None:
                 g = _through_prelu(g, z, tail.slope, slope, onto)
@@ -130,7 +153,7 @@ def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wa
 def _through_prelu(g: Tensor, z: Tensor, slope: Tensor, slope_total: ChannelSum, out: Tensor | None) -> Tensor:
     """Gradient of prelu(z, slope) with respect to z, in `out` or a new tensor; the slope's is added to `slope_total`.
 
-    In parts that the CPU has vector code for: torch's own backward of prelu has none there. Writes over z.
+    Made of operators that have vector code on the CPU, which torch's own backward of prelu lacks. Writes over z.
     """
     above = torch.ops.aten.threshold_backward(g, z, 0)
     below = g - above
