@@ -122,7 +122,7 @@ def test_a_graph_replays_with_new_inputs() -> None:
 def test_a_kernel_first_met_in_a_capture_is_named() -> None:
     there = moved(block(1, 5, 96, 3) | {"sign_groups": 0, "sign_shift": None, "out_dtype": torch.float16})
     lanes, graph = cuda.lanes_of(there["weight"], 1), torch.cuda.CUDAGraph()
-    with pytest.raises(InputError, match="inside the capture of a CUDA graph"), torch.cuda.graph(graph):
+    with pytest.raises(InputError, match="must be loaded before the capture of a CUDA graph"), torch.cuda.graph(graph):
         convolve(there, lanes)
 
 

@@ -184,7 +184,7 @@ def test_nothing_is_loaded_inside_the_capture_of_a_graph(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     gpu = Gpu(0, "Bits")
-    with pytest.raises(InputError, match="the CUDA kernel conv Large Bits was first asked for inside the capture"):
+    with pytest.raises(InputError, match="the CUDA kernel conv Large Bits must be loaded before the capture"):
         gpu.function(Kernel("conv", "Large", "Bits", BLOCK))
     assert gpu.architecture == "sm_90" and gpu.multiprocessors == 132
 

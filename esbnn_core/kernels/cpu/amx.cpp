@@ -1,5 +1,5 @@
 // AMX: tiles of 16 pixels and of 16 filters, 64 signed bytes of the sum deep, whose products the processor adds up
-// exactly. Bits stay the form at rest; a share of the work spreads those that it reads to bytes (amx_spread.h).
+// exactly. Tensors stay packed in memory; a share of the work spreads the bits that it reads to bytes (amx_spread.h).
 #include <immintrin.h>
 
 #include <algorithm>
@@ -20,20 +20,20 @@ namespace esbnn {
 namespace ISA {
 #include "avx512.h"
 
-// the tiles' own sums are what the epilogue wants
+// the epilogue needs the tiles' sums as they are
 static inline Ints exact(const int32_t *, const int *, const int32_t *sum, int64_t) { return load_ints(sum); }
 #include "amx_spread.h"
 #include "epilogue.h"
 
-// Below so many pixels in a share its weights are not worth spreading. Bytes of weights and of activations that are
-// spread at once, to stay in the second cache together.
-#ifdef ESBNN_AMX_EMULATED // small, so that small tests walk through all of it
+// FEW_PIXELS: with fewer pixels in a share, spreading its weights does not pay. The others: bytes of weights and of
+// activations that are spread at once, so that both stay in the second cache.
+#ifdef ESBNN_AMX_EMULATED // small, so that small tests reach all of it
 constexpr int64_t FEW_PIXELS = 2, WEIGHT_BYTES = 48 << 10, PART_BYTES = 12 << 10;
 #else
 constexpr int64_t FEW_PIXELS = 64, WEIGHT_BYTES = 1 << 20, PART_BYTES = 512 << 10;
 #endif
 
-// What the processor is told: eight whole tiles.
+// The processor's configuration: eight whole tiles.
 struct Configuration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -50,7 +50,7 @@ struct Rows {
   Row of[2 * SIDE];
   int64_t count = 0;
 
-  // The live pixels of `tile`, whose sums go to `at`.
+  // The used pixels of `tile`, whose sums go to `at`.
   void add(const Conv &c, const Part &part, int64_t image, int64_t tile, int64_t at) {
     const int64_t in_run = parts_of(part.length, SIDE), run = tile / in_run, from = tile % in_run * SIDE;
     for (int64_t p = from, end = std::min(from + SIDE, part.length), live; p < end; p += live) {
@@ -95,10 +95,10 @@ struct Operands {
   int64_t tap_count;
 };
 
-// P tiles of pixels by R blocks. between() is called once a step: work that the tiles' own unit does not wait for.
+// P tiles of pixels by R blocks. between() is called once a step: work beside that of the tile unit.
 template <int P, int R, typename Between>
 static void products(const Operands &o, int32_t (*sums)[LANES], const Between &between) {
-  // the compiler does not see that tile loads read memory: what was stored before has to be there
+  // the compiler does not know that tile loads read memory: earlier stores must be complete
   __asm__ volatile("" ::: "memory");
   const int8_t *weights = o.weights;
   _tile_zero(0);
@@ -128,13 +128,13 @@ static void products(const Operands &o, int32_t (*sums)[LANES], const Between &b
   if constexpr (P == 2 && R == 2) _tile_stored(3, sums + SIDE * R + 1, step);
 }
 
-// Two sets of sums take turns: the epilogue of one runs while the tiles make the other.
+// Two sets of sums take turns: the epilogue of one runs while the tiles compute the other.
 class Walk {
 public:
   Walk(const Conv &c, const Epilogue &e) : layer{c, e, finisher(e, LANES), finisher(e, 1)} {}
   ~Walk() { layer.settle(sums[turn ^ 1], sums[turn ^ 1].pieces); }
 
-  // Blocks [block0, block1) of one group over a part; pixels outside, so that theirs stay in the first cache.
+  // Blocks [block0, block1) of one group over a part; pixels in the outer loop, so that they stay in the first cache.
   void part(const Part &part, int64_t image, int64_t block0, int64_t block1, const int8_t *pixels,
             const int8_t *weights, const int64_t *taps) {
     const Conv &c = layer.c;
@@ -170,7 +170,7 @@ private:
   int turn = 0, row_turn = 0;
 };
 
-// False where memory is short; what is written by then is right.
+// False if there is too little memory; what has been written until then is right.
 static bool walk(const Conv &c, const Epilogue &e, const Task &t) {
   const int64_t pixel = c.words / 2 * DEPTH, block_size = c.taps() * pixel * SIDE;
   const int64_t one = 1, rows = t.row1 - t.row0, columns = t.column1 - t.column0;

@@ -1,4 +1,4 @@
-// Whether a process may use AMX: the processor has it, the kernel saves its state, and lets this process have it.
+// Whether a process may use AMX: the processor has it, the operating system saves its state and permits its use.
 #pragma once
 #ifdef __linux__
 #include <sys/syscall.h>

@@ -1,5 +1,5 @@
-// The tile intrinsics that amx.cpp uses, as plain C++ after Intel's manual (volume 2): for tests on processors without
-// AMX, -DESBNN_AMX_EMULATED. What the processor would answer with a fault ends the process.
+// The tile intrinsics of amx.cpp in plain C++ after Intel's manual (volume 2), for tests on processors without AMX
+// (-DESBNN_AMX_EMULATED). Where the processor would raise a fault the process ends.
 #pragma once
 #include <cstdint>
 #include <cstdio>

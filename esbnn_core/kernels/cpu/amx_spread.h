@@ -1,6 +1,6 @@
 // Bits spread to bytes for AMX tiles (included by amx.cpp inside namespace esbnn::ISA): weights to -1 and +1,
-// activations to these and to 0 outside the image and past the last channel, so that a tile's sum is the sum and no
-// border is corrected.
+// activations to -1 and +1, and to 0 outside the image and past the last channel. So a tile's sum is the exact sum, and
+// borders need no correction.
 
 constexpr int64_t SIDE = 16, DEPTH = 64; // of a tile: pixels or filters, values of the sum
 static_assert(SIDE == LANES, "a block of filters is the side of a tile");
@@ -9,19 +9,19 @@ static thread_local Scratch weight_bytes, pixel_bytes;
 
 static int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
-// A rectangle of output pixels: the bytes that it reads, and its division into runs of evenly spaced ones. Where that
-// takes fewer tiles it is one run through all its rows, with dead places between them.
+// A rectangle of output pixels: the bytes that it reads, and its division into runs of evenly spaced pixels. It is a
+// single run through all its rows, with unused places between them, where that takes fewer tiles.
 struct Part {
   int64_t row0, rows, column0, columns;  // of the output
-  int64_t span, width, in_rows;          // of the padded image: columns that are read, those of a line of bytes, rows
-  int64_t runs = rows, length = columns; // a run's pixels, dead ones too
-  int64_t period = columns;              // of them until the next output row
+  int64_t span, width, in_rows;          // of the padded image: columns read, columns of a line of bytes, rows read
+  int64_t runs = rows, length = columns; // length: pixels of a run, unused ones too
+  int64_t period = columns;              // pixels until the next output row
 
   Part(const Conv &c, int64_t row0, int64_t rows, int64_t column0, int64_t columns)
       : row0(row0), rows(rows), column0(column0), columns(columns) {
     span = (columns - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w + 1;
     in_rows = (rows - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h + 1;
-    // the ring on the right of a line is that on the left of the next
+    // the right ring of a line is the left ring of the next
     width = column0 ? span : std::min(span, c.in_w + c.pad_w);
     width = parts_of(width, c.stride_w) * c.stride_w;
     const int64_t next = c.stride_h * width / c.stride_w, joined = (rows - 1) * next + columns;
@@ -32,7 +32,7 @@ struct Part {
   int64_t tiles() const { return runs * parts_of(length, SIDE); }
 };
 
-// Lines of bytes, c.words * 32 to a pixel, from `to` on; room for the pixels that a last tile has too many.
+// Lines of bytes, c.words * 32 a pixel, starting at `to`, with memory for the surplus pixels of a last tile.
 static int8_t *spread_pixels(const Conv &c, const Part &part, int64_t image, int64_t group) {
   const int64_t steps = c.words / 2, pixel_words = c.groups * c.words, last = std::max(part.width, part.span);
   const int64_t pixels = (part.in_rows - 1) * part.width + last + SIDE * c.stride_w;
@@ -61,8 +61,8 @@ static int8_t *spread_pixels(const Conv &c, const Part &part, int64_t image, int
   return bytes;
 }
 
-// Tiles of blocks [block0, block1): four neighbours of the sum, of every filter, are a row. A vector of lanes, which
-// has a word of each filter, is eight rows.
+// Tiles of blocks [block0, block1): a row has four neighbours of the sum of every filter. A vector of lanes, which has
+// a word of each filter, becomes eight rows.
 static int8_t *spread_weights(const Conv &c, int64_t block0, int64_t block1) {
   const int64_t vectors = (block1 - block0) * c.taps() * c.words;
   int8_t *const bytes = weight_bytes.need<int8_t>(vectors * 8 * DEPTH), *to = bytes;

@@ -23,7 +23,7 @@ static inline __m256i popcount(__m256i v) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
 }
 
-// one pixel, eight filters: the words of all taps run through one adder tree, so that short taps fill it too
+// one pixel, eight filters: the words of all taps go through one adder tree, so that short taps fill it too
 struct Counter {
   __m256i ones = _mm256_setzero_si256(), twos = ones, fours = ones, eights = ones, kept[7];
   int have = 0;

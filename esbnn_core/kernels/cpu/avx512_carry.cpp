@@ -1,5 +1,5 @@
-// AVX-512 with VPOPCNTDQ, carry-save: 16 filters a vector, one popcount for two words. The better one where popcounts are
-// the narrow place (Intel: one a cycle); see avx512_popcnt.cpp.
+// AVX-512 with VPOPCNTDQ, carry-save: 16 filters a vector, one popcount for two words. Better where popcounts are the
+// bottleneck (Intel: one a cycle); see avx512_popcnt.cpp.
 #include <immintrin.h>
 
 #include "conv.h"
@@ -9,7 +9,7 @@ namespace esbnn {
 namespace ISA {
 #include "avx512.h"
 
-// A full adder takes the running ones and two new words; only its carry is counted, twice:
+// A full adder adds the running ones and two new words; only its carry is counted, twice:
 //   s0 = ones ^ x0,  s1 = s0 ^ x1  (the new ones),  carry = majority(ones, x0, x1) = s0 ? ~s1 : ones
 template <int P>
 static void one_block(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,

@@ -1,5 +1,5 @@
-// AVX-512 with VPOPCNTDQ, every word counted: 16 filters a vector. The better one where a popcount costs no more than
-// other steps (AMD: two a cycle beside four of the others); see avx512_carry.cpp.
+// AVX-512 with VPOPCNTDQ, every word counted: 16 filters a vector. Better where a popcount costs no more than other
+// steps (AMD: two a cycle beside four of the others); see avx512_carry.cpp.
 #include <immintrin.h>
 
 #include "conv.h"

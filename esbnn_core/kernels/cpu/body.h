@@ -1,11 +1,11 @@
-// The part of a kernel that is the same on every instruction set: walking pixels and border classes, packing signs.
-// A source that includes it has defined in namespace esbnn::ISA:
+// The part of a kernel that is the same on every instruction set: loops over pixels and border classes, packing signs.
+// A source that includes it must define in namespace esbnn::ISA:
 //   template <int P, int R> void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps,
 //                int64_t tap_count, int64_t words, const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]);
 //     out[p*R + r][l] = number of differing bits between pixel p and filter l of block r over all taps
 //   unsigned not_negative(const Floats &y);   bit l = (y[l] >= 0)
-// Built with -ffp-contract=off: every step of the epilogue is rounded on its own, because a sign follows and another
-// rounding turns it at ties.
+// Built with -ffp-contract=off: every step of the epilogue is rounded on its own, because a sign follows and a
+// different rounding flips it at ties.
 #include <cstring>
 #include <vector>
 
@@ -13,7 +13,7 @@
 
 namespace esbnn {
 namespace ISA {
-// differing bits are taken twice from what a border class would sum to without any
+// the sum that a border class has without differing bits, minus twice their number
 static inline Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i) {
   return load_ints(bases + (kind ? kind[i] * LANES : 0)) - 2 * load_ints(count);
 }
@@ -26,7 +26,7 @@ using Tile = void (*)(const uint32_t *, int64_t, const int64_t *, int64_t, int64
 static const Tile tiles[MAX_BLOCKS][MAX_PIXELS + 1] = {TILES(1), TILES(2)};
 #undef TILES
 
-// base[l] - 2 * differing is the sum: values inside the image, and the ring's own 1-bits undone where it is skipped.
+// base[l] - 2 * differing is the sum: the values inside the image, with the ring's part undone where it is skipped.
 static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t columns, int32_t *base) {
   Ints total{};
   for (int64_t i = 0; i < c.kernel_h; i++)
@@ -38,7 +38,7 @@ static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t c
   std::memcpy(base, &total, sizeof(total));
 }
 
-// Offsets of runs of words from a pixel's first: taps side by side in memory are one run.
+// Offsets of runs of words from a pixel's first word; taps next to each other in memory are one run.
 struct Runs {
   std::vector<int64_t> offsets;
   int64_t words;
@@ -54,13 +54,13 @@ struct Runs {
 
 static void spin(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times) {
   const int64_t start = 0;
-  const Tile volatile tile = tiles[MAX_BLOCKS - 1][MAX_PIXELS]; // volatile: a call that nobody reads is made all the same
+  const Tile volatile tile = tiles[MAX_BLOCKS - 1][MAX_PIXELS]; // volatile: calls without a used result stay
   alignas(64) int32_t count[MAX_PIXELS * MAX_BLOCKS][LANES];
   while (times-- > 0) tile(activations, words, &start, 1, words, lanes, words * LANES, count);
 }
 
-// Pixels outside, blocks inside: the activations of a tile stay in the first cache while the weights stream, and the
-// outputs of a pixel are written side by side.
+// Pixels in the outer loop, blocks in the inner: the activations of a tile stay in the first cache while the weights
+// stream, and the outputs of a pixel are written side by side.
 static void conv(const Conv &c, const Epilogue &e, const Task &t) {
   const int64_t channels = e.copies * c.filters, pixel_words = c.groups * c.words;
   const int64_t block_words = c.taps() * c.words * LANES;
@@ -116,7 +116,7 @@ static inline uint32_t signs(const Pack &p, int64_t at, int64_t channel, int64_t
 // Pixels whose channels are next to each other: a word is two vectors of channels.
 template <Kind KIND, bool SHIFTED>
 static void pack_inner(const Pack &given, int64_t pixel0, int64_t pixel1, uint32_t *to) {
-  const Pack p = given; // a copy that no store can change
+  const Pack p = given; // a copy, which no store can alias
   const int64_t size = p.channels / p.groups, whole = size / 32;
   for (int64_t pixel = pixel0; pixel < pixel1; pixel++)
     for (int64_t g = 0; g < p.groups; g++) {
@@ -124,7 +124,7 @@ static void pack_inner(const Pack &given, int64_t pixel0, int64_t pixel1, uint32
       for (int64_t w = 0; w < whole; w++, channel += 32, at += 32)
         *to++ = signs<KIND, SHIFTED>(p, at, channel, LANES) |
                 signs<KIND, SHIFTED>(p, at + LANES, channel + LANES, LANES) << LANES;
-      for (int64_t w = whole; w < p.words; w++) { // a word that is not full, and those that no channel needs
+      for (int64_t w = whole; w < p.words; w++) { // a word that is not full, and words that no channel needs
         const int64_t left = w == whole ? size - 32 * whole : 0;
         uint32_t word = left > 0 ? signs<KIND, SHIFTED>(p, at, channel, left) : 0;
         if (left > LANES) word |= signs<KIND, SHIFTED>(p, at + LANES, channel + LANES, left - LANES) << LANES;
@@ -133,7 +133,7 @@ static void pack_inner(const Pack &given, int64_t pixel0, int64_t pixel1, uint32
     }
 }
 
-// Pixels next to each other: a vector holds one channel of LANES pixels, and the words of these pixels grow bit by bit.
+// Pixels next to each other: a vector has one channel of LANES pixels, whose words are filled bit by bit.
 template <Kind KIND> static void pack_outer(const Pack &p, int64_t pixel0, int64_t pixel1, uint32_t *to) {
   const int64_t size = p.channels / p.groups, pixel_words = p.groups * p.words;
   for (int64_t pixel = pixel0; pixel < pixel1; pixel += LANES) {

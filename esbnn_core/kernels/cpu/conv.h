@@ -1,4 +1,4 @@
-// What the drivers (ops.cpp) hand to the kernels, and what a kernel for one instruction set provides.
+// What driver.cpp passes to the kernels, and what a kernel for one instruction set provides.
 //
 // Layouts, all contiguous, 32-bit words:
 //   activations  (N, Hp, Wp, groups, words)        words per group rounded up to even, a ring of 0-bits around the image
@@ -15,13 +15,13 @@ constexpr int LANES = 16;     // filters of a block: one 512-bit vector of 32-bi
 constexpr int MAX_PIXELS = 8; // output pixels of a register tile
 constexpr int MAX_BLOCKS = 2; // blocks of filters of a register tile
 
-// LANES values side by side; the compiler lowers them to what the instruction set has
+// LANES values side by side; the compiler maps them to the vectors of the instruction set
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
-// How a tensor of real values is stored; arithmetic is in float32 always.
+// How a tensor of real values is stored; the arithmetic is always in float32.
 enum Kind { FLOAT32, BFLOAT16, FLOAT16 };
 
 struct Conv {
@@ -29,7 +29,7 @@ struct Conv {
   int64_t padded_h, padded_w; // of the activations
   int64_t in_h, in_w;         // of the image inside the ring
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t groups, words, filters, blocks; // words and blocks of one group, filters of all
+  int64_t groups, words, filters, blocks; // words and blocks of one group, filters of all groups
   int64_t per_tap;                        // +-1 values of one tap of one filter
   bool skip_ring;                         // a tap outside the image counts 0 and not -w
   const uint32_t *activations, *lanes;
@@ -43,7 +43,7 @@ struct Conv {
   int64_t group_filters() const { return filters / groups; }
 };
 
-// Bitmask of the taps k for which place*stride + k*dilation - pad lies inside [0, size).
+// Bitmask of the taps k for which place*stride + k*dilation - pad is in [0, size).
 inline uint64_t inside(int64_t place, int64_t stride, int64_t dilation, int64_t pad, int64_t size, int64_t kernel) {
   uint64_t mask = 0;
   for (int64_t k = 0; k < kernel; k++) {
@@ -53,7 +53,7 @@ inline uint64_t inside(int64_t place, int64_t stride, int64_t dilation, int64_t 
   return mask;
 }
 
-// The steps behind the sum, in the order of esbnn_core.kernels; a null pointer leaves a step out. Channels are
+// The steps after the sum, in the order of esbnn_core.kernels; a null pointer leaves a step out. Channels are
 // copies * filters; y, residual and sums are (N, out_h, out_w, channels).
 struct Epilogue {
   int64_t copies;
@@ -61,20 +61,20 @@ struct Epilogue {
   const void *residual;
   void *y;
   Kind residual_kind, y_kind;
-  int32_t *sums;  // the bare tiled sums, in place of all other steps
+  int32_t *sums;  // the bare tiled sums, instead of all other steps
   uint32_t *bits; // (N, out_h, out_w, sign_groups * sign_words)
   int64_t sign_groups, sign_words;
 };
 
-// One share of the work: blocks [block0, block1) of all groups, counted on, over rows [row0, row1) and columns
+// One share of the work: blocks [block0, block1), numbered through all groups, over rows [row0, row1) and columns
 // [column0, column1) of one image.
 struct Task {
   int64_t image, block0, block1, row0, row1, column0, column1;
 };
 
-// Bits of sign(x + shift) for a run of pixels of `channels` values. Value c of pixel p lies at x[p*pixel_step +
-// c*channel_step]; one of the steps is 1. Output: groups * words words a pixel, from `bits` on; `words`, those of one
-// group, may be more than its channels need.
+// Bits of sign(x + shift) for a run of pixels of `channels` values. Value c of pixel p is x[p*pixel_step +
+// c*channel_step]; one of the steps is 1. Output: groups * words words a pixel, starting at `bits`; a group may have
+// more words than its channels need.
 struct Pack {
   const void *x;
   Kind kind;
@@ -86,14 +86,14 @@ struct Kernels {
   const char *name;
   void (*conv)(const Conv &, const Epilogue &, const Task &);
   void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1, uint32_t *bits);
-  bool few_blocks; // a share makes its weights' own form first: rather few blocks in it than few pixels
-  // the largest register tile, `times` over `words` words that stay in the first cache: what the loop inside can reach
+  bool few_blocks; // a share converts its weights first, so it should rather have few blocks than few pixels
+  // the largest register tile, `times` over `words` words that stay in the first cache: the inner loop's best speed
   void (*spin)(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times);
 };
 
 extern const Kernels portable_kernels;
 #ifdef ESBNN_X86
-extern const Kernels amx_kernels; // conv is null where the compiler does not know AMX
+extern const Kernels amx_kernels; // conv is null where the compiler does not support AMX
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_popcnt_kernels, avx512_carry_kernels;
 #endif

@@ -1,5 +1,5 @@
-// The C interface that esbnn_core.kernels.native calls: dispatch by processor, the padded copy of the activations, the
-// weights laid out by lanes, and the division of the work among threads. Arguments are checked on the Python side.
+// The C interface that esbnn_core.kernels.cpu calls: choice of the path by processor, the padded copy of the
+// activations, the weights in lanes, and the division of the work among threads. Python has checked the arguments.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -14,7 +14,7 @@ namespace {
 
 using namespace esbnn;
 
-// Every path, the best first. Which of the two AVX-512 paths is better depends on the maker's popcount.
+// Every path, best first. Which of the two AVX-512 paths is better depends on the maker's popcount.
 struct Known {
   const Kernels *of[8];
   int count = 0;
@@ -53,7 +53,7 @@ thread_local Scratch scratch; // the padded activations
 
 int64_t even(int64_t words) { return words + words % 2; }
 
-// Calls line(n, y, to) for every row of images inside the ring, `to` being where its first pixel goes, on zeros.
+// Calls line(n, y, to) for every row of the images inside the ring; `to` is the place of its first pixel, set to 0.
 template <typename Line> void ringed(uint32_t *to, const Conv &c, int threads, const Line &line) {
   const int64_t pixel = c.groups * c.words, row = c.padded_w * pixel;
 #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
@@ -71,7 +71,7 @@ template <typename Line> void ringed(uint32_t *to, const Conv &c, int threads, c
     }
 }
 
-// One row of packed pixels, words of a group widened from `words` to c.words
+// One row of packed pixels, the words of a group padded from `words` to c.words.
 void copy_row(const uint32_t *from, uint32_t *to, const Conv &c, int64_t words) {
   if (words == c.words) {
     std::memcpy(to, from, c.in_w * c.groups * words * sizeof(uint32_t));
@@ -83,10 +83,10 @@ void copy_row(const uint32_t *from, uint32_t *to, const Conv &c, int64_t words) 
   }
 }
 
-// The operator as given: what a kernel's Conv is made from.
+// The operator as Python gives it: a kernel's Conv is made from it.
 enum Shape {
   IMAGES, IN_H, IN_W, OUT_H, OUT_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
-  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, // the operator's own
+  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, // of the operator
   X_REAL, X_KIND, X_IMAGE_STEP, X_PIXEL_STEP, X_CHANNEL_STEP, RESIDUAL_KIND, Y_KIND, THREADS, // of this call's tensors
   SHAPE_LENGTH
 };
@@ -96,7 +96,7 @@ const float *floats(void *p) { return static_cast<const float *>(p); }
 
 } // namespace
 
-// Name of path i in the order of preference, or null past the last; *usable says whether this processor has it.
+// Name of path i in the order of preference, or null past the last; *usable: whether this processor has it.
 API const char *esbnn_path(int i, int *usable) {
   if (i < 0 || i >= known().count) return nullptr;
   *usable = serves(known().of[i]);
@@ -142,7 +142,7 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   const Kernels *kernels = known().of[path];
   const bool real = s[X_REAL] != 0;
   const bool pointwise = c.taps() == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-  if (pointwise) { // positions of one long row; of an image each while it is real
+  if (pointwise) { // the pixels are one long row, or one an image while x is real
     c.out_w *= c.out_h * (real ? 1 : c.images), c.in_w = c.out_w;
     c.images = real ? c.images : 1;
     c.in_h = c.out_h = 1;
@@ -194,8 +194,8 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   e.residual = p[RESIDUAL], e.residual_kind = Kind(s[RESIDUAL_KIND]), e.y_kind = Kind(s[Y_KIND]);
   e.y = p[Y], e.sums = static_cast<int32_t *>(p[SUMS]), e.bits = static_cast<uint32_t *>(p[BITS]);
 
-  // Blocks of one share have weights that stay in the second cache. Rows (or pieces of one long row) are split until
-  // there are a few shares for every thread, then blocks are.
+  // The weights of a share's blocks stay in the second cache. Rows (or pieces of one long row) are split first, until
+  // every thread has a few shares, then blocks.
   const int64_t blocks = c.groups * c.blocks, block_bytes = c.taps() * c.words * LANES * 4, cache = 512 << 10;
   const bool by_column = c.out_h == 1;
   const int64_t extent = by_column ? (c.out_w + MAX_PIXELS - 1) / MAX_PIXELS : c.out_h;

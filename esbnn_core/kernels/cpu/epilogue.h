@@ -1,8 +1,8 @@
-// The steps behind the exact sum (included inside namespace esbnn::ISA). The source that includes it says what a count
-// of its kernel stands for:
+// The steps after the exact sum (included inside namespace esbnn::ISA). The source that includes it defines the sum
+// that a count of its kernel gives:
 //   Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i);   sums of pixel i of a block
 
-// Sets bits [first, first + lanes) of a pixel's packed channels from `mask`; slow places share words between threads.
+// Sets bits [first, first + lanes) of a pixel's packed channels from `mask`; in the slow case threads share a word.
 static void put_signs(uint32_t *pixel, const Epilogue &e, int64_t channels, int64_t first, int lanes, unsigned mask) {
   const int64_t size = channels / e.sign_groups, within = first % size;
   if (lanes == LANES && within % LANES == 0 && within + LANES <= size) {
@@ -18,13 +18,13 @@ static void put_signs(uint32_t *pixel, const Epilogue &e, int64_t channels, int6
 }
 
 // The steps of an epilogue as template flags: a branch for each in the innermost loop costs more than the steps. NARROW:
-// residual and y are bfloat16, else float32. ANY asks at run time, for blocks that are not whole and other types.
+// residual and y are bfloat16, else float32. ANY decides at run time, for partial blocks and other types.
 enum Step { PRELU = 1, RESIDUAL = 2, RPRELU = 4, SIGNS = 8, NARROW = 16, ANY = 32 };
 
 struct Place {
   int64_t channels, filters, first; // of the output, of one copy, of this block
   int lanes;                        // filters of this block
-  const int32_t *bases;             // (kinds, LANES): what twice the differing bits are taken from
+  const int32_t *bases;             // (kinds, LANES): the sum without differing bits
   const int *kind;                  // of each pixel; null where all are of the first
 };
 
@@ -36,7 +36,7 @@ static void finish(const Epilogue &e, const Place &at, const int32_t (*counts)[L
   constexpr Kind kind = FLAGS & NARROW ? BFLOAT16 : FLOAT32;
   const int lanes = any ? at.lanes : LANES;
   const Kind y_kind = any ? e.y_kind : kind, residual_kind = any ? e.residual_kind : kind;
-  // copies that no store can change
+  // copies, which no store can alias
   const int64_t channels = at.channels, sign_words = e.sign_groups * e.sign_words;
   const int32_t *const bases = at.bases;
   const int *const border_kind = at.kind;
@@ -74,7 +74,7 @@ static void finish(const Epilogue &e, const Place &at, const int32_t (*counts)[L
   }
 }
 
-// The bare sums in place of all steps.
+// The bare sums instead of all steps.
 static void copy_sums(const Epilogue &e, const Place &at, const int32_t (*counts)[LANES], int64_t step, int64_t pixel,
                       int64_t pixels) {
   for (int64_t copy = 0; copy < e.copies; copy++)

@@ -1,5 +1,5 @@
-// LANES values between memory and float32, from float32, bfloat16 or float16; narrowing rounds to nearest even, as torch
-// does. Plain vector arithmetic: the same bits on every instruction set.
+// LANES values between memory (float32, bfloat16 or float16) and float32; narrowing rounds to nearest even, as torch
+// does. Plain vector arithmetic gives the same bits on every instruction set.
 #pragma once
 #include <cstring>
 
@@ -23,7 +23,7 @@ static inline Ints load_ints(const int32_t *from) {
 static inline Floats widen(const Halves &from, Kind kind) {
   const Words bits = __builtin_convertvector(from, Words);
   if (kind == BFLOAT16) return as<Floats>(bits << 16);
-  // the exponent is 112 short: multiplied, so that numbers below the normal range come out right
+  // the exponent is too small by 112: the product also corrects numbers below the normal range
   const Words sign = (bits & 0x8000u) << 16, size = (bits & 0x7FFFu) << 13;
   const Words finite = as<Words>(as<Floats>(size) * 0x1p112f), infinite = size | 0x7F800000u;
   const Words is_finite = as<Words>((bits & 0x7FFFu) < 0x7C00u);
@@ -38,7 +38,7 @@ static inline Halves narrow(const Floats &from, Kind kind) {
   }
   const Words size = bits & 0x7FFFFFFFu, sign = bits >> 16 & 0x8000u;
   const Words normal = (size - 0x38000000u + 0xFFFu + (size >> 13 & 1u)) >> 13;
-  // below 2^-14 the places end at 2^-24, which is the last place of 0.5: adding it rounds
+  // below 2^-14 the last digit is 2^-24, which is also the last digit of 0.5: adding it rounds
   const Words tiny = as<Words>(as<Floats>(size) + 0.5f) - 0x3F000000u;
   const Words is_tiny = as<Words>(size < 0x38800000u), is_huge = as<Words>(size >= 0x47800000u);
   const Words finite = (tiny & is_tiny) | (normal & ~is_tiny);
@@ -60,7 +60,7 @@ static inline Floats load(const void *at, int64_t index, Kind kind, int lanes) {
   return widen(to, kind);
 }
 
-// Stores y and gives what was stored, widened again.
+// Stores y and returns what was stored, widened again.
 static inline Floats store(void *at, int64_t index, Kind kind, int lanes, const Floats &y) {
   if (kind == FLOAT32) {
     float *to = static_cast<float *>(at) + index;

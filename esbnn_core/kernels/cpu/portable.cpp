@@ -1,4 +1,4 @@
-// Plain C++: for processors without the instruction sets above, and to compare them with.
+// Plain C++, for processors without the other instruction sets and for comparison with them.
 #include "conv.h"
 
 #define ISA portable
@@ -26,7 +26,7 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 }
 
 static inline unsigned not_negative(const Floats &y) {
-  float values[LANES]; // g++ under UndefinedBehaviorSanitizer takes y[l] for y[0]
+  float values[LANES]; // g++ with UndefinedBehaviorSanitizer reads y[l] as y[0]
   __builtin_memcpy(values, &y, sizeof(values));
   unsigned mask = 0;
   for (int l = 0; l < LANES; l++) mask |= unsigned(values[l] >= 0) << l;

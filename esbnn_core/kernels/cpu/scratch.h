@@ -1,4 +1,4 @@
-// A buffer that a thread keeps between calls: what a layer needs is small and comes at every call.
+// A buffer that a thread keeps between calls: a layer needs little, and needs it at every call.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +11,7 @@ struct Scratch {
   size_t bytes = 0;
   ~Scratch() { std::free(data); }
 
-  // Room for `count` values, in lines of the cache; what was there is lost. Null where memory is short.
+  // Memory for `count` values, aligned to cache lines; its contents are lost. Null if there is too little memory.
   template <typename T> T *need(int64_t count) {
     const size_t wanted = size_t(count) * sizeof(T);
     if (wanted > bytes) {

@@ -1,8 +1,8 @@
 // From the sums of a block to y and its packed signs, in the contract's order (esbnn_core/kernels/__init__.py). Every
 // step is rounded on its own (__fmul_rn, __fadd_rn never contract), because a sign follows. The sums pass through
-// shared memory once, so that a thread keeps 8 channels and their numbers in registers and walks over pixels (straight
-// from the fragments the unrolled steps took twice the code and spilled); copies are made from there, and no sum is
-// ever written to global memory.
+// shared memory once, so that a thread keeps 8 channels and their parameters in registers and loops over pixels
+// (directly from the fragments, the unrolled steps took twice the code and spilled). Copies are made from there, and no
+// sum is ever written to global memory.
 #pragma once
 #include "product.cuh"
 #include "values.cuh"
@@ -63,7 +63,7 @@ __device__ __forceinline__ void bend(float (&v)[8], const float (&slopes)[8]) {
   for (int i = 0; i < 8; i++) v[i] = v[i] > 0.0f ? v[i] : __fmul_rn(v[i], slopes[i]);
 }
 
-// Packed signs of 8 channels, where 32 columns do not make a word: bit by bit, runs of a word joined.
+// Packed signs of 8 channels, where 32 columns are not a word: bit by bit, with the bits of one word joined.
 __device__ __forceinline__ void scatter_signs(const Conv &p, u32 byte, i64 pixel, const Channels &c) {
   const int per = p.groups * p.own * p.copies / p.sign_groups;
   u32 *bits = p.bits + pixel * (p.sign_groups * p.sign_words), run = 0;
@@ -79,8 +79,8 @@ __device__ __forceinline__ void scatter_signs(const Conv &p, u32 byte, i64 pixel
   }
 }
 
-// One pixel's 8 channels, `count` of them, from value `at` of y on; the whole warp comes here together, with or without
-// a pixel.
+// One pixel's 8 channels, `count` of them, starting at value `at` of y; the whole warp gets here together, with or
+// without a pixel.
 __device__ __forceinline__ void finish(const Conv &p, int steps, const int (&sums)[8], const u32 (&residual)[8],
                                        const Channels &c, i64 pixel, i64 at, int count) {
   const int type = steps >> OUT_TYPE & 3;
@@ -117,8 +117,8 @@ __device__ __forceinline__ void finish(const Conv &p, int steps, const int (&sum
   }
 }
 
-// Which of the two halves of 8 sums comes first in shared memory: turned around for every other four of the eights that
-// eight threads read at once, so that they touch each bank once.
+// Which of the two halves of 8 sums comes first in shared memory: swapped for every other four of the eights that eight
+// threads read at once, so that they use each bank once.
 template <class T> __device__ __forceinline__ int turned(int row, int unit) {
   return T::UNITS >= 8 ? unit >> 2 & 1 : row & 1;
 }

@@ -17,10 +17,10 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int32: 3}
 
 PRELU, RPRELU, SIGNS, SIGN_SHIFT, RING, RESIDUAL = 1, 2, 4, 8, 16, 32
 RESIDUAL_TYPE, OUT_TYPE, WIDE, WORDS, COPY_WORDS = 6, 8, 1 << 10, 1 << 11, 12
-"""enum Steps of conv.cuh and the places behind it."""
+"""enum Steps of conv.cuh, and the bit positions after it."""
 
 SPECIALISED = True
-"""A kernel for each set of steps. False: one a tile that is told its steps at run time, slower and compiled once."""
+"""A kernel for each set of steps. False: one for each tile that reads its steps at run time, slower, compiled once."""
 
 CONV = struct.Struct("11Q23i4x")
 PACK = struct.Struct("3Q3q7i4x")
@@ -29,7 +29,14 @@ PACK_THREADS, PACK_TURNS = 256, 4
 
 @dataclass(frozen=True)
 class Tile:
-    """Output pixels and filters of a block, and its threads."""
+    """The shape of a block.
+
+    Attributes:
+        name: of the template in conv.cuh.
+        rows: output pixels.
+        columns: filters.
+        threads: of the block.
+    """
 
     name: str
     rows: int
@@ -41,7 +48,7 @@ LARGE, SMALL = Tile("Large", 128, 64, 128), Tile("Small", 32, 32, 128)
 
 
 class Device(Protocol):
-    """What launching needs of a device: library.Gpu, or the tests' emulator."""
+    """What a launch needs of a device: library.Gpu, or the tests' emulator."""
 
     path: str
     multiprocessors: int
@@ -57,7 +64,12 @@ class Conv:
         x: (N, H, W, words) int32.
         panels: the lanes, which begin with the panels.
         corners: the rest of the lanes.
-        scale, bias, prelu, rprelu, sign_shift, residual: as kernels.Epilogue.
+        scale: as kernels.Epilogue, like the five that follow.
+        bias: likewise.
+        prelu: likewise.
+        rprelu: likewise.
+        sign_shift: likewise.
+        residual: likewise.
         y: (N, H', W', channels), to be written.
         geometry: as kernels.Geometry.
         kernel: (KH, KW).
@@ -124,7 +136,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def tile_for(pixels: int, filters: int, groups: int, multiprocessors: int) -> Tile:
-    """The large tile where every multiprocessor gets two of it, else the small one, whose warps share the depth."""
+    """The large tile if every multiprocessor gets two of them, else the small one, whose warps divide the depth."""
     blocks = -(-pixels // LARGE.rows) * -(-filters // LARGE.columns) * groups
     return LARGE if filters > SMALL.columns and blocks >= 2 * multiprocessors else SMALL
 
@@ -136,7 +148,7 @@ def launch_conv(device: Device, c: Conv) -> Tensor:
     out_h, out_w = c.y.shape[1:3]
     pixels = images * out_h * out_w
     sign_words = words_of(c.y.shape[-1], c.sign_groups) // c.sign_groups if c.sign_groups else 0
-    # where channels of two threads share a word the kernel sets its bits one by one
+    # where channels of two threads share a word, the kernel sets its bits one by one
     made = torch.empty if c.whole_words() else torch.zeros
     shape = (images, out_h, out_w, c.sign_groups * sign_words) if c.sign_groups else (0,)
     bits = made(shape, dtype=torch.int32, device=c.y.device)
@@ -160,7 +172,14 @@ def launch_conv(device: Device, c: Conv) -> Tensor:
 
 @dataclass(frozen=True)
 class Pack:
-    """x (images, pixels, channels), floating, one of the last two strides 1; bits int32, words of a pixel innermost."""
+    """The packing's arguments.
+
+    Attributes:
+        x: (images, pixels, channels) floating; one of the last two strides is 1.
+        shift: (channels,) or None.
+        bits: int32, the words of a pixel innermost; to be written.
+        groups: of the channels.
+    """
 
     x: Tensor
     shift: Tensor | None
@@ -169,7 +188,7 @@ class Pack:
 
 
 def launch_pack(device: Device, p: Pack) -> None:
-    """Fill p.bits with those of sign(x + shift)."""
+    """Fill p.bits with the bits of sign(x + shift)."""
     images, pixels, channels = p.x.shape
     steps, words = p.x.stride(), p.bits.shape[-1]
     inner = steps[2] == 1

@@ -31,7 +31,14 @@ PATHS = {"Bits": "mma-b1", "Bytes": "mma-s8"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to compile: its source, its function, its macros. The emulator of the tests knows them by `name`."""
+    """A kernel to compile; the tests' emulator finds it by `name`.
+
+    Attributes:
+        function: its name, and that of its source.
+        tile: macro TILE, "" for a kernel without tiles.
+        path: macro PATH.
+        steps: macro STEPS.
+    """
 
     function: str
     tile: str = ""
@@ -64,11 +71,11 @@ def _checked(results: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _room(size: int) -> bytes:
-    """At least `size` bytes for the bindings to write into, which take no other type.
+def _buffer(size: int) -> bytes:
+    """At least `size` bytes for the bindings to write into; they accept no other type.
 
-    Never a single one: Python has one object for each of these, and writing an empty log's final 0 into b" " would turn
-    every b" " of the process into b"\\0".
+    Never a single byte: Python has one object for each of these, and writing the final 0 of an empty log into b" "
+    would turn every b" " of the process into b"\\0".
     """
     return b" " * (size + 2)
 
@@ -77,7 +84,8 @@ def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -
     """Machine code of a kernel for e.g. "sm_90", and the compiler's log; needs NVRTC and no device.
 
     Raises:
-        ImportError: without the package cuda-bindings. RuntimeError: NVRTC is missing or fails, with its log.
+        ImportError: the package cuda-bindings is missing.
+        RuntimeError: NVRTC is missing or fails; the text has its log.
     """
     from cuda.bindings import nvrtc
 
@@ -90,13 +98,13 @@ def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -
     try:
         words = [f"--gpu-architecture={architecture}", *OPTIONS, *kernel.macros(), *options]
         error = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
-        log = _room(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
         _checked(nvrtc.nvrtcGetProgramLog(program, log))
         text = log.decode(errors="replace").strip("\0 \n")
         if int(error) != 0:
             raise RuntimeError(f"NVRTC cannot compile {source} for {architecture}: {text or error.name}")
         size = _checked(nvrtc.nvrtcGetCUBINSize(program))
-        code = _room(size)
+        code = _buffer(size)
         _checked(nvrtc.nvrtcGetCUBIN(program, code))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -105,7 +113,7 @@ def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -
 
 @functools.cache
 def _digest() -> str:
-    """Of sources, options and compiler: what the machine code depends on beside the kernel's own macros."""
+    """Hash of sources, options and compiler: what the machine code depends on besides the kernel's macros."""
     from cuda.bindings import nvrtc
 
     digest = hashlib.sha256(f"{_checked(nvrtc.nvrtcVersion())} {OPTIONS}".encode())
@@ -115,18 +123,18 @@ def _digest() -> str:
 
 
 @functools.cache
-def _say_once(folder: Path) -> None:
+def _announce_once(folder: Path) -> None:
     print(f"esbnn: compiling CUDA kernels with NVRTC as they are needed, once, into {folder}", file=sys.stderr)
 
 
 def cached(kernel: Kernel, architecture: str) -> bytes:
-    """As compiled, through the cache folder: whole files or none, so that two processes may compile at once."""
-    own = f"{_digest()} {architecture} {kernel}"
+    """As compiled, through the cache folder; files are written whole, so that two processes may compile at once."""
+    identity = f"{_digest()} {architecture} {kernel}"
     folder = cache_folder()
-    target = folder / f"cuda-{hashlib.sha256(own.encode()).hexdigest()[:20]}.cubin"
+    target = folder / f"cuda-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.cubin"
     if target.exists():
         return target.read_bytes()
-    _say_once(folder)
+    _announce_once(folder)
     code, _ = compiled(kernel, architecture)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,13 +143,20 @@ def cached(kernel: Kernel, architecture: str) -> bytes:
             made.write_bytes(code)
             made.replace(target)
     except OSError as error:
-        # a folder that cannot be written costs time at every start, not the kernel
+        # without a writable folder the kernel is compiled again at every start, and still serves
         print(f"esbnn: a compiled CUDA kernel cannot be kept ({error})", file=sys.stderr)
     return code
 
 
 class Gpu:
-    """A device that the kernels serve: what they need to know of it, and launching."""
+    """A device that the kernels serve.
+
+    Attributes:
+        device: of torch.
+        path: "Bits" or "Bytes", the product in use.
+        multiprocessors: their number.
+        architecture: e.g. "sm_90".
+    """
 
     def __init__(self, index: int, path: str) -> None:
         properties = torch.cuda.get_device_properties(index)
@@ -155,14 +170,14 @@ class Gpu:
         """The loaded function; compiled and loaded at its first use.
 
         Raises:
-            InputError: that would happen inside the capture of a CUDA graph, where nothing may be loaded.
+            InputError: this would be inside the capture of a CUDA graph, where nothing may be loaded.
         """
         found = self._functions.get(kernel)
         if found is None:
             if torch.cuda.is_current_stream_capturing():
                 raise InputError(
-                    f"the CUDA kernel {kernel.name} was first asked for inside the capture of a CUDA graph, where "
-                    f"nothing can be loaded: run the network once on inputs of the same shapes before the capture"
+                    f"the CUDA kernel {kernel.name} must be loaded before the capture of a CUDA graph, got its first "
+                    f"call inside the capture: run the network once on inputs of the same shapes before it"
                 )
             from cuda.bindings import driver
 
@@ -172,7 +187,7 @@ class Gpu:
         return found
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], threads: int, arguments: bytes) -> None:
-        """Put a kernel that takes one struct on the current stream of the device; its tensors must lie there."""
+        """Launch a kernel of one struct on the current stream of the device, which must hold the struct's tensors."""
         from cuda.bindings import driver
 
         values = ctypes.create_string_buffer(arguments, len(arguments))
@@ -212,12 +227,12 @@ def choose(index: int | None = None) -> tuple[Gpu | None, Status]:
     """What serves a CUDA device (the current one without an index); decided once a process and device.
 
     Raises:
-        InputError: first asked for inside the capture of a CUDA graph.
+        InputError: first called inside the capture of a CUDA graph.
     """
     forced = backend.forced_reference()
     if forced is not None:
         return None, forced
-    if index is None:  # a tensor on a device shows that there is one, and asking takes longer than a launch
+    if index is None:  # a tensor on a device proves that there is one, and asking takes longer than a launch
         if not torch.cuda.is_available():
             paths = tuple((name, False) for name in PATHS.values())
             return None, Status(backend.REFERENCE, "torch sees no CUDA device", paths)

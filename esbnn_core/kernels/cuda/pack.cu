@@ -1,8 +1,8 @@
 // Bits of sign(x + shift): one launch over values of any floating type, channels innermost or pixels innermost.
 #include "values.cuh"
 
-// In the order of PACK in launch.py. Value c of pixel i of image n lies at x[n * image_step + i * pixel_step + c *
-// channel_step]; one of the two last steps is 1.
+// In the order of PACK in launch.py. Value c of pixel i of image n is x[n * image_step + i * pixel_step + c *
+// channel_step]; one of the last two steps is 1.
 struct Pack {
   const void *x;
   const float *shift; // or null
@@ -21,7 +21,7 @@ __device__ __forceinline__ float value_at(const Pack &p, i64 at) {
   return widened(static_cast<const u16 *>(p.x)[at], p.type);
 }
 
-// Four threads make a word; no division but for the shift.
+// Four threads make a word; only the shift needs a division.
 __device__ __forceinline__ void pack_dense(const Pack &p) {
   const u32 runs = i64(p.images) * p.pixels * p.channels / 8;
 #pragma unroll
@@ -39,7 +39,7 @@ __device__ __forceinline__ void pack_dense(const Pack &p) {
   }
 }
 
-// A warp makes a word, a channel a thread: channels innermost at any number and place.
+// A warp makes a word, one channel a thread: channels innermost, any number of them, at any address.
 __device__ __forceinline__ void pack_inner(const Pack &p) {
   const u32 words = p.groups * p.words, total = u32(p.images) * p.pixels * words, lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -61,7 +61,7 @@ __device__ __forceinline__ void pack_inner(const Pack &p) {
   }
 }
 
-// A thread makes a word of its pixel, its neighbours those of the pixels beside: pixels innermost.
+// A thread makes a word of its pixel, and its neighbours those of the neighbouring pixels: pixels innermost.
 __device__ __forceinline__ void pack_outer(const Pack &p) {
   const u32 words = p.groups * p.words, across = (p.pixels + PACK_THREADS - 1) / PACK_THREADS;
   const u32 line = blockIdx.x / across, pixel = (blockIdx.x - line * across) * PACK_THREADS + threadIdx.x;

@@ -1,4 +1,4 @@
-// The product of packed bits: rows and columns of a block gathered into shared memory, stages of panels in turn.
+// The product of packed bits: rows and columns of a block are gathered into shared memory, in stages of panels.
 #pragma once
 #include "conv.cuh"
 
@@ -23,7 +23,7 @@ template <class T> __device__ __forceinline__ void fill_rows(const Conv &p, Row 
   const int thread = threadIdx.x;
   if (thread >= T::ROWS) return;
   const u32 pixel = first + thread;
-  Row row = {0, 0, 0, 0}; // behind the last pixel: no tap is inside
+  Row row = {0, 0, 0, 0}; // after the last pixel: no tap is inside
   if (pixel < u32(p.pixels)) {
     const u32 line = pixel / u32(p.out_w), image = line / u32(p.out_h);
     const int top = int(line - image * p.out_h) * p.stride_h - p.pad_h;
@@ -35,7 +35,7 @@ template <class T> __device__ __forceinline__ void fill_rows(const Conv &p, Row 
   rows[thread] = row;
 }
 
-// Windows of the block's pixels for the panels from `first` on, WIDTH words a copy; a thread stays in one column.
+// Windows of the block's pixels for the panels starting at `first`, WIDTH words a copy; a thread stays in one column.
 template <class T, int WIDTH>
 __device__ __forceinline__ void gather_rows(const Conv &p, const Row *rows, u32 *to, int group, int first) {
   constexpr int ACROSS = PANEL / WIDTH, COPIES = T::ROWS * ACROSS;
@@ -87,10 +87,10 @@ __device__ __forceinline__ void gather(const Conv &p, Memory<T> &memory, int ste
   gather_columns<T>(p, to + T::PANELS * T::ROWS * PANEL, group, column0, first);
 }
 
-// Products on the 1-bit matrix instruction: sums of popc(a & w), and of popc(a) from a column of 1-bits that lives in
-// two registers. That column costs one matrix instruction beside N8 (an eighth in the large tiles) and leaves popc(a)
-// where the epilogue wants it; counting in POPC, a sixteenth as wide as the plain units, would take half the time of
-// the whole product and a sum across threads.
+// Products on the 1-bit matrix instruction: sums of popc(a & w), and of popc(a) from a column of 1-bits kept in two
+// registers. That column costs one matrix instruction beside N8 (an eighth in the large tiles) and leaves popc(a) where
+// the epilogue needs it. Counting with POPC, a sixteenth as wide as the plain units, would take half the time of the
+// whole product and a sum across threads.
 struct Bits {
   static constexpr int COMMON = 4, OWN = -2; // weights of popc(a & w) and popc(a) in the sum
 
@@ -107,16 +107,16 @@ struct Bits {
   }
 };
 
-// The same on bytes, for chips that have no 1-bit instruction: a as 0 and 1, w as -1 and 1, so that the sums are
-// popc(a & w) - popc(a & ~w) = 2 popc(a & w) - popc(a), and no count of a is needed. Bit i of the bytes of a word makes
-// a register: the order of the depth is free as long as a and w agree.
+// The same on bytes, for devices without a 1-bit instruction: a as 0 and 1, w as -1 and 1, so that the sums are
+// popc(a & w) - popc(a & ~w) = 2 popc(a & w) - popc(a), and no count of a is needed. Bit i of each byte of a word goes
+// into register i: the order of the depth is free as long as a and w agree.
 struct Bytes {
   static constexpr int COMMON = 2, OWN = 0;
 
   template <int M16, int N8>
   static __device__ __forceinline__ void multiply(int (&sums)[M16][N8][4], int (&ones)[M16][4], const u32 (&a)[M16][4],
                                                   const u32 (&b)[N8][2]) {
-#pragma unroll 2 // more at once would hold more bytes than there are registers
+#pragma unroll 2 // more at once would need more registers than there are
     for (int i = 0; i < 8; i++) {
       u32 w[N8][2], v[4];
 #pragma unroll
@@ -151,10 +151,10 @@ __device__ __forceinline__ void multiply_panels(const Conv &p, Memory<T> &memory
   int stage = 0, free = T::STAGES - 1;
   for (int first = 0; first < p.panels; first += T::PANELS) {
     copies_wait<T::STAGES - 2>();
-    __syncthreads(); // this stage has arrived for all, and all have done with the one before, which is free now
+    __syncthreads(); // this stage has arrived for all threads, and all have finished the one before, which is free now
     const int next = first + (T::STAGES - 1) * T::PANELS;
     if (next < p.panels) gather<T>(p, memory, steps, free, group, column0, next);
-    copies_commit(); // empty ones too: the count of what may be under way stays the same
+    copies_commit(); // empty ones too: the number of groups in flight stays the same
     const uint2 *from = reinterpret_cast<const uint2 *>(memory.words + stage * T::STAGE_WORDS);
 #pragma unroll
     for (int panel = warp_k; panel < T::PANELS; panel += T::WARPS_K) {

@@ -1,4 +1,4 @@
-// What the kernels take from the machine below CUDA C++: matrix instructions, asynchronous copies and conversions, and
+// What the kernels use below CUDA C++: matrix instructions, asynchronous copies and conversions, and
 // short names of types. NVRTC compiles this file without any header. tests/helpers/emulation holds a twin for g++.
 #ifndef ESBNN_PTX
 #define ESBNN_PTX
@@ -34,7 +34,7 @@ template <int BYTES> __device__ __forceinline__ void copy_async(void *to, const 
 
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
-// Wait until at most LEFT of the committed groups are under way.
+// Wait until at most LEFT of the committed groups are in flight.
 template <int LEFT> __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
 }

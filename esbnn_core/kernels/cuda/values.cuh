@@ -1,4 +1,4 @@
-// Eight values side by side, from and to memory of any floating type; and how each type rounds.
+// Eight values side by side, to and from memory of any floating type, and how each type rounds.
 #pragma once
 #include "conv.cuh"
 
@@ -7,8 +7,8 @@ __device__ __forceinline__ float widened(u32 bits, int type) {
   return type == FLOAT16 ? from_half(bits & 0xFFFFu) : __uint_as_float(bits << 16);
 }
 
-// Values at to at + count - 1 as they lie in memory, zeros behind; wide: count is 0 or 8 and the place is aligned.
-// Widening is another function, so that many loads can be under way.
+// Values at to at + count - 1 as in memory, then zeros; wide: count is 0 or 8 and the address is aligned. Widening is
+// another function, so that many loads can be in flight.
 __device__ __forceinline__ void fetch8(u32 (&raw)[8], const void *from, int type, i64 at, int count, bool wide) {
   if (wide && count == 0) at = 0; // read, and not used
   if (type == FLOAT32) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void load8(float (&v)[8], const void *from, int type,
 
 // Rounds v to the type, stores `count` of it, and leaves in v what was stored.
 __device__ __forceinline__ void store8(float (&v)[8], void *to, int type, i64 at, int count, bool wide) {
-  if (type == FLOAT32 || type == INT32) { // an integer's bits come as they are
+  if (type == FLOAT32 || type == INT32) { // an integer's bits stay as they are
     float *y = static_cast<float *>(to) + at;
     if (wide) {
       if (count == 0) return;
@@ -84,7 +84,7 @@ __device__ __forceinline__ u32 signs8(const float (&v)[8]) {
   return byte;
 }
 
-// The word that four neighbouring threads hold a byte of each, the first the lowest; the whole warp takes part.
+// The word of which four neighbouring threads have a byte each, the first the lowest; the whole warp takes part.
 __device__ __forceinline__ u32 quad_word(u32 byte, int thread) {
   u32 word = byte << 8 * (thread % 4);
   word |= __shfl_xor_sync(~0u, word, 1);
