@@ -21,8 +21,8 @@ class Geometry(NamedTuple):
     Attributes:
         channels: C of the input, over all groups.
         stride: rows, columns.
-        padding: rows, columns on either side.
-        pad_value: 0 or -1, what a tap outside the image counts.
+        padding: rows, columns added on each side.
+        pad_value: what a tap outside the image counts, 0 or -1.
         dilation: rows, columns.
         groups: of the channels and of the filters.
         copies: tiles of the O maps.

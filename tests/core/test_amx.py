@@ -191,7 +191,7 @@ def test_it_is_preferred_where_the_machine_has_it_and_refused_elsewhere(monkeypa
     if usable:
         assert library.choose.__wrapped__()[1].serving == NAME
     else:
-        with pytest.raises(InputError, match="ESBNN_BACKEND must be one of naive, .* on this machine, got amx-s8"):
+        with pytest.raises(InputError, match=r"ESBNN_BACKEND must be one of naive, .* on this machine, got amx-s8"):
             library.choose.__wrapped__()
 
 

@@ -23,7 +23,7 @@ SHAPE, POINTERS = struct.Struct("29q"), struct.Struct("12Q")
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all are on the CPU and float32 or int32, which parameters have to be."""
+    """Whether all tensors are on the CPU and float32 or int32, as parameters have to be."""
     return all(t is None or (t.is_cpu and t.dtype in (torch.float32, torch.int32)) for t in tensors)
 
 
@@ -32,8 +32,10 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _steps(x: Tensor) -> tuple[int, int, int] | None:
-    """Steps in values from image to image, pixel to pixel, channel to channel of (N, C, H, W) whose pixels are evenly
-    spaced and which has channels or pixels next to each other; None for any other layout.
+    """Steps in values from image to image, pixel to pixel and channel to channel of (N, C, H, W).
+
+    None for a layout that the library does not read: it needs evenly spaced pixels, and channels or pixels next to each
+    other.
     """
     _, channels, height, width = x.shape
     image, channel, row, column = x.stride()
