@@ -135,10 +135,10 @@ def test_who_is_left_out_is_named_and_still_right() -> None:
 
 
 def test_mistakes_end_with_a_sentence() -> None:
-    with pytest.raises(InputError, match="met no binary layer"):
+    with pytest.raises(InputError, match="found no binary layer"):
         train_on_bits_(nn.Conv2d(3, 3, 3))
     model = real_weights_(create_model("reactnet_resnet8"))
-    with pytest.raises(InputError, match=r"layer stages\.layer1\.0\.conv has real weights"):
+    with pytest.raises(InputError, match=r"layer stages\.layer1\.0\.conv must have binary weights to train on bits"):
         train_on_bits_(model)
     assert all(getattr(m, "training_path", None) is None for m in model.modules())
     twin = on_bits(create_model("reactnet_resnet8"))
