@@ -23,26 +23,44 @@ def load_checkpoint(
     """The network of a checkpoint file, in evaluation mode.
 
     Args:
-        path: written by save_checkpoint. model: a latent network to load into (packed in place for a packed file);
-            default: built by the name and options in the file, with real weights where the file's are. A given network
-            keeps its own mode: a binary one takes over a file with real weights, step 2 after step 1.
-        sha256: of the file, verified first. device: where the network goes.
+        path: written by save_checkpoint.
+        model: a latent network to load into, see build_network.
+        sha256: of the file, compared before anything is parsed.
+        device: where the network goes.
 
     Returns:
         the network, packed if the file is.
 
     Raises:
-        InputError: what read_checkpoint and load_state refuse, or a file without a network name and no `model`.
+        InputError: what read_checkpoint and build_network refuse.
     """
-    checkpoint = read_checkpoint(path, sha256=sha256)
+    return build_network(read_checkpoint(path, sha256=sha256), model, device=device)
+
+
+def build_network(
+    checkpoint: Checkpoint, model: nn.Module | None = None, *, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The network of a checkpoint that was read, in evaluation mode, all tensors or none.
+
+    Args:
+        checkpoint: from read_checkpoint.
+        model: a latent network to load into, packed in place for a packed file; default: built by the name and options
+            in the file, with real weights if the file's are. A given network keeps its own kind of weights: a binary
+            one takes over a file with real weights, as step 2 does after step 1.
+        device: where the network goes.
+
+    Raises:
+        InputError: a file without a network name and no `model`, options that cannot be built, or what load_state
+            refuses; a given network is then as it was.
+    """
     if model is None:
         model = _build(checkpoint)
     if checkpoint.kind == "packed":
-        # checked on a copy without data: a file that does not fit must not have unpacked the caller's network
-        ghost = pack_layout_(copy.deepcopy(model).to("meta"))
-        check_state(ghost, checkpoint.tensors, str(path))
+        # checked on a copy without data: a file that does not fit must not leave the caller's network packed
+        layout = pack_layout_(copy.deepcopy(model).to("meta"))
+        check_state(layout, checkpoint.tensors, str(checkpoint.path))
         model = pack_layout_(model)
-    load_state(model, checkpoint.tensors, str(path))
+    load_state(model, checkpoint.tensors, str(checkpoint.path))
     return model.to(device).eval()
 
 

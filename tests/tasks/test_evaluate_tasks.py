@@ -155,7 +155,7 @@ def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys
     assert "was given without --dataset" in failed(*words[:-2], capsys=capsys)
     assert "--groups was given with a network of super_resolution" in failed(*words, "--groups", "2", capsys=capsys)
     assert "does not exist" in failed(path, "--config", "gone/super_resolution/x.yaml", *words[3:], capsys=capsys)
-    assert "does not lie under the name of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)
+    assert "is not in a folder of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)
 
 
 def test_an_interruption_of_lightning_is_no_result(
