@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +19,8 @@ CATALOGUE = FOLDER / "manifest.json"
 TASKS = ("classification", "detection", "super_resolution")
 ACCESS = ("file", "direct", "page")
 CONTAINERS = ("safetensors", "pytorch")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
+"""Endings of checkpoint files."""
 
 _TEXT, _NUMBER = (str,), (int, float)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -106,7 +109,7 @@ class Catalogue:
                 return entry
         near = difflib.get_close_matches(name, [entry.name for entry in self.entries], n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "python -m tasks.evaluate --list shows all names"
-        raise InputError(f"checkpoint {name!r} is neither in the catalogue nor a file: {hint}")
+        raise InputError(f"checkpoint {name!r} is neither a file nor a name of the catalogue: {hint}")
 
     def table(self) -> str:
         """All entries for people: name, task, data, published or measured value, where the file is, its sha256."""
@@ -122,6 +125,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
     value = "-" if entry.value is None else f"{entry.value:g}"
     data = f"{entry.dataset}/{entry.split}" if entry.split else entry.dataset
     return entry.name, entry.task, data or "-", entry.metric or "-", value, where, entry.sha256[:12] or "not known"
+
+
+def is_path(source: str | Path) -> bool:
+    """Whether a source is a path and not a name of the catalogue: by its form, or because the file exists."""
+    text = str(source)
+    return os.sep in text or text.endswith(SUFFIXES) or Path(text).is_file()
 
 
 def read_catalogue(path: str | Path = CATALOGUE) -> Catalogue:

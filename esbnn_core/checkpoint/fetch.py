@@ -19,7 +19,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from esbnn_core.checkpoint.catalogue import FOLDER, Entry
-from esbnn_core.errors import InputError
+from esbnn_core.errors import DamagedError, InputError
 from esbnn_core.files import cache_folder, file_sha256
 from esbnn_core.version import __version__
 
@@ -112,6 +112,21 @@ def drop(path: str | Path) -> bool:
             path.unlink()
             return True
     return False
+
+
+@contextlib.contextmanager
+def drop_if_damaged(path: str | Path) -> Iterator[None]:
+    """Drop a fetched file whose reading raises DamagedError, or every later call would take it from the cache.
+
+    Raises:
+        InputError: in place of the DamagedError where the file was dropped.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        if drop(path):
+            raise InputError(f"{error}; it was removed from the cache") from error
+        raise
 
 
 def downloaded(entry: Entry, folder: Path) -> list[Path]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from esbnn_core.checkpoint.catalogue import TASKS, Entry
-from esbnn_core.checkpoint.fetch import drop
-from esbnn_core.errors import DamagedError, InputError, check_choice
+from esbnn_core.checkpoint.fetch import drop_if_damaged
+from esbnn_core.errors import InputError, check_choice
 from tasks.evaluate.dataset_sizes import published_images
 from tasks.evaluate.options import EvaluateRequest, check_new_entry, check_options, check_request
 from tasks.evaluate.report import complete_entry
@@ -72,12 +72,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     target = find_target(request)
     if request.new_entry is not None:
         check_new_entry(request, target.path, target.entry)
-    try:
+    with drop_if_damaged(target.path):
         measured = measure(request, target)
-    except DamagedError as error:
-        if drop(target.path):  # or every later call would take it from the cache
-            raise InputError(f"{error}; it was removed from the cache") from error
-        raise
     return _compare(request, target, measured)
 
 

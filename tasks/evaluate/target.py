@@ -1,19 +1,15 @@
 """From a name, a path or an address to a file on this machine and its entry of the catalogue."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from esbnn_core.checkpoint.catalogue import Entry, read_catalogue
+from esbnn_core.checkpoint.catalogue import Entry, is_path, read_catalogue
 from esbnn_core.checkpoint.fetch import check_file, checkpoint_cache, fetch
 from esbnn_core.checkpoint.format import Checkpoint, read_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.files import file_sha256
 from tasks.evaluate.options import EvaluateRequest, check_options
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
-"""Endings by which a target is a path, whether or not there is a file."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def find_target(request: EvaluateRequest) -> Target:
 def _find_file(request: EvaluateRequest) -> tuple[str, Entry | None]:
     target = request.target
     is_address = target.startswith(("http://", "https://"))
-    if request.entry is None and (is_address or _is_path(target)):
+    if request.entry is None and (is_address or is_path(target)):
         if is_address:
             return str(fetch(target, checkpoint_cache())), None
         _check_exists(target)
@@ -75,11 +71,6 @@ def _find_file(request: EvaluateRequest) -> tuple[str, Entry | None]:
     _check_exists(target)
     check_file(Path(target), entry.sha256, entry.bytes, f"it is not the file of {entry.name}, fetch it again")
     return target, entry
-
-
-def _is_path(target: str) -> bool:
-    """Whether a target is a path and not a name; a file that exists comes before a name of the catalogue."""
-    return os.sep in target or target.endswith(SUFFIXES) or Path(target).is_file()
 
 
 def _check_exists(target: str) -> None:

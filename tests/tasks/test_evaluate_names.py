@@ -117,7 +117,7 @@ def test_errors_are_one_sentence_and_write_nothing(
 
 def test_names_that_are_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nearest: bi_diffsr_x4, bi_diffsr_x2" in failed("bi_diffsr_x8", capsys=capsys)
-    assert "'gone' is neither in the catalogue nor a file" in failed("gone", capsys=capsys)
+    assert "'gone' is neither a file nor a name of the catalogue" in failed("gone", capsys=capsys)
     assert "checkpoint gone.pth does not exist" in failed("gone.pth", "--entry", "es_bnext_tiny", capsys=capsys)
     assert "nearest: bnext_tiny" in failed("gone.pth", "--entry", "bnext_tin", capsys=capsys)
     for name in ("recu_vgg_small_cifar10", "recu_resnet34"):  # no network, or no official names, of ours
