@@ -3,9 +3,12 @@
 Source: papers.md#checkpoints, #golden-records.
 
 Every official key is used exactly once. Names and shapes are facts; none of the originals' code is here.
-A new family is one entry of KEY_MAPS.
+A new family is one entry of KEY_MAPS. For a network that is built outside esbnn_core a module declares the entry; the
+class of the network or of a part of it names that module in its attribute `official_keys`, and the module is imported
+when such a network is first read or written.
 """
 
+import importlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -294,6 +297,9 @@ def declare(name: str, family: KeyMap) -> None:
 
 def key_map(model: nn.Module) -> KeyMap:
     """The key map of the network. Raises InputError for one without an original."""
+    for module in dict.fromkeys(getattr(type(part), "official_keys", None) for part in model.modules()):
+        if module is not None:
+            importlib.import_module(module)  # declares its families
     for family in KEY_MAPS.values():
         if family.fits(model):
             return family

@@ -6,14 +6,11 @@ from typing import Any
 from esbnn_core.errors import InputError
 from esbnn_core.lit.evaluation import run_test
 from esbnn_core.packed.layers import is_packed
-from tasks.detection import official
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 
 METRICS = ("map_11point", "map_area", "coco", "coco50", "coco75")
-OFFICIAL = official.__name__
-"""Imported for what it declares: the names of the tensors in the originals' files."""
 
 
 def evaluate(

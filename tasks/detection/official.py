@@ -1,7 +1,7 @@
 """Names of the tensors in BiDet's released SSD300 file, for load_official and to_official.
 
-Importing this file declares them; esbnn_core itself knows the trunks alone. Names and shapes are facts, none of the
-original's code is here.
+Importing this file declares them, which `ESBiDetVGG16.official_keys` asks esbnn_core for; the trunk alone is in
+esbnn_core. Names and shapes are facts, none of the original's code is here.
 """
 
 import re
