@@ -100,8 +100,11 @@ def _branches(name: str, key: str, keys: Collection[str]) -> str:
     return f"{block}.bn2{f'_{number}' if doubled else ''}.{rest}"
 
 
-def _ffn(name: str, key: str, keys: Collection[str]) -> str:
-    """feature.2.point.0 -> feature.2.FFN_1 where the width doubles, feature.2.FFN elsewhere."""
+def _bnext_units(name: str, key: str, keys: Collection[str]) -> str:
+    """feature.2.point.0 -> feature.2.FFN_1 where the width doubles, else FFN; the 3x3 unit -> FFN_3x3 without ELM."""
+    # with ELM every second 3x3 unit attends, and the original calls all of them Attention (papers.md#bnext)
+    if not any(".attention.act_in." in other for other in keys):
+        name = name.replace(".Attention.", ".FFN_3x3.")
     doubled = _doubles(key, keys, "core.conv.weight")
     number = (lambda m: f".FFN_{int(m.group(1)) + 1}.") if doubled else (lambda m: ".FFN.")
     return re.sub(r"\.point\.(\d)\.", number, name)
@@ -189,8 +192,11 @@ KEY_MAPS: dict[str, KeyMap] = {
             (r"\.gate\.se\.", ".se.se."),
             (r"^act\.weight$", "prelu.weight"),
         ),
-        looks=((".Attention.", "a BNext (bnext_*, es_bnext_*)"),),
-        fix=_ffn,
+        looks=(
+            (".Attention.", "a BNext (bnext_*, es_bnext_*)"),
+            (".FFN_3x3.", "a BNext without ELM (bnext_*, es_bnext_* with elm=False)"),
+        ),
+        fix=_bnext_units,
         shapes=_SHIFTS,
     ),
     "reactnet_a": KeyMap(
