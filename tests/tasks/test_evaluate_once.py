@@ -16,7 +16,7 @@ from esbnn_core.checkpoint.catalogue import FOLDER
 from esbnn_core.checkpoint.official import to_official
 from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.evaluate.command import _make_parser, _make_request
-from tests.tasks.super_resolution.tiny import OPTIONS, make_unet, write_sets
+from tests.helpers.super_resolution.tiny import OPTIONS, make_unet, write_sets
 
 NAME = "es_reactnet_resnet8_fashion"
 RELEASED = FOLDER / NAME / "packed.safetensors"
