@@ -39,6 +39,6 @@ SSD300 = KeyMap(
     ),
     looks=(("extra_bns.", "BiDet's SSD300 (configs/detection/bidet_ssd300.yaml)"),),
     fix=_extras,
-    own=r"^bbox_head\.bottleneck\.",
+    ours_only=r"^bbox_head\.bottleneck\.",
 )
 declare("bidet_ssd300", SSD300)

@@ -23,7 +23,7 @@ class EvaluateRequest:
 
     Attributes:
         target: name of the catalogue, path or http(s) address.
-        entry: name of the entry whose file lies at the path or address.
+        entry: name of the entry that the file at the path or address is of.
         catalogue: manifest that names are looked up in.
         task: of a path; default the task whose folder `config` is in, or classification.
         config: recipe that builds a detector or a super-resolution network; with `new_entry` the one that trained it.
@@ -122,7 +122,7 @@ def check_new_entry(request: EvaluateRequest, path: str, entry: Entry | None) ->
         raise InputError(f"{path} must be below {home}, where the catalogue looks for its files: copy it there")
     name = request.new_entry or ""
     if fault := name_fault(name):
-        raise InputError(f"--print-entry has the {fault}: choose another")
+        raise InputError(f"--print-entry: {fault}: choose another")
     if name in [other.name for other in read_catalogue(request.catalogue)]:
         raise InputError(f"--print-entry {name} is a name that {request.catalogue} has: choose another")
 

@@ -70,8 +70,8 @@ def test_outside_the_tolerance_is_exit_code_1(
 @pytest.mark.parametrize(
     ("changes", "words", "sentence"),
     [
-        ({"sha256": "0" * 64}, [], r"es_tiny\.safetensors has sha256 \w{64}, 0{64} was expected"),
-        ({"bytes": 7}, [], r"es_tiny\.safetensors has [\d,]+ bytes, 7 were expected"),
+        ({"sha256": "0" * 64}, [], r"es_tiny\.safetensors must have sha256 0{64}, got \w{64}"),
+        ({"bytes": 7}, [], r"es_tiny\.safetensors must have 7 bytes, got [\d,]+"),
         ({"file": "gone.safetensors"}, [], r"es_tiny has no file .*gone\.safetensors"),
         (
             {"network": "reactnet_resnet8"},
@@ -80,7 +80,7 @@ def test_outside_the_tolerance_is_exit_code_1(
         ),
         ({"options": {"tau": 4}}, [], r"with \{'tau': 4\} as es_tiny, got a .*: correct the entry"),
         ({"metric": "top9"}, [], "metric of es_tiny must be one of top1, top5, got 'top9'"),
-        ({"sha256": 5}, [], r"manifest\.json, entry 1 \(es_tiny\) has sha256 5, str was expected"),
+        ({"sha256": 5}, [], r"manifest\.json, entry 1 \(es_tiny\): sha256 must be str, got 5"),
         ({}, ["--data"], ""),  # a folder without the images
         ({}, ["--backend", "latent"], "is packed and holds no latent weights"),
         ({}, ["--dataset", "cifar10"], "--dataset was given with the catalogue's es_tiny, which says it itself"),
@@ -89,7 +89,7 @@ def test_outside_the_tolerance_is_exit_code_1(
         (
             {"file": None, "url": "https://host/p", "access": "page"},
             [],
-            "in a browser from https://host/p and run python",
+            "open https://host/p in a browser and run python",
         ),
         ({"container": "pytorch", "note": "No map."}, [], r"es_tiny cannot be read by this project: No map\."),
     ],
@@ -142,7 +142,7 @@ def test_every_official_file_is_asked_for_by_hand(
     entry: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))  # this machine's may have the files
-    assert f"from {entry.url} and run python" in failed(entry.name, capsys=capsys)
+    assert f"open {entry.url} in a browser and run python" in failed(entry.name, capsys=capsys)
 
 
 def official(path: Path, seed: int = 0) -> Path:
@@ -228,7 +228,7 @@ def test_an_address_is_fetched_and_evaluated(
         plain = ["--dataset", "fashion_mnist", "--data", data_root, "--limit", "8"]
         found.append(run(url, "--model", "es_recu_resnet20", "--tau", "4", *plain, capsys=capsys))
         for given in (["wrong"], [url, "--entry", "wrong"]):
-            assert f"has sha256 {digest}, {'0' * 64} was expected" in failed(*given, *words, capsys=capsys)
+            assert f"must have sha256 {'0' * 64}, got {digest}" in failed(*given, *words, capsys=capsys)
         server.shutdown()
     found.append(run("recu", *words, capsys=capsys))  # from the cache
     assert [code for code, _, _ in found] == [0, 0, 0, 0], found
@@ -264,7 +264,9 @@ def test_the_entry_of_a_new_file_of_ours(
     assert "--config gone.yaml does not exist" in failed(
         *words[:-1], "gone.yaml", "--print-entry", "another", capsys=capsys
     )
-    assert "name 'Es new', small letters" in failed(*words, "--print-entry", "Es new", capsys=capsys)
+    assert "name must be small letters, digits, _ and -, got 'Es new'" in failed(
+        *words, "--print-entry", "Es new", capsys=capsys
+    )
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
