@@ -3,10 +3,10 @@
 Importing this package needs torch alone, touches no GPU and compiles nothing.
 """
 
-from esbnn_core.checkpoint import load_checkpoint, pack_checkpoint, read_checkpoint, save_checkpoint
+from esbnn_core.checkpoint import create_model, load_checkpoint, pack_checkpoint, read_checkpoint, save_checkpoint
 from esbnn_core.counting import Count, count
 from esbnn_core.errors import InputError, TrainingError
-from esbnn_core.models import create_model, list_models, model_spec
+from esbnn_core.models import list_models, model_spec
 from esbnn_core.training.on_bits import TrainOnBits, bit_training_report, train_on_bits_, train_plain_
 from esbnn_core.transforms import BinaryConfig, ESConfig, ExpansionPlan, binarize_, expand_, pack_, plan_expansion
 from esbnn_core.version import __version__

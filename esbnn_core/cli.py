@@ -17,7 +17,7 @@ from esbnn_core.version import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _make_parser().parse_args(argv)
     try:
         args.run(args)
     except (InputError, OSError) as error:
@@ -26,27 +26,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="esbnn", description="Expanding-and-shrinking binary neural networks")
     parser.add_argument("--version", action="version", version=f"esbnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", help="list the networks by name")
     models.add_argument("pattern", nargs="?", default="", help="only names that contain this")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_list_models)
 
-    counting = commands.add_parser("count", help="BOPs, FLOPs, OPs, parameters and bytes of a network")
+    counting = commands.add_parser("count", help="count BOPs, FLOPs, OPs, parameters and bytes of a network")
     counting.add_argument("name", metavar="NAME", nargs="?", help="network, e.g. es_reactnet_resnet18")
-    counting.add_argument("--all", action="store_true", help="one line for every classifier, with its own options")
+    counting.add_argument("--all", action="store_true", help="one line for every classifier, with its default options")
     counting.add_argument("--tau", type=int, help="expansion factor of an es_ or rep_ network")
     counting.add_argument("--groups", type=int, help="groups of an es_ network")
     counting.add_argument("--num-classes", type=int, help="classes of the read-out")
     counting.add_argument("--in-channels", type=int, help="channels of the input")
-    counting.add_argument("--size", type=int, help="side of the square input (default: that of the papers)")
-    counting.set_defaults(run=_count)
+    counting.add_argument("--size", type=int, help="side of the square input (default that of the papers)")
+    counting.set_defaults(run=_print_count)
 
-    doctor = commands.add_parser("doctor", help="which implementation serves packed operators here, and why")
-    doctor.set_defaults(run=_doctor)
+    doctor = commands.add_parser("doctor", help="show which kernels are in use on this machine, and why")
+    doctor.set_defaults(run=_print_kernels)
 
     packing = commands.add_parser("pack", help="pack a latent checkpoint into bits")
     packing.add_argument("source", metavar="IN", help="latent .safetensors")
@@ -55,15 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _models(args: argparse.Namespace) -> None:
+def _list_models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
         raise InputError(f"no network has {args.pattern!r} in its name: esbnn models lists them all")
     print("\n".join(names))
 
 
-def _count_all() -> None:
-    """One line a network, built without data.
+def _print_count_of_all() -> None:
+    """One line for each network, built without data.
 
     INT8 OPs is the convention of the BNext README (papers.md#bnext-operations).
     """
@@ -84,11 +84,11 @@ def _count_all() -> None:
         print(f"{row} {int8 / 1e8:14.4f} {c.params / 1e6:10.3f} {c.binary_params / 1e6:9.3f} {matmuls:>16}")
 
 
-def _count(args: argparse.Namespace) -> None:
+def _print_count(args: argparse.Namespace) -> None:
     if args.all == (args.name is not None):
         raise InputError("esbnn count takes one network's name or --all: esbnn models lists the names")
     if args.all:
-        return _count_all()
+        return _print_count_of_all()
     given: dict[str, Any] = {key: getattr(args, key) for key in ("tau", "groups", "num_classes", "in_channels")}
     model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
     spec = model_spec(model)
@@ -103,16 +103,15 @@ def _count(args: argparse.Namespace) -> None:
     print(result.sums())
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
-    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {found}")
-    for device, status in (("CPU", cpu.choose()[1]), ("CUDA", cuda.choose()[1])):
+def _print_kernels(args: argparse.Namespace) -> None:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    print(f"esbnn {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {gpu}")
+    print("kernels in use, and which others could be:")
+    found = (("CPU", "processor", cpu.choose()[1]), ("CUDA", "device", cuda.choose()[1]))
+    for device, hardware, status in found:
         print(f"{device:6} {status.serving}: {status.reason}")
-        for name, here in status.paths:
-            print(f"       {name:18} {'usable' if here else 'not on this ' + PLACES[device]}")
-
-
-PLACES = {"CPU": "processor", "CUDA": "device"}
+        for name, usable in status.paths:
+            print(f"       {name:18} {'usable' if usable else f'not usable on this {hardware}'}")
 
 
 def _pack(args: argparse.Namespace) -> None:

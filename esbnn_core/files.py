@@ -6,20 +6,20 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-"""Folder that holds configs/ and checkpoints/ in a source tree."""
+"""Folder of configs/ and checkpoints/ in a source tree."""
 
 
 def below_repository(path: str | Path) -> Path:
-    """The path as it stands; the one below the repository where only that is a file."""
+    """The path as given, or the one below the repository if only that is a file."""
     found = Path(path)
     within = ROOT / found
     return within if not found.exists() and within.is_file() else found
 
 
 def cache_folder() -> Path:
-    """Where built libraries lie: ESBNN_CACHE, or esbnn under XDG_CACHE_HOME, or ~/.cache/esbnn."""
-    if own := os.environ.get("ESBNN_CACHE"):
-        return Path(own)
+    """Folder of built libraries and downloads: ESBNN_CACHE, or esbnn in XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("ESBNN_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esbnn"
 
 
@@ -33,7 +33,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write through a temporary file in the same folder, fsync and rename: readers see the old file or the new one."""
+    """Write a temporary file in the same folder, fsync and rename it: readers see the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -42,7 +42,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp gives 0600, which hides a released file from others
+        os.chmod(name, 0o644)  # mkstemp gives 0600, which others cannot read
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

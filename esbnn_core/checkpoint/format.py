@@ -1,10 +1,13 @@
 """Checkpoint files: safetensors with metadata and a content hash; strict reading, atomic writing.
 
-A file's metadata (strings, as safetensors has it) are: format "esbnn", format_version, kind "latent" or "packed",
-weights "binary" or "real" (what real_weights_ made; a file without the word is binary), network, options (json) and
-input_size (json) where the network came from create_model, metric (json), commit, esbnn_version, and digest: the
-sha256 over all of these and every tensor, which finds a flipped bit anywhere.
-Packed files hold bit-words and folded affines (esbnn_core.packed), no latent weight.
+The metadata, strings as safetensors requires, are
+
+- format: "esbnn"; format_version; esbnn_version that wrote the file; commit of the source tree
+- kind: "latent", or "packed": bit-words and folded affines (esbnn_core.packed) and no latent weight
+- weights: "binary", or "real" for what real_weights_ made; a file without this key is binary
+- network, options (json), input_size (json): of a network that create_model built
+- metric (json): what was saved with the network
+- digest: sha256 over all of these and every tensor, which finds a flipped bit anywhere
 """
 
 import hashlib
@@ -31,7 +34,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: tensors on the CPU by name, and its metadata without the digest."""
+    """What a file holds.
+
+    Attributes:
+        path: of the file.
+        tensors: by name, on the CPU.
+        metadata: without the digest.
+    """
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -39,17 +48,17 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """ "latent" or "packed"."""
+        """Either "latent" or "packed"."""
         return self.metadata["kind"]
 
     @property
     def weights(self) -> str:
-        """ "binary", or "real" for what esbnn_core.transforms.real_weights.real_weights_ made."""
+        """Either "binary", or "real" for what real_weights_ made."""
         return self.metadata.get("weights", "binary")
 
     @property
     def network(self) -> str:
-        """Name for create_model, "" for a network that did not come from it."""
+        """Name for create_model, "" for a network that it did not build."""
         return self.metadata["network"]
 
     @property
@@ -66,7 +75,7 @@ class Checkpoint:
 
 
 def source_commit() -> str:
-    """Commit of the source tree this package runs from, "" for an installed copy without one."""
+    """Commit of the source tree that this package is in, "" for an installed copy."""
     if not (ROOT / ".git").exists():
         return ""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
@@ -91,8 +100,10 @@ def save_checkpoint(
     """Write the model's state_dict, latent or packed, with what rebuilds the network.
 
     Args:
-        model: from create_model (its name and options go along), or any module (reading then needs the module).
-        path: the file, replaced atomically. metric: e.g. {"top1": 87.5}. commit: default that of the source tree.
+        model: from create_model, whose name and options are saved too, or any module, which reading then needs.
+        path: the file, replaced atomically.
+        metric: e.g. {"top1": 87.5}.
+        commit: default that of the source tree.
 
     Returns:
         sha256 of the file.
@@ -102,7 +113,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save
 
-    # cloned: safetensors wants each name to own contiguous memory
+    # cloned: safetensors requires contiguous memory of its own for each name
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     _check_finite(tensors, str(path))
     spec = model_spec(model)
@@ -127,7 +138,8 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     """Read and verify a file without building anything.
 
     Args:
-        sha256: if given, the file's hash, compared before a byte is parsed.
+        path: of the file.
+        sha256: of the file, compared before a byte is parsed.
 
     Raises:
         InputError: the file is missing, damaged, of another format or version, or holds a number that is not finite.
@@ -137,22 +149,21 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist: check the path")
-    if sha256 is not None and (met := file_sha256(path)) != sha256.lower():
-        raise InputError(f"checkpoint {path} has sha256 {met}, {sha256} was expected: fetch it again")
+    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
+        raise InputError(f"checkpoint {path} must have sha256 {sha256}, got {found}: fetch it again")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            # read after the header says it is ours: another project's file gets its own sentence
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
         raise DamagedError(
             f"checkpoint {path} is not a whole safetensors file ({error}): write or fetch it again"
         ) from error
     if metadata.get("format") != "esbnn":
-        raise InputError(f"checkpoint {path} is no esbnn file: save_checkpoint writes those")
+        raise InputError(f"checkpoint {path} is not an esbnn file: save_checkpoint writes those")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise InputError(
-            f"checkpoint {path} has format version {metadata.get('format_version')}, {FORMAT_VERSION} was expected: "
+            f"format version of checkpoint {path} must be {FORMAT_VERSION}, got {metadata.get('format_version')}: "
             f"read it with the esbnn version {metadata.get('esbnn_version')} that wrote it"
         )
     _check_metadata(path, metadata)
@@ -166,13 +177,18 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into the model, all or nothing; raises what check_state raises, the model is then as it was."""
+    """Copy tensors into the model, all or none. Raises what check_state raises; the model is then as it was."""
     check_state(model, tensors, source)
     model.load_state_dict(tensors, strict=True)
 
 
 def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Whether the tensors are the model's, by name, shape and dtype, and finite.
+    """Check that the tensors are the model's, by name, shape and dtype, and finite.
+
+    Args:
+        model: that the tensors are for.
+        tensors: by name.
+        source: where they come from, for the message.
 
     Raises:
         InputError: a missing, extra, reshaped, re-typed or not finite tensor, named.
@@ -203,21 +219,19 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
             raise InputError(f"checkpoint {path} has no {key} in its metadata: write it again with save_checkpoint")
     if metadata["kind"] not in ("latent", "packed"):
         raise InputError(
-            f"checkpoint {path} is of kind {metadata['kind']!r}, latent or packed was expected: write it again"
+            f"kind of checkpoint {path} must be latent or packed, got {metadata['kind']!r}: write it again"
         )
     if metadata.get("weights", "binary") not in ("binary", "real"):
         raise InputError(
-            f"checkpoint {path} has weights {metadata['weights']!r}, binary or real was expected: write it again"
+            f"weights of checkpoint {path} must be binary or real, got {metadata['weights']!r}: write it again"
         )
     for key in ("options", "metric"):
         try:
-            whole = isinstance(json.loads(metadata[key]), dict)
+            is_object = isinstance(json.loads(metadata[key]), dict)
         except json.JSONDecodeError:
-            whole = False
-        if not whole:
-            raise InputError(
-                f"checkpoint {path} has {key} {metadata[key]!r}, a json object was expected: write it again"
-            )
+            is_object = False
+        if not is_object:
+            raise InputError(f"{key} of checkpoint {path} must be a json object, got {metadata[key]!r}: write it again")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

@@ -1,7 +1,7 @@
 """Official files of the originals, read into our networks and written back (papers.md#checkpoints, #golden-records).
 
-The keys are those of esbnn_core.checkpoint.official_keys. A file is read with weights_only=True and nothing else: a
-pickle that holds more than tensors and plain containers is refused.
+esbnn_core.checkpoint.official_keys has the names. A file is read with weights_only=True and in no other way: a pickle
+with more than tensors and plain containers is refused.
 """
 
 import re
@@ -21,14 +21,21 @@ from esbnn_core.layers.quantizers import Temperature
 __all__ = ["CONTAINERS", "OfficialReport", "load_official", "official_names", "to_official"]
 
 CONTAINERS = ("state_dict", "params", "weight", "model")
-"""Keys under which the originals keep the tensors in their files."""
+"""Keys under which the originals' files hold the tensors."""
 
 
 @dataclass(frozen=True)
 class OfficialReport:
-    """What was read: tensors, exact zeros that a weight's sign is taken of (+1 here, 0 in the original), the smallest
-    and largest weight temperature of a BNext (at 1e-7 or above its weights are real numbers, not signs), and the last
-    entry of `temp`, the temperatures that BNext's training script noted epoch by epoch (papers.md#es-quirk-1)."""
+    """What was read.
+
+    Attributes:
+        tensors: how many.
+        zeros: weights of exactly 0 whose sign is taken: +1 here, 0 in the original.
+        temperatures: smallest and largest weight temperature of a BNext; from 1e-7 on its weights are real numbers, not
+            signs.
+        noted: last of the temperatures that BNext's training script notes epoch by epoch in the file
+            (papers.md#es-quirk-1).
+    """
 
     tensors: int
     zeros: int
@@ -37,7 +44,11 @@ class OfficialReport:
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
-    """Every official key, buffers included and without a prefix, in the original's shapes; copies, on the CPU."""
+    """The tensors by official name, buffers included and without a prefix, in the original's shapes; CPU copies.
+
+    Raises:
+        InputError: a network without official files.
+    """
     state, sign = model.state_dict(), key_map(model).sign
     return {
         name: state[key].detach().cpu().reshape(shape) * sign(name)
@@ -46,22 +57,26 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -> OfficialReport:
-    """Load an official file, or a mapping as torch.load gives it, all or nothing.
+    """Load an official file, or a mapping as torch.load gives it, all or none.
 
     Accepts the containers of CONTAINERS, the prefix `module.`, flat `weights` of the older ReActNet and Bi-Real files,
     and 0-d for (1,) scalars. Dtype and device stay the model's.
 
+    Args:
+        model: latent, of the file's network.
+        source: the file or mapping.
+
     Raises:
-        InputError: an unreadable file; a missing, extra or reshaped tensor, each named, with the network that the file
-            looks like; a tensor that is not finite. The model is then as it was.
+        InputError: a network without official files; an unreadable file; a missing, extra or reshaped tensor, each
+            named, with the network that the file looks like; a tensor that is not finite. The model is then as it was.
     """
     label = str(source) if isinstance(source, str | Path) else "the mapping"
-    found, noted = _tensors(source, label)
+    found, noted = _read_tensors(source, label)
     names, family = official_names(model), key_map(model)
     tensors = {apply_rules(family.spelling, name): tensor for name, tensor in found.items()}
-    given = {name for name, _ in names.values()}
-    missing = [name for name in dict.fromkeys(name for name, _ in names.values()) if name not in tensors]
-    extra = [name for name in tensors if name not in given]
+    known = dict.fromkeys(name for name, _ in names.values())
+    missing = [name for name in known if name not in tensors]
+    extra = [name for name in tensors if name not in known]
     if missing or extra:
         faults = [f"{name} is missing" for name in missing[:3]] + [f"{name} is not expected" for name in extra[:3]]
         raise InputError(
@@ -80,12 +95,13 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
     check_state(model, ours, label)
     model.load_state_dict(ours)
     layers = [layer for _, layer in binary_layers(model)]
-    heat = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
-    return OfficialReport(len(tensors), exact_zeros(model), (min(heat), max(heat)) if heat else None, noted)
+    found_at = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
+    temperatures = (min(found_at), max(found_at)) if found_at else None
+    return OfficialReport(len(tensors), exact_zeros(model), temperatures, noted)
 
 
-def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dict[str, Tensor], float | None]:
-    """The tensors of a file or mapping by official key, and the last of its list `temp` where it has one."""
+def _read_tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dict[str, Tensor], float | None]:
+    """The tensors of a file or mapping by official name, and the last of its list `temp` if it has one."""
     found: object = source
     if isinstance(source, str | Path):
         if not Path(source).is_file():
@@ -103,7 +119,7 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dic
     tensors = unwrap(found, CONTAINERS)
     if tensors is None:
         raise InputError(
-            f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model file"
+            f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model's file"
         )
     return {
         re.sub(r"\.weights$", ".weight", key.removeprefix("module.")): value for key, value in tensors.items()
@@ -111,7 +127,7 @@ def _tensors(source: str | Path | Mapping[str, object], label: str) -> tuple[dic
 
 
 def unwrap(found: object, containers: tuple[str, ...]) -> dict[str, Tensor] | None:
-    """The tensors by name in what a file holds, bare or inside mappings under `containers`; None if that is not all."""
+    """The tensors by name in what a file holds, bare or under `containers`; None if it holds other things."""
     for container in containers:
         if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
             found = found[container]

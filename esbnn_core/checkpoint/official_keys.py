@@ -1,11 +1,14 @@
-"""Names and shapes of the originals' tensors: one KeyMap a family of networks, in one table.
+"""Names and shapes of the originals' tensors: one KeyMap for each family of networks, in one table.
 
 Source: papers.md#checkpoints, #golden-records.
 
 Every official key is used exactly once. Names and shapes are facts; none of the originals' code is here.
-A new family is one entry of KEY_MAPS.
+A new family is one entry of KEY_MAPS. For a network that is built outside esbnn_core a module declares the entry; the
+class of the network or of a part of it names that module in its attribute `official_keys`, and the module is imported
+when such a network is first read or written.
 """
 
+import importlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +30,12 @@ class KeyMap:
     Attributes:
         fits: whether a network is of the family.
         rules: from our key to the official one.
-        looks: (part of an official key, what a file with it looks like); the first family with a hit is named.
-        fix: (name after the rules, our key, all of our keys) -> official name, for what no rule can say.
-        shapes: pattern of an official key -> its shape there, -1 standing for all elements; others are as ours.
-        spelling: from a key in a file to the official one, where files differ among themselves.
+        looks: (part of an official key, what a file with such a key looks like); the first family with a hit is named.
+        fix: (name after the rules, our key, all our keys) -> official name, for what no rule can express.
+        shapes: pattern of an official key -> its shape in the original, -1 for all elements; others are as ours.
+        spelling: from a key in a file to the official one, for files that differ among themselves.
         negated: pattern of the official keys whose values have the opposite sign of ours.
-        own: pattern of our keys that the originals do not have; they keep their values.
+        ours_only: pattern of our keys that the originals do not have; they keep their values.
     """
 
     fits: Callable[[nn.Module], bool]
@@ -42,7 +45,7 @@ class KeyMap:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     spelling: Rules = ()
     negated: str | None = None
-    own: str | None = None
+    ours_only: str | None = None
 
     def sign(self, name: str) -> int:
         """+1, or -1 for an official key whose values are the negative of ours."""
@@ -97,14 +100,17 @@ def _branches(name: str, key: str, keys: Collection[str]) -> str:
     return f"{block}.bn2{f'_{number}' if doubled else ''}.{rest}"
 
 
-def _ffn(name: str, key: str, keys: Collection[str]) -> str:
-    """feature.2.point.0 -> feature.2.FFN_1 where the width doubles, feature.2.FFN elsewhere."""
+def _bnext_units(name: str, key: str, keys: Collection[str]) -> str:
+    """feature.2.point.0 -> feature.2.FFN_1 where the width doubles, else FFN; the 3x3 unit -> FFN_3x3 without ELM."""
+    # with ELM every second 3x3 unit attends, and the original calls all of them Attention (papers.md#bnext)
+    if not any(".attention.act_in." in other for other in keys):
+        name = name.replace(".Attention.", ".FFN_3x3.")
     doubled = _doubles(key, keys, "core.conv.weight")
     number = (lambda m: f".FFN_{int(m.group(1)) + 1}.") if doubled else (lambda m: ".FFN.")
     return re.sub(r"\.point\.(\d)\.", number, name)
 
 
-_VIT_UNITS = {  # our unit -> (official prefix, letter behind move, norm and rprelu, linear layer)
+_VIT_UNITS = {  # our unit -> (official prefix, letter after move, norm and rprelu, linear layer)
     "attention.query": ("attention.attention.", "q", "query"),
     "attention.key": ("attention.attention.", "k", "key"),
     "attention.value": ("attention.attention.", "v", "value"),
@@ -116,16 +122,16 @@ _VIT_UNITS = {  # our unit -> (official prefix, letter behind move, norm and rpr
 
 
 def _vit_rules() -> Rules:
-    """Rules of BinaryViT's token units, then of what stands around them."""
+    """Rules of BinaryViT's token units, then of what is around them."""
     rules: list[tuple[str, str]] = []
     for unit, (prefix, letter, linear) in _VIT_UNITS.items():
-        own = rf"^(layers\.\d+)\.{re.escape(unit)}\."
+        start = rf"^(layers\.\d+)\.{re.escape(unit)}\."
         norm = "norm_r" if letter == "r" else f"norm{letter}"
         rules += [
-            (own + r"linear\.sign\.shift$", rf"\1.{prefix}move{letter}"),
-            (own + r"linear\.weight$", rf"\1.{prefix}{linear}.weight"),
-            (own + r"norm\.", rf"\1.{prefix}{norm}."),
-            (own + r"act\.", rf"\1.{prefix}rprelu{letter}."),
+            (start + r"linear\.sign\.shift$", rf"\1.{prefix}move{letter}"),
+            (start + r"linear\.weight$", rf"\1.{prefix}{linear}.weight"),
+            (start + r"norm\.", rf"\1.{prefix}{norm}."),
+            (start + r"act\.", rf"\1.{prefix}rprelu{letter}."),
         ]
     return (
         *rules,
@@ -155,7 +161,7 @@ def _vit_rules() -> Rules:
 
 
 def _merges(name: str, key: str, keys: Collection[str]) -> str:
-    """merges.3.proj -> vit.encoder.patch_embed1.proj: ours are named by the layer behind, the originals counted."""
+    """merges.3.proj -> vit.encoder.patch_embed1.proj: ours have the number of the next layer, the originals count."""
     match = re.match(r"^merges\.(\d+)\.(.*)$", name)
     if not match:
         return name
@@ -163,7 +169,7 @@ def _merges(name: str, key: str, keys: Collection[str]) -> str:
     return f"vit.encoder.patch_embed{places.index(int(match.group(1))) + 1}.{match.group(2)}"
 
 
-# where an original keeps (C,) as (1, C, 1, 1) or (C, 1, 1)
+# (C,) here
 _SHIFTS = {r"\.move\d*\.bias$": (1, -1, 1, 1)}
 
 KEY_MAPS: dict[str, KeyMap] = {
@@ -186,8 +192,11 @@ KEY_MAPS: dict[str, KeyMap] = {
             (r"\.gate\.se\.", ".se.se."),
             (r"^act\.weight$", "prelu.weight"),
         ),
-        looks=((".Attention.", "a BNext (bnext_*, es_bnext_*)"),),
-        fix=_ffn,
+        looks=(
+            (".Attention.", "a BNext (bnext_*, es_bnext_*)"),
+            (".FFN_3x3.", "a BNext without ELM (bnext_*, es_bnext_* with elm=False)"),
+        ),
+        fix=_bnext_units,
         shapes=_SHIFTS,
     ),
     "reactnet_a": KeyMap(
@@ -246,9 +255,9 @@ KEY_MAPS: dict[str, KeyMap] = {
         fix=_pair_units,
         shapes={r"\.alpha$": (-1, 1, 1)},
     ),
-    # The original's list of names was not at hand. These reproduce the reference outputs, whose weights depend on a
-    # name through the sum of its letters alone: the shortcut's could be others of the same sum. A file with other
-    # names is refused by the first that differs.
+    # The original's list of names was not available. These names reproduce the reference outputs, whose weights depend
+    # only on the sum of a name's letters: the shortcut's could be others of the same sum. A file with other names is
+    # refused by the first that differs.
     "bidet_resnet18": KeyMap(
         fits=lambda model: isinstance(model, BiDetResNet),
         rules=((r"^stem\.conv\.", "conv1."), (r"^stem\.norm\.", "bn1."), (r"^stages\.", "")),
@@ -256,7 +265,7 @@ KEY_MAPS: dict[str, KeyMap] = {
         fix=_bidet_blocks,
     ),
     "bidet_vgg16": KeyMap(
-        # the file holds the trunk alone: a classifier that was filled with it would answer from a random read-out
+        # the file holds the trunk alone: a classifier that was filled from it would answer from a random read-out
         fits=lambda model: isinstance(model, BiDetVGG16) and not isinstance(model, BiDetVGG16Classifier),
         rules=(
             (r"^stem\.conv\.", "vgg.layers.0."),
@@ -270,7 +279,7 @@ KEY_MAPS: dict[str, KeyMap] = {
             (r"\.shortcut\.", ".downsample."),
         ),
         looks=(("17.bn.", "BiDet's VGG-16 (bidet_vgg16)"),),
-        # the file of the trunk alone has the keys without the detector's name for it
+        # the file of the trunk alone has the keys without the detector's prefix
         spelling=((r"^(layers\.)?(?=\d)", "vgg.layers."),),
     ),
     "binaryvit": KeyMap(
@@ -282,11 +291,11 @@ KEY_MAPS: dict[str, KeyMap] = {
         negated=r"\.move1$",  # its RPReLU subtracts the first shift (papers.md#binaryvit)
     ),
 }
-"""By family; a file is taken for the first whose part it holds, so the particular comes before the general."""
+"""By family; a file looks like the first family whose part it holds, so special families come before general ones."""
 
 
 def declare(name: str, family: KeyMap) -> None:
-    """Enter a family whose networks are built outside esbnn_core, in front of the others; again replaces it."""
+    """Enter a family whose networks are built outside esbnn_core, before the others; a known name is replaced."""
     others = {known: other for known, other in KEY_MAPS.items() if known != name}
     KEY_MAPS.clear()
     KEY_MAPS.update({name: family, **others})
@@ -294,6 +303,9 @@ def declare(name: str, family: KeyMap) -> None:
 
 def key_map(model: nn.Module) -> KeyMap:
     """The key map of the network. Raises InputError for one without an original."""
+    for module in dict.fromkeys(getattr(type(part), "official_keys", None) for part in model.modules()):
+        if module is not None:
+            importlib.import_module(module)  # declares its families
     for family in KEY_MAPS.values():
         if family.fits(model):
             return family
@@ -303,11 +315,11 @@ def key_map(model: nn.Module) -> KeyMap:
 
 
 def official_names(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our key -> (official key, official shape) for every tensor of the network; a shared tensor has two of ours."""
+    """Our key -> (official key, official shape) for every tensor of the network; a shared tensor has two keys."""
     family, state = key_map(model), model.state_dict()
     names = {}
     for key, tensor in state.items():
-        if family.own is not None and re.search(family.own, key):
+        if family.ours_only is not None and re.search(family.ours_only, key):
             continue
         name = apply_rules(family.rules, key)
         if family.fix is not None:
@@ -328,7 +340,7 @@ def apply_rules(rules: Rules, key: str) -> str:
 
 
 def looks_like(keys: Iterable[str]) -> str:
-    """What network a file with these official keys looks like, in words."""
+    """The network that a file with these official keys looks like, in words."""
     keys = list(keys)
     for family in KEY_MAPS.values():
         for part, text in family.looks:

@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from esbnn_core.checkpoint.format import read_checkpoint
-from esbnn_core.checkpoint.network import load_checkpoint
+from esbnn_core.checkpoint.format import Checkpoint, read_checkpoint
+from esbnn_core.checkpoint.network import build_network
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError, check_counts
-from esbnn_core.files import file_sha256
 from esbnn_core.layers.base import binary_layers, exact_zeros
 from esbnn_core.layers.quantizers import RealWeights, Temperature
 from esbnn_core.models import create_model, model_spec
@@ -33,15 +32,27 @@ class Request:
     """What to evaluate, and how.
 
     Attributes:
-        path: official file, or .safetensors of ours. model: network of the file; one of ours knows its own. options: of
-            it, with `model`.
-        dataset: of DATASETS, or "" to read and count the file without measuring anything. data: folder that has it.
-        split: "test", or "val" where there is one of its own. limit: the first so many images only, 0 for all.
-        image_size, crop_pct, interpolation, mean, std: default those of the network's recipe on the dataset.
-        backend: "auto" is what the file holds. workers: processes that read images.
+        path: official file, or .safetensors of ours.
+        checkpoint: what a file of ours holds, if it was read already.
+        model: network of the file; one of ours names its own.
+        options: of the network, with `model`.
+        dataset: of DATASETS, or "" to read and count the file without measuring anything.
+        data: folder of the dataset.
+        split: "test", or "val" of a dataset that has one.
+        limit: evaluate only the first images, this many; 0 for all.
+        image_size: side in pixels; this and the next four default to those of the network's recipe on the dataset.
+        crop_pct: share of the resized side that is cut.
+        interpolation: of the resizing.
+        mean: of the normalisation, one a channel.
+        std: of the normalisation, one a channel.
+        backend: "auto" runs what the file holds.
+        device: "cpu" or "cuda".
+        batch_size: images at a time.
+        workers: processes that read images.
     """
 
     path: str
+    checkpoint: Checkpoint | None = None
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = "imagenet"
@@ -60,7 +71,7 @@ class Request:
 
 
 def evaluate(asked: Request) -> dict[str, Any]:
-    """The network, its file and cost, the data, and one entry of `rows` for each way to run it.
+    """Measure a classifier: its network and cost, the data, and one entry of `rows` for each way to run it.
 
     `metrics` are those of the first row: of a BNext whose temperature is high the weights as stored.
 
@@ -69,9 +80,11 @@ def evaluate(asked: Request) -> dict[str, Any]:
     """
     check_counts(**{"batch size": asked.batch_size, "image size": 1 if asked.image_size is None else asked.image_size})
     if asked.limit < 0 or asked.workers < 0:
-        raise InputError(f"limit={asked.limit} and workers={asked.workers} were given, 0 or more was expected")
+        raise InputError(
+            f"limit and workers must be 0 or more, got {asked.limit} and {asked.workers}: give other numbers"
+        )
     if asked.split not in ("test", "val"):
-        raise InputError(f"split {asked.split!r} was given, test or val was expected")
+        raise InputError(f"split must be test or val, got {asked.split!r}: give one of them")
     if asked.split == "val" and asked.dataset not in ("imagenet", "generated"):
         raise InputError(f"dataset {asked.dataset} has no validation images of its own: use --split test")
     info = dataset_info(asked.dataset) if asked.dataset else None
@@ -124,26 +137,28 @@ def evaluate(asked: Request) -> dict[str, Any]:
 
 
 def _load(asked: Request, info: DatasetInfo | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of the file, and what is said of the file."""
-    ours = asked.path.endswith(".safetensors")
+    """The network of the file, and what is reported of the file."""
+    held = asked.checkpoint
+    if held is None and asked.path.endswith(".safetensors"):
+        held = read_checkpoint(asked.path)
     given = dict(asked.options)
     if asked.model is None:
-        if not ours:
+        if held is None:
             raise InputError(f"{asked.path} does not name its network: give --model, esbnn models lists the names")
         if given:
             raise InputError(f"{', '.join(given)} cannot be given without --model: {asked.path} has its own options")
-        network = load_checkpoint(asked.path)
+        network = build_network(held)
     else:
         if info is not None and info.channels != 3:
             given.setdefault("in_channels", info.channels)
         classes = {} if info is None else {"num_classes": info.classes}
         network = create_model(asked.model, **{**classes, **given})
-        network = load_checkpoint(asked.path, network) if ours else network.eval()
-    report = None if ours else load_official(network, asked.path)
-    tensors = report.tensors if report else len(read_checkpoint(asked.path).tensors)
+        network = network.eval() if held is None else build_network(held, network)
+    report = load_official(network, asked.path) if held is None else None
+    tensors = {} if held is None else held.tensors
     spec = model_spec(network)
     if spec is None:
-        raise InputError(f"{asked.path} names no network of ours: it is no classifier, give its --config")
+        raise InputError(f"{asked.path} names no network of ours: if it is not a classifier, give its --config")
     if info is not None and spec.kind != "classifier":
         raise InputError(f"network {spec.name} gives feature maps and no classes: there is no accuracy to measure")
     if info is not None and spec.input_size[0] != info.channels:
@@ -152,21 +167,19 @@ def _load(asked: Request, info: DatasetInfo | None) -> tuple[nn.Module, dict[str
             f"name the --dataset that it was trained on"
         )
     layers = [layer for _, layer in binary_layers(network)]
-    heated = [layer.quantizer for layer in layers if isinstance(layer.quantizer, Temperature)]
-    heat = [quantizer.temperature.item() for quantizer in heated]
+    annealed = [layer.quantizer for layer in layers if isinstance(layer.quantizer, Temperature)]
+    temperatures = [quantizer.temperature.item() for quantizer in annealed]
     return network, {
-        "file": asked.path,
-        "sha256": file_sha256(asked.path),
-        "tensors": tensors,
+        "tensors": report.tensors if report else len(tensors),
         "zeros": exact_zeros(network) if layers else None,
-        "temperature": [min(heat), max(heat)] if heat else None,
-        "sign_below": heated[0].sign_below if heated else None,
+        "temperature": [min(temperatures), max(temperatures)] if temperatures else None,
+        "sign_below": annealed[0].sign_below if annealed else None,
         "temperature_noted": report.noted if report else None,
     }
 
 
 def _augmentation(asked: Request, network: str) -> Augmentation:
-    """The recipe's evaluation transform with what was asked for otherwise."""
+    """The recipe's evaluation transform with the changes that were asked for."""
     given = {
         "crop_pct": asked.crop_pct,
         "eval_interpolation": asked.interpolation,
@@ -203,27 +216,27 @@ def _forms(network: nn.Module, asked: Request, file: dict[str, Any]) -> tuple[di
             f"published for ES-BNext never lowers them): the accuracy of the binary network is the row {FORCED!r}"
         )
     elif any(isinstance(quantizer, RealWeights) for quantizer in quantizers):
-        warning = "WARNING: the weights are real numbers, step 1 of a two-step recipe: this is no binary network yet"
+        warning = "WARNING: the weights are real numbers, step 1 of a two-step recipe: this is not a binary network yet"
     return {name: form.to(asked.device, memory_format=torch.channels_last) for name, form in forms.items()}, warning
 
 
-def text(r: Mapping[str, Any]) -> list[str]:
-    """The result as a person reads it, but for the network and its file; the rows and a warning come last."""
+def format_lines(r: Mapping[str, Any]) -> list[str]:
+    """The result for people, without the network and its file; the rows and a warning come last."""
     lines = []
     if r["zeros"] is not None:
         lines.append(f"zeros        {r['zeros']:,} among the latent weights (their sign is +1)")
-    if (heat := r["temperature"]) is not None:
+    if (span := r["temperature"]) is not None:
         noted = r["temperature_noted"]
-        told = f"; the file's own history ends at {noted:.3g}" if noted is not None else ""
+        history = f"; the file's own history ends at {noted:.3g}" if noted is not None else ""
         signs = f"weights are signs below {r['sign_below']:g}"
-        lines.append(f"temperature  {heat[0]:.3g} to {heat[1]:.3g} ({signs}{told})")
+        lines.append(f"temperature  {span[0]:.3g} to {span[1]:.3g} ({signs}{history})")
     if r["rows"]:
-        lines += [*_about_images(r), "", f"{'weights':12} {'top-1':>8} {'top-5':>8}"]
+        lines += [*_describe_images(r), "", f"{'weights':12} {'top-1':>8} {'top-5':>8}"]
         lines += [f"{row['weights']:12} {row['top1']:7.3f}% {row['top5']:7.3f}%" for row in r["rows"]]
     return lines + (["", r["warning"]] if r["warning"] else [])
 
 
-def _about_images(r: Mapping[str, Any]) -> list[str]:
+def _describe_images(r: Mapping[str, Any]) -> list[str]:
     if DATASETS[r["dataset"]].size <= SMALL:
         transform = f"whole image at {r['image_size']}"
     else:
@@ -234,10 +247,10 @@ def _about_images(r: Mapping[str, Any]) -> list[str]:
     return [
         f"images       {r['images']:,} of {r['dataset']} in {r['root']}"
         + (f", labels in the {r['label_order']}" if r["label_order"] else ""),
-        f"transform    {transform}, mean {_numbers(r['mean'])}, std {_numbers(r['std'])}",
+        f"transform    {transform}, mean {_join_numbers(r['mean'])}, std {_join_numbers(r['std'])}",
         f"time         {r['seconds']:.1f} s on {r['device']}, {r['images'] / r['seconds']:.1f} images/s",
     ]
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _join_numbers(values: Sequence[float]) -> str:
     return "/".join(f"{value:g}" for value in values)

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from esbnn_core import create_model, list_models, model_spec, train_on_bits_
+from esbnn_core import list_models, model_spec, train_on_bits_
 from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.weight_decay import DecayRule
+from esbnn_core.models import create_model
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.real_weights import real_weights_
 from tasks.classification.objectives import Batch, LabelObjective, Objective

@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import file_sha256
 from esbnn_core.lit.evaluation import run_test
 from esbnn_core.packed.layers import is_packed
-from tasks.detection import official
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 
 METRICS = ("map_11point", "map_area", "coco", "coco50", "coco75")
-OFFICIAL = official.__name__
-"""Imported for what it declares: the names of the tensors in the originals' files."""
 
 
 def evaluate(
@@ -34,10 +30,17 @@ def evaluate(
     """Average precision of a detector's file, with its cost for one image.
 
     Args:
-        path: .safetensors, latent or packed, or an official file. config: of configs/detection. overrides: of its
-            model.
-        dataset, split: an image list, e.g. VOC2007 and test. data: the VOCdevkit folder; it and batch_size default to
-            the config's. limit: the first so many images, 0 for all. backend, device: as run_test.
+        path: .safetensors, latent or packed, or an official file.
+        config: recipe of configs/detection.
+        overrides: of its model.
+        dataset: of an image list, e.g. VOC2007.
+        split: of the image list, e.g. test.
+        data: the VOCdevkit folder; default the config's.
+        limit: evaluate only the first images, this many; 0 for all.
+        backend: as run_test.
+        device: as run_test.
+        batch_size: default the config's.
+        workers: processes that read images.
 
     Raises:
         InputError: a config, file or data set that does not fit.
@@ -60,8 +63,6 @@ def evaluate(
         counted["params"] = sum(p.numel() for p in module.network.parameters())
     return {
         "options": dict(overrides),
-        "file": path,
-        "sha256": file_sha256(path),
         **counted,
         "dataset": dataset,
         "split": split,

@@ -1,7 +1,7 @@
 """Names of the tensors in BiDet's released SSD300 file, for load_official and to_official.
 
-Importing this file declares them; esbnn_core itself knows the trunks alone. Names and shapes are facts, none of the
-original's code is here.
+Importing this file declares them, which `ESBiDetVGG16.official_keys` asks esbnn_core for; the trunk alone is in
+esbnn_core. Names and shapes are facts, none of the original's code is here.
 """
 
 import re
@@ -39,6 +39,6 @@ SSD300 = KeyMap(
     ),
     looks=(("extra_bns.", "BiDet's SSD300 (configs/detection/bidet_ssd300.yaml)"),),
     fix=_extras,
-    own=r"^bbox_head\.bottleneck\.",
+    ours_only=r"^bbox_head\.bottleneck\.",
 )
 declare("bidet_ssd300", SSD300)

@@ -1,4 +1,4 @@
-"""What `python -m tasks.evaluate` says: the result as text, and entries to add to the catalogue."""
+"""What `python -m tasks.evaluate` prints: the result as text, and entries to add to the catalogue."""
 
 import json
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from esbnn_core.checkpoint.catalogue import Entry, make_entry
-from esbnn_core.files import file_sha256
+from tasks.evaluate.target import Target
 
 TOLERANCE = {"top1": 0.1, "map_11point": 0.5, "psnr": 0.05}
-"""Of a new entry of ours, in the metric's own unit: what another processor's rounding may change."""
+"""Default of a new entry of ours, in the metric's own unit: what another processor's rounding may change."""
 
 
-def text(r: Mapping[str, Any]) -> str:
-    """The result as a person reads it."""
+def format_result(r: Mapping[str, Any]) -> str:
+    """The result for people."""
     options = ", ".join(f"{key}={value}" for key, value in r["options"].items())
     head = [f"checkpoint   {r['name']}"] if r["name"] else []
     head += [f"note         {r['note']}"] if r["note"] else []
@@ -28,14 +28,14 @@ def text(r: Mapping[str, Any]) -> str:
         parts = f"BOPs {r['bops'] / 1e9:.4f} G / 64 + FLOPs {r['flops'] / 1e8:.4f}e8"
         head.append(f"OPs          {r['ops'] / 1e8:.4f}e8 ({parts})")
         head.append(f"parameters   {r['params']:,} of which 1-bit {r['binary_params']:,}")
-    return "\n".join([*head, *_task_text(r), *_comparison(r)])
+    return "\n".join([*head, *_format_task(r), *_format_comparison(r)])
 
 
-def _task_text(r: Mapping[str, Any]) -> list[str]:
+def _format_task(r: Mapping[str, Any]) -> list[str]:
     if r["task"] == "classification":
-        from tasks.classification.evaluation import text
+        from tasks.classification.evaluation import format_lines
 
-        return text(r)
+        return format_lines(r)
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in r["metrics"].items())
     return [
         f"images       {r['images']:,} of {r['dataset']}/{r['split']}",
@@ -45,14 +45,14 @@ def _task_text(r: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _comparison(r: Mapping[str, Any]) -> list[str]:
+def _format_comparison(r: Mapping[str, Any]) -> list[str]:
     """Expected against measured, and what to add to the catalogue."""
     lines = []
     if r["name"] and r["measured"] is None:
         lines.append("nothing is measured of this file: it was read strictly and counted")
     elif r["name"]:
         source = f" ({r['source']})" if r["source"] else ""
-        wanted = (
+        expected = (
             f"no value is known of {r['dataset']}"
             if r["expected"] is None
             else f"{r['expected']:g} +- {r['tolerance']:g}{source}"
@@ -60,7 +60,11 @@ def _comparison(r: Mapping[str, Any]) -> list[str]:
         verdict = {True: "within the tolerance", False: "OUTSIDE the tolerance", None: "not compared"}[r["within"]]
         if r["within"] is None and r["expected"] is not None:
             verdict += f": {_why_not(r)}"
-        lines += [f"{r['metric']:12} measured {r['measured']:.4f}", f"{'':12} expected {wanted}", f"{'':12} {verdict}"]
+        lines += [
+            f"{r['metric']:12} measured {r['measured']:.4f}",
+            f"{'':12} expected {expected}",
+            f"{'':12} {verdict}",
+        ]
     if r["entry_to_add"] is not None:
         lines += [
             "",
@@ -78,25 +82,28 @@ def _why_not(r: Mapping[str, Any]) -> str:
     return "not all images, or prepared in another way"
 
 
-def completed(entry: Entry, path: str) -> dict[str, Any] | None:
-    """The entry with the hash and size of its file, where it has none yet."""
+def complete_entry(entry: Entry, target: Target) -> dict[str, Any] | None:
+    """The entry with the hash and size of its file, None where it has them."""
     if entry.sha256:
         return None
-    whole = replace(entry, sha256=file_sha256(path), bytes=Path(path).stat().st_size)
-    return dict(json.loads(whole.json()))
+    return dict(json.loads(replace(entry, sha256=target.sha256, bytes=target.bytes).json()))
 
 
-def own_entry(
+def make_own_entry(
     result: Mapping[str, Any], name: str, home: Path, config: str, made_by: str, tolerance: float | None
 ) -> Entry:
     """The catalogue's entry of a file of ours.
 
     Args:
-        result: of the evaluation. name: of the entry. home: folder of the manifest, which holds the file.
-        config, made_by: recipe and command that trained it. tolerance: default that of TOLERANCE.
+        result: of the evaluation.
+        name: of the entry.
+        home: folder of the manifest, with the file in it or below it.
+        config: recipe that trained the network.
+        made_by: command that trained it.
+        tolerance: default that of TOLERANCE.
 
     Raises:
-        InputError: a name, metric or tolerance that cannot be.
+        InputError: a name, metric or tolerance that an entry cannot have.
     """
     path = Path(result["file"]).resolve()
     metric = result["metric"]

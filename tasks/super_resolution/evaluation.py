@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import file_sha256
 from esbnn_core.lit.evaluation import run_test
 from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.cost import unet_cost
@@ -31,16 +30,23 @@ def evaluate(
     """PSNR, SSIM and LPIPS of a network's file on one set, with its cost for one denoising step of 256x256.
 
     Args:
-        path: .safetensors, latent or packed, or an official file. config: of configs/super_resolution. overrides: of
-            its network. dataset: a set (its `split` is "test": they have no other). data: the folder of the sets; it
-            and batch_size default to the config's. limit: the first so many images, 0 for all. backend, device: as
-            run_test.
+        path: .safetensors, latent or packed, or an official file.
+        config: recipe of configs/super_resolution.
+        overrides: of its network.
+        dataset: name of a set.
+        split: "test"; the sets have no other.
+        data: folder of the sets; default the config's.
+        limit: evaluate only the first images, this many; 0 for all.
+        backend: as run_test.
+        device: as run_test.
+        batch_size: default the config's.
+        workers: processes that read images.
 
     Raises:
         InputError: a config, file or data set that does not fit.
     """
     if split != "test":
-        raise InputError(f"split {split!r} was given, test was expected: {dataset} has no other")
+        raise InputError(f"split must be test, got {split!r}: {dataset} has no other")
     options: dict[str, Any] = {"data.test_size": limit, "data.num_workers": workers, "data.test": [dataset]}
     given = {"model.overrides": dict(overrides) or None, "data.root": data, "data.batch_size": batch_size}
     options |= {name: value for name, value in given.items() if value is not None}
@@ -51,8 +57,6 @@ def evaluate(
     counted = {name: getattr(cost.layers, name) for name in ("ops", "bops", "flops", "params", "binary_params")}
     return {
         "options": dict(overrides),
-        "file": path,
-        "sha256": file_sha256(path),
         **counted,
         "dataset": dataset,
         "split": split,

@@ -22,7 +22,6 @@ from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
-from tasks.super_resolution import official
 from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.datasets import Item
@@ -37,8 +36,6 @@ from tasks.super_resolution.pipeline import (
 from tasks.super_resolution.scoring import Scored, Scores, score_image
 from tasks.super_resolution.unet import BIDiffSRUNet
 
-OFFICIAL = official.__name__
-"""Imported for what it registers: the names of the tensors in the original's files."""
 SIDE = 256
 """Of the image that operations are published for (papers.md#operations)."""
 

@@ -1,7 +1,8 @@
 """Names of the tensors in BI-DiffSR's released files, for load_official and to_official.
 
-Importing this file declares them. A file is {"params": state_dict}; those of x2 and x4 have the same names. Names and
-shapes are facts, none of the original's code is here.
+Importing this file declares them, which `BIDiffSRUNet.official_keys` asks esbnn_core for. A file is
+{"params": state_dict}; those of x2 and x4 have the same names. Names and shapes are facts, none of the original's code
+is here.
 """
 
 import re
@@ -9,11 +10,8 @@ from collections.abc import Collection
 
 from torch import nn
 
-from esbnn_core.checkpoint.official import load_official, to_official
 from esbnn_core.checkpoint.official_keys import KeyMap, declare
 from tasks.super_resolution.unet import BIDiffSRUNet
-
-__all__ = ["load_official", "to_official"]
 
 
 def _is_official(model: nn.Module) -> bool:

@@ -61,6 +61,7 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         InputError: an option of the wrong kind or out of range; widths that norm_groups or tau*groups do not divide.
     """
 
+    official_keys = "tasks.super_resolution.official"
     config: Any
 
     @register_to_config

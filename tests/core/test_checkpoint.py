@@ -165,7 +165,7 @@ def test_files_that_are_no_whole_checkpoints(pair: tuple[Path, Path], tmp_path: 
         refusal(lambda: load_checkpoint(path, model), str(path))
     refusal(lambda: load_checkpoint(tmp_path / "nowhere.safetensors", model), "nowhere.safetensors", "does not exist")
     save_file({"weight": torch.ones(3)}, path)
-    refusal(lambda: load_checkpoint(path, model), str(path), "no esbnn file")
+    refusal(lambda: load_checkpoint(path, model), str(path), "not an esbnn file")
     refusal(lambda: load_checkpoint(pair[which], model, sha256="0" * 64), str(pair[which]), "0" * 64)
     assert same(model.state_dict(), before)
 
@@ -206,7 +206,7 @@ def test_tensors_that_do_not_fit_are_named(pair: tuple[Path, Path], tmp_path: Pa
     ("key", "values", "word"),
     [
         ("format_version", ["99", "0", None], "version"),
-        ("format", ["other", None], "no esbnn file"),
+        ("format", ["other", None], "not an esbnn file"),
         ("network", ["no_such_net", "", None], "network"),
         ("options", ['{"colour": 1}', '{"tau": "2"}', '{"num_classes": -1}', "{", "[1]", None], "option"),
         ("kind", ["other", None], "kind"),

@@ -82,17 +82,17 @@ def test_without_a_version_nothing_is_kept_to_go_on_from(server: Server, tmp_pat
 @pytest.mark.parametrize("length", [True, False])
 def test_a_wrong_size_leaves_nothing(server: Server, tmp_path: Path, length: bool) -> None:
     server.data, server.length = DATA + b"more", length
-    assert "has 300,004 bytes, 300,000 were expected" in refused(entry(server), tmp_path)
+    assert "must have 300,000 bytes, got 300,004" in refused(entry(server), tmp_path)
     server.data, server.stop = DATA, 100_000
-    assert ("broke off" if length else "has 100,000 bytes") in refused(entry(server), tmp_path)
+    assert ("broke off" if length else "must have 300,000 bytes, got 100,000") in refused(entry(server), tmp_path)
     server.data, server.stop = DATA[:-1], 0
-    assert "has 299,999 bytes, 300,000 were expected" in refused(entry(server), tmp_path)
+    assert "must have 300,000 bytes, got 299,999" in refused(entry(server), tmp_path)
     assert names(tmp_path) == []
 
 
 def test_no_more_is_read_than_shows_that_it_is_too_much(server: Server, tmp_path: Path) -> None:
     server.data, server.length = bytes(8 << 20), False
-    assert re.search(r"has [123],\d{3},\d{3} bytes", refused(entry(server), tmp_path))
+    assert re.search(r"got [123],\d{3},\d{3}: ", refused(entry(server), tmp_path))
     assert names(tmp_path) == []
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path, broken_off:
         server.stop = 0
     server.data = DATA[:-1] + b"\0"
     met = hashlib.sha256(server.data).hexdigest()
-    assert f"{server.url} has sha256 {met}, {SHA256} was expected" in refused(right, tmp_path)
+    assert f"{server.url} must have sha256 {SHA256}, got {met}" in refused(right, tmp_path)
     assert names(tmp_path) == []
     server.data = DATA
     assert fetch(right, tmp_path).read_bytes() == DATA
@@ -145,7 +145,7 @@ def test_an_error_keeps_what_is_there_already(server: Server, tmp_path: Path) ->
 def test_an_answer_of_nothing_is_no_file(server: Server, tmp_path: Path, tag: str) -> None:
     server.data, server.tag = b"", tag
     for server.length in (True, False):
-        assert f"{server.url} answers with 0 bytes, a file was expected" in refused(server.url, tmp_path)
+        assert f"{server.url} answers with 0 bytes: check the address" in refused(server.url, tmp_path)
         assert names(tmp_path) == []
     server.data, server.status = DATA, 204
     assert f"{server.url} answers that it has no content (HTTP 204)" in refused(server.url, tmp_path)
@@ -162,15 +162,15 @@ def test_what_redirects_to_itself_is_one_sentence(server: Server, tmp_path: Path
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/es.pth", "es.pth", "http:///es.pth"])
 def test_other_addresses_are_not_opened(tmp_path: Path, address: str) -> None:
-    assert f"address {address} was given, http://... or https://..." in refused(address, tmp_path)
+    assert f"address must begin with http:// or https:// and a host, got {address}" in refused(address, tmp_path)
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://127.0.0.1/\u00e4.pth", "is none"),
-        ("http://[abc/x.pth", "is none"),
+        ("http://127.0.0.1/\u00e4.pth", "is not valid"),
+        ("http://[abc/x.pth", "is not valid"),
         (f"http://{'a' * 70}.org/x.pth", "cannot be fetched"),
         ("http://127.0.0.1:99999/x.pth", "cannot be fetched"),
     ],
@@ -186,8 +186,8 @@ def test_files_of_the_repository_are_checked_where_they_lie(tmp_path: Path) -> N
     assert fetch(own, tmp_path / "cache", files=tmp_path) == tmp_path / "es.safetensors"
     with pytest.raises(InputError, match=r"has no file .*gone\.safetensors"):
         fetch(replace(own, file="gone.safetensors"), tmp_path, files=tmp_path)
-    with pytest.raises(InputError, match=rf"es\.safetensors has sha256 {SHA256}, {'0' * 64} was expected"):
+    with pytest.raises(InputError, match=rf"es\.safetensors must have sha256 {'0' * 64}, got {SHA256}"):
         fetch(replace(own, sha256="0" * 64), tmp_path, files=tmp_path)
-    with pytest.raises(InputError, match="has 300,000 bytes, 12 were expected"):
+    with pytest.raises(InputError, match="must have 12 bytes, got 300,000"):
         fetch(replace(own, bytes=12), tmp_path, files=tmp_path)
     assert names(tmp_path) == ["es.safetensors"]  # the repository's file stays

@@ -106,7 +106,7 @@ def test_a_lock_that_was_removed_locks_nobody_out(
 
 def test_a_page_for_people_is_named_and_not_opened(server: Server, tmp_path: Path) -> None:
     message = refused(entry(server, access="page"), tmp_path)
-    assert f"download it in a browser from {server.url}" in message
+    assert f"can only be downloaded from a web page: open {server.url} in a browser" in message
     assert message.endswith(f"evaluate PATH --entry es_tiny, or keep it as {tmp_path}/es_tiny.pth")
     assert server.asked == [] and names(tmp_path) == []
 
@@ -116,7 +116,9 @@ def test_what_a_person_downloaded_is_found_by_its_name(server: Server, tmp_path:
     (tmp_path / "es_tiny_other.pth").write_bytes(b"another")
     (tmp_path / "es_tiny.pth.tar").write_bytes(DATA)
     assert fetch(page, tmp_path) == tmp_path / "es_tiny.pth.tar"
-    assert f"es_tiny.pth.tar has sha256 {SHA256}, {'0' * 64} was" in refused(replace(page, sha256="0" * 64), tmp_path)
+    assert f"es_tiny.pth.tar must have sha256 {'0' * 64}, got {SHA256}" in refused(
+        replace(page, sha256="0" * 64), tmp_path
+    )
     for ending in ("part", "crdownload", "download"):  # of Firefox, Chrome and Safari, while they are at it
         (tmp_path / f"es_tiny.pth.{ending}").write_bytes(DATA[:10])
         assert downloaded(page, tmp_path) == [tmp_path / "es_tiny.pth.tar"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def digest(shapes: dict[str, list[int]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def stirred(name: str, seed: int) -> nn.Module:
+def stirred(name: str, seed: int, **options: Any) -> nn.Module:
     torch.manual_seed(seed)
-    model = create_model(name)
+    model = create_model(name, **options)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -76,6 +77,33 @@ def test_there_and_back_is_the_identity(name: str) -> None:
     assert report.zeros == sum(int((w == w.mean(1, keepdim=True)).sum()) for w in rows)
     assert report.tensors == len(official)
     assert (report.temperatures is not None) == ("bnext" in name)
+
+
+@pytest.mark.parametrize("name", ["bnext_tiny", "es_bnext_small", "rep_bnext_tiny"])
+@pytest.mark.parametrize("recoupling", [True, False])
+def test_bnext_without_elm_has_another_name_for_its_3x3_units(name: str, recoupling: bool) -> None:
+    with torch.device("meta"):
+        networks = [create_model(name, elm=elm, info_recoupling=recoupling) for elm in (True, False)]
+    attends, plain = (dict(official_names(model).values()) for model in networks)
+    assert not any("FFN_3x3" in key for key in attends) and not any("Attention" in key for key in plain)
+    renamed = {key.replace(".Attention.", ".FFN_3x3."): shape for key, shape in attends.items()}
+    if not recoupling:  # ELM keeps its second norm, an FFN has none then
+        norms = {key for key in renamed if re.search(r"\.FFN_3x3\.norm2\.", key)}
+        assert {int(key.split(".")[1]) % 2 for key in norms} == {0}
+        renamed = {key: shape for key, shape in renamed.items() if key not in norms}
+    assert plain == renamed and "feature.2.FFN_3x3.binary_conv.weight" in plain
+
+
+@pytest.mark.parametrize("recoupling", [True, False])
+def test_bnext_without_elm_there_and_back(recoupling: bool) -> None:
+    options = {"elm": False, "info_recoupling": recoupling}
+    one, other = (stirred("es_bnext_micro", seed, **options) for seed in (1, 2))
+    official = to_official(one)
+    assert load_official(other, official).tensors == len(official) and same(one, other.state_dict())
+    with pytest.raises(InputError, match=r"looks like a BNext without ELM .*Attention\.activation1\.weight is missing"):
+        load_official(create_model("es_bnext_micro", info_recoupling=recoupling), official)
+    with pytest.raises(InputError, match=r"looks like a BNext \(.*FFN_3x3\.activation1\.weight is missing"):
+        load_official(other, to_official(create_model("es_bnext_micro", info_recoupling=recoupling)))
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -70,22 +70,26 @@ def test_outside_the_tolerance_is_exit_code_1(
 @pytest.mark.parametrize(
     ("changes", "words", "sentence"),
     [
-        ({"sha256": "0" * 64}, [], r"es_tiny\.safetensors has sha256 \w{64}, 0{64} was expected"),
-        ({"bytes": 7}, [], r"es_tiny\.safetensors has [\d,]+ bytes, 7 were expected"),
+        ({"sha256": "0" * 64}, [], r"es_tiny\.safetensors must have sha256 0{64}, got \w{64}"),
+        ({"bytes": 7}, [], r"es_tiny\.safetensors must have 7 bytes, got [\d,]+"),
         ({"file": "gone.safetensors"}, [], r"es_tiny has no file .*gone\.safetensors"),
-        ({"network": "reactnet_resnet8"}, [], "holds a es_reactnet_resnet8 .* reactnet_resnet8 .* expected of es_tiny"),
-        ({"options": {"tau": 4}}, [], r"with \{'tau': 4\} was expected of es_tiny: correct the entry"),
-        ({"metric": "top9"}, [], "es_tiny has the metric top9, one of top1, top5 was expected"),
-        ({"sha256": 5}, [], r"manifest\.json, entry 1 \(es_tiny\) has sha256 5, str was expected"),
+        (
+            {"network": "reactnet_resnet8"},
+            [],
+            "must hold a reactnet_resnet8 with .* as es_tiny, got a es_reactnet_resnet8 with",
+        ),
+        ({"options": {"tau": 4}}, [], r"with \{'tau': 4\} as es_tiny, got a .*: correct the entry"),
+        ({"metric": "top9"}, [], "metric of es_tiny must be one of top1, top5, got 'top9'"),
+        ({"sha256": 5}, [], r"manifest\.json, entry 1 \(es_tiny\): sha256 must be str, got 5"),
         ({}, ["--data"], ""),  # a folder without the images
         ({}, ["--backend", "latent"], "is packed and holds no latent weights"),
         ({}, ["--dataset", "cifar10"], "--dataset was given with the catalogue's es_tiny, which says it itself"),
         ({}, ["--num-classes", "10"], "--num-classes was given with the catalogue's es_tiny"),
-        ({}, ["--print-entry", "new"], "--print-entry was given with es_tiny, the PATH of"),
+        ({}, ["--print-entry", "new"], "--print-entry was given with es_tiny: give the PATH of"),
         (
             {"file": None, "url": "https://host/p", "access": "page"},
             [],
-            "in a browser from https://host/p and run python",
+            "open https://host/p in a browser and run python",
         ),
         ({"container": "pytorch", "note": "No map."}, [], r"es_tiny cannot be read by this project: No map\."),
     ],
@@ -113,17 +117,19 @@ def test_errors_are_one_sentence_and_write_nothing(
 
 def test_names_that_are_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nearest: bi_diffsr_x4, bi_diffsr_x2" in failed("bi_diffsr_x8", capsys=capsys)
-    assert "'gone' is neither in the catalogue nor a file" in failed("gone", capsys=capsys)
+    assert "'gone' is neither a file nor a name of the catalogue" in failed("gone", capsys=capsys)
     assert "checkpoint gone.pth does not exist" in failed("gone.pth", "--entry", "es_bnext_tiny", capsys=capsys)
     assert "nearest: bnext_tiny" in failed("gone.pth", "--entry", "bnext_tin", capsys=capsys)
     for name in ("recu_vgg_small_cifar10", "recu_resnet34"):  # no network, or no official names, of ours
         assert f"checkpoint {name} cannot be read by this project" in failed(name, capsys=capsys)
     for target, told in (("gone.pth", "does not exist"), (str(ROOT), "is a folder"), ("a/b", "does not exist")):
         assert f"checkpoint {target} {told}: give the path of a file" in failed(target, capsys=capsys)
-    assert "address ftp://host/x.pth was given, http://" in failed("ftp://host/x.pth", capsys=capsys)
+    assert "address must begin with http:// or https://, got ftp://host/x.pth" in failed(
+        "ftp://host/x.pth", capsys=capsys
+    )
     told = failed("es_bnext_tiny", "--model", "es_bnext_tiny", capsys=capsys)
     assert "--model was given with the catalogue's es_bnext_tiny, which says it itself" in told
-    with pytest.raises(InputError, match="backend 'gpu' was given, one of auto, latent, packed"):
+    with pytest.raises(InputError, match="backend must be one of auto, latent, packed, got 'gpu'"):
         evaluate_name("es_bnext_tiny", data="data", backend="gpu")
     for words in ([], ["es_bnext_tiny", "--list"]):
         with pytest.raises(SystemExit) as caught:
@@ -136,7 +142,7 @@ def test_every_official_file_is_asked_for_by_hand(
     entry: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))  # this machine's may have the files
-    assert f"from {entry.url} and run python" in failed(entry.name, capsys=capsys)
+    assert f"open {entry.url} in a browser and run python" in failed(entry.name, capsys=capsys)
 
 
 def official(path: Path, seed: int = 0) -> Path:
@@ -222,7 +228,7 @@ def test_an_address_is_fetched_and_evaluated(
         plain = ["--dataset", "fashion_mnist", "--data", data_root, "--limit", "8"]
         found.append(run(url, "--model", "es_recu_resnet20", "--tau", "4", *plain, capsys=capsys))
         for given in (["wrong"], [url, "--entry", "wrong"]):
-            assert f"has sha256 {digest}, {'0' * 64} was expected" in failed(*given, *words, capsys=capsys)
+            assert f"must have sha256 {'0' * 64}, got {digest}" in failed(*given, *words, capsys=capsys)
         server.shutdown()
     found.append(run("recu", *words, capsys=capsys))  # from the cache
     assert [code for code, _, _ in found] == [0, 0, 0, 0], found
@@ -252,13 +258,15 @@ def test_the_entry_of_a_new_file_of_ours(
     assert "as the recipe prepares them" in failed(*words, "--mean", "0.9", capsys=capsys)
     shutil.copy(home / "es_tiny.safetensors", tmp_path)
     elsewhere = [tmp_path / "es_tiny.safetensors", *words[1:]]
-    assert f"does not lie below {home}" in failed(*elsewhere, capsys=capsys)
-    assert "is a folder, a file was expected" in failed(*words, "--json", tmp_path, capsys=capsys)
+    assert f"must be below {home}" in failed(*elsewhere, capsys=capsys)
+    assert "--json must be a file, got the folder" in failed(*words, "--json", tmp_path, capsys=capsys)
     assert "--print-entry es_new is a name that" in failed(*words, capsys=capsys)
     assert "--config gone.yaml does not exist" in failed(
         *words[:-1], "gone.yaml", "--print-entry", "another", capsys=capsys
     )
-    assert "name 'Es new', small letters" in failed(*words, "--print-entry", "Es new", capsys=capsys)
+    assert "name must be small letters, digits, _ and -, got 'Es new'" in failed(
+        *words, "--print-entry", "Es new", capsys=capsys
+    )
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
@@ -286,7 +294,7 @@ def test_a_damaged_file_is_not_kept(
             (www / name).write_bytes(damaged)
             if damaged[-9:] == bytes(9) and name.endswith(".pth"):
                 continue  # the end of a zip file holds its names alone
-            assert "; it was taken out of the cache" in failed(*words, capsys=capsys)
+            assert "; it was removed from the cache" in failed(*words, capsys=capsys)
             assert [*(tmp_path / "cache" / "checkpoints").iterdir()] == []
         (www / name).write_bytes(whole)
         assert run(*words, capsys=capsys)[0] == 0
@@ -294,7 +302,7 @@ def test_a_damaged_file_is_not_kept(
     # what lies elsewhere stays
     (tmp_path / name).write_bytes(whole[:100])
     told = failed(tmp_path / name, *words[1:], capsys=capsys)
-    assert "taken out" not in told and (tmp_path / name).exists()
+    assert "removed" not in told and (tmp_path / name).exists()
 
 
 def test_the_list_needs_no_task() -> None:

@@ -34,7 +34,9 @@ def test_a_part_of_a_set_is_not_the_set(
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["whole"], result["within"], result["images_published"]) == (False, None, 10_000)
     new = [home / "es_tiny.safetensors", *words, "--dataset", "fashion_mnist", "--print-entry", "es_new"]
-    assert "300 images of fashion_mnist lie in --data, all 10,000 were expected" in failed(*new, capsys=capsys)
+    assert "must be measured on all 10,000 images of fashion_mnist, got 300: complete the set in --data" in failed(
+        *new, capsys=capsys
+    )
     # a set that nobody has counted is taken as it is
     monkeypatch.delitem(evaluation_sizes.SIZES, ("fashion_mnist", "test"))
     assert run("es_tiny", *words, capsys=capsys)[0] == 1
@@ -82,5 +84,5 @@ def test_an_interruption_is_no_result(capsys: pytest.CaptureFixture[str], monkey
     def stopped(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_evaluate", stopped)
+    monkeypatch.setattr(evaluate, "evaluate", stopped)
     assert run("es_bnext_tiny", capsys=capsys) == (130, "", "interrupted\n")

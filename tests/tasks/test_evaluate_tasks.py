@@ -1,6 +1,7 @@
 """`python -m tasks.evaluate` of a detector and of a super-resolution network, latent and packed."""
 
 import hashlib
+import importlib
 import json
 import signal
 from pathlib import Path
@@ -32,6 +33,8 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_catalogue_names_families_that_the_tasks_declare() -> None:
+    for task in ("detection", "super_resolution"):
+        importlib.import_module(f"tasks.{task}.official")
     keys = {entry.keys for entry in read_catalogue() if entry.task != "classification" and not entry.ours}
     assert keys == {"bidet_ssd300", "bi_diffsr"} and keys <= set(KEY_MAPS)
 
@@ -155,7 +158,7 @@ def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys
     assert "was given without --dataset" in failed(*words[:-2], capsys=capsys)
     assert "--groups was given with a network of super_resolution" in failed(*words, "--groups", "2", capsys=capsys)
     assert "does not exist" in failed(path, "--config", "gone/super_resolution/x.yaml", *words[3:], capsys=capsys)
-    assert "does not lie under the name of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)
+    assert "is not in a folder of a task: give --task" in failed(path, "--config", "gone.yaml", capsys=capsys)
 
 
 def test_an_interruption_of_lightning_is_no_result(

@@ -7,4 +7,5 @@ import tasks.detection.models.resnet_c4
 import tasks.detection.models.roi
 import tasks.detection.models.rpn
 import tasks.detection.models.ssd_head
-import tasks.detection.models.ssd_priors  # noqa: F401
+import tasks.detection.models.ssd_priors
+import tasks.detection.models.ssd_vgg  # noqa: F401

@@ -49,6 +49,8 @@ class ESBiDetVGG16(nn.Module):
         InputError: a width that tau*groups does not divide, naming the layer; an unknown variant.
     """
 
+    official_keys = "tasks.detection.official"
+
     def __init__(
         self,
         tau: int = 2,

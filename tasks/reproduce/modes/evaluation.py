@@ -11,7 +11,7 @@ from esbnn_core.checkpoint.catalogue import CATALOGUE, read_catalogue
 from esbnn_core.checkpoint.fetch import checkpoint_cache, downloaded
 from esbnn_core.errors import InputError
 from esbnn_core.files import write_atomically
-from tasks.evaluate.command import evaluate_name
+from tasks.evaluate import evaluate_name
 from tasks.reproduce.modes.lines import Measured
 from tasks.reproduce.tables.places import METRIC_NAMES, PLACES, data_folder, missing_data
 from tasks.reproduce.tables.table import Row, Table

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.super_resolution.official import to_official
+from esbnn_core.checkpoint.official import to_official
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.golden import fill
 

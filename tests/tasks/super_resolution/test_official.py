@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from esbnn_core import InputError
-from tasks.super_resolution.official import load_official, to_official
+from esbnn_core.checkpoint.official import load_official, to_official
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.super_resolution.unet import pair, small
 
