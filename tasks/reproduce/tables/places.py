@@ -1,4 +1,4 @@
-"""Where the data of the tables lies below --data, how a person gets it, and what the tasks call it."""
+"""Where the data of the tables is below --data, how a person gets it, and what the tasks call it."""
 
 import os
 import shlex
@@ -11,13 +11,15 @@ class Place:
     """One data set of the tables.
 
     Attributes:
-        name: for the tasks. folder: below --data, what the task takes as its root. sign: below --data, one of these
-            is there where the data is. get: how to come by it.
+        name: as the tasks call it.
+        folder: below --data, the root that the task takes.
+        evidence: paths below --data; one of them exists if the data is there.
+        get: how to get it.
     """
 
     name: str
     folder: str
-    sign: tuple[str, ...]
+    evidence: tuple[str, ...]
     get: str
 
 
@@ -53,24 +55,31 @@ PLACES = {
     ),
 }
 METRIC_NAMES = {"mAP": "map_11point", "PSNR_dB": "psnr", "SSIM": "ssim", "LPIPS": "lpips"}
-"""What the tasks call a metric of published.csv, where it is another word."""
+"""What the tasks call a metric of published.csv, if the name differs."""
 
 
 def data_folder(dataset: str, data: str) -> str:
-    """What the task takes as its root."""
+    """The root that the task takes."""
     folder = PLACES[dataset].folder
     return os.path.join(data, folder) if folder else data
 
 
-def missing_data(dataset: str, data: str) -> str:
-    """A sentence about what is lacking below --data, "" where the data is there."""
+def describe_missing_data(dataset: str, data: str) -> str:
+    """A sentence about what is missing below --data and how to get it, "" if the data is there."""
     place = PLACES[dataset]
-    if any((Path(data) / sign).exists() for sign in place.sign):
+    if any((Path(data) / path).exists() for path in place.evidence):
         return ""
-    return f"{dataset} is not at {Path(data) / place.sign[0]}: {place.get}"
+    return f"{dataset} is not at {Path(data) / place.evidence[0]}: {place.get}"
 
 
-def evaluate_command(checkpoint: str, dataset: str, data: str, own: bool) -> str:
-    """The command that measures an entry of the catalogue. own: on the dataset that the entry is of."""
-    words = ["python", "-m", "tasks.evaluate", checkpoint, *([] if own else ["--dataset", PLACES[dataset].name])]
+def evaluate_command(checkpoint: str, dataset: str, data: str, default: bool) -> str:
+    """The command that measures an entry of the catalogue.
+
+    Args:
+        checkpoint: name of the entry.
+        dataset: by the names of published.csv.
+        data: --data.
+        default: whether this is the dataset of the entry, which needs no option.
+    """
+    words = ["python", "-m", "tasks.evaluate", checkpoint, *([] if default else ["--dataset", PLACES[dataset].name])]
     return shlex.join([*words, "--data", data_folder(dataset, data)])
