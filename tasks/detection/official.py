@@ -1,7 +1,7 @@
 """Names of the tensors in BiDet's released SSD300 file, for load_official and to_official.
 
-Importing this file declares them; esbnn_core itself knows the trunks alone. Names and shapes are facts, none of the
-original's code is here.
+Importing this file declares them; esbnn_core itself knows only the trunks. Here are only names and shapes, none of the
+original's code.
 """
 
 import re
