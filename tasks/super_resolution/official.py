@@ -1,7 +1,7 @@
 """Names of the tensors in BI-DiffSR's released files, for load_official and to_official.
 
-Importing this file declares them. A file is {"params": state_dict}; those of x2 and x4 have the same names. Names and
-shapes are facts, none of the original's code is here.
+Importing this file declares them. A released file is {"params": state_dict}; x2 and x4 have the same names. Here are
+only names and shapes, none of the original's code.
 """
 
 import re
@@ -17,11 +17,11 @@ __all__ = ["load_official", "to_official"]
 
 
 def _is_official(model: nn.Module) -> bool:
-    """The networks that have files, and the expanded and smaller ones: their files would have such names."""
+    """The networks with files, and expanded or smaller ones, whose files would have the same names."""
     return isinstance(model, BIDiffSRUNet) and model.config.variant == "bi"
 
 
-def _counted(name: str, key: str, keys: Collection[str]) -> str:
+def _shift_numbers(name: str, key: str, keys: Collection[str]) -> str:
     """downs.0 -> downs.1, stem -> downs.0: the original counts the first convolution among the steps down."""
     name = re.sub(r"^downs\.(\d+)", lambda m: f"downs.{int(m.group(1)) + 1}", name)
     return re.sub(r"^stem\.", "downs.0.", name)
@@ -30,7 +30,7 @@ def _counted(name: str, key: str, keys: Collection[str]) -> str:
 BI_DIFFSR = KeyMap(
     fits=_is_official,
     rules=(
-        (r"\.conv\.weight$", ".binary_conv.weight"),  # a unit's; that of a real convolution in its place has no .conv
+        (r"\.conv\.weight$", ".binary_conv.weight"),  # of a unit; a real convolution in its place has no .conv
         (r"^time_mlp\.0\.", "timestep_level_mlp.1."),
         (r"^time_mlp\.2\.", "timestep_level_mlp.3."),
         (r"^middle\.", "mid."),
@@ -50,7 +50,7 @@ BI_DIFFSR = KeyMap(
         (r"\.act\.shifts_out\.(\d)$", r".TaA.dynamic_relu_\1.pr_bias1.bias"),
     ),
     looks=(("TaR.dynamic_move_0", "BI-DiffSR's UNet (tasks.super_resolution.unet.BIDiffSRUNet)"),),
-    fix=_counted,
+    fix=_shift_numbers,
     shapes={r"(dynamic_move_\d|pr_bias[01])\.bias$": (1, -1, 1, 1)},
 )
 declare("bi_diffsr", BI_DIFFSR)
