@@ -13,7 +13,7 @@ from esbnn_core.checkpoint.catalogue import read_catalogue
 from tasks.reproduce.modes.ops import RowCost, count_row
 from tasks.reproduce.modes.results import make_cells
 from tasks.reproduce.tables.configs import read_setting
-from tasks.reproduce.tables.places import METRIC_NAMES, PLACES
+from tasks.reproduce.tables.datasets import METRIC_NAMES, TABLE_DATASETS
 from tasks.reproduce.tables.proxies import read_proxy_config
 from tasks.reproduce.tables.published import count_decimals, read_published
 from tasks.reproduce.tables.table import NAMES, SYSTEMS, TABLES, Row, Table, read_table
@@ -190,7 +190,7 @@ def test_a_rows_checkpoint_is_in_the_catalogue_and_of_its_network() -> None:
             assert (entry.network, entry.options) == (row.network, dict(row.options)), (name, row.name)
         else:
             assert entry.config == row.recipe[0]
-        (dataset,) = [d for d in row.cells if PLACES[d].name == entry.dataset]
+        (dataset,) = [d for d in row.cells if TABLE_DATASETS[d].name == entry.dataset]
         (metric,) = [m for m in row.cells[dataset] if METRIC_NAMES.get(m, m) == entry.metric]
         if not entry.ours and row.published is not None:
             assert float(table(name).published[row.name, dataset, metric].value) == entry.value

@@ -13,7 +13,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.files import write_atomically
 from tasks.evaluate.command import evaluate_name
 from tasks.reproduce.modes.results import Measurement, Measurements
-from tasks.reproduce.tables.places import METRIC_NAMES, PLACES, data_folder, describe_missing_data
+from tasks.reproduce.tables.datasets import METRIC_NAMES, TABLE_DATASETS, data_folder, describe_missing_data
 from tasks.reproduce.tables.table import Row, Table
 
 FOLDER = "evaluated"
@@ -68,9 +68,9 @@ def read_evaluated(tables: Iterable[Table], out: Path, data: str) -> Measurement
             cells = _read_cells(row, dataset, result, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a result of tasks.evaluate ({error}): remove it") from error
-        if found != (row.checkpoint, PLACES[dataset].name):
+        if found != (row.checkpoint, TABLE_DATASETS[dataset].name):
             raise InputError(
-                f"{path} must be a result of {row.checkpoint} on {PLACES[dataset].name}, got one of "
+                f"{path} must be a result of {row.checkpoint} on {TABLE_DATASETS[dataset].name}, got one of "
                 f"{found[0] or 'a file without a name'} on {found[1]}: remove it, or evaluate with "
                 f"--entry {row.checkpoint}"
             )
@@ -88,14 +88,14 @@ def _measured_rows(tables: Iterable[Table]) -> Iterator[tuple[Row, str]]:
 
 def result_file(out: Path, checkpoint: str, dataset: str) -> Path:
     """The file that --json of tasks.evaluate is read from."""
-    return out / FOLDER / f"{checkpoint}-{PLACES[dataset].name}.json"
+    return out / FOLDER / f"{checkpoint}-{TABLE_DATASETS[dataset].name}.json"
 
 
 def _evaluate_row(
     row: Row, dataset: str, out: Path, data: str, evaluate: Evaluate, catalogue: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The result of tasks.evaluate for the row's checkpoint; {"missing": sentences} without one."""
-    path, place = result_file(out, row.checkpoint, dataset), PLACES[dataset]
+    path, place = result_file(out, row.checkpoint, dataset), TABLE_DATASETS[dataset]
     try:
         entry = read_catalogue(catalogue).find(row.checkpoint)
         other = entry.dataset != place.name

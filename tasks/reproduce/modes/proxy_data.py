@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.reproduce.tables.configs import read_setting
-from tasks.reproduce.tables.places import PLACES, describe_missing_data
+from tasks.reproduce.tables.datasets import TABLE_DATASETS, describe_missing_data
 
 _MANGA = (
     "place 8 PNG pages of manga in train/manga-like and 4 or more others in manga-like there, e.g. of Ubunchu! "
@@ -28,14 +28,14 @@ def describe_missing_proxy_data(task: str, dataset: str, root: str, recipe: tupl
     if not root:
         return ""
     if task == "classification":
-        keys = [key for key, place in PLACES.items() if place.name == dataset]
+        keys = [key for key, known in TABLE_DATASETS.items() if known.name == dataset]
         return describe_missing_data(keys[0], data) if keys else ""
     home = Path(data) / root
     sets = (*(read_setting(recipe, "data.train") or ()), *(read_setting(recipe, "data.val") or ()))
     for name in dict.fromkeys(sets):
         places = list(_image_list(home, name) if task == "detection" else _image_folders(home, name))
         if not any(place.exists() for place in places):
-            get = PLACES["VOC07 test"].get if task == "detection" else _MANGA
+            get = TABLE_DATASETS["VOC07 test"].get if task == "detection" else _MANGA
             return f"{name} is not at {places[0]}: {get}"
     return ""
 

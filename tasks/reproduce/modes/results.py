@@ -10,7 +10,7 @@ from typing import Any
 from esbnn_core.checkpoint.catalogue import Catalogue, read_catalogue
 from esbnn_core.errors import InputError
 from tasks.reproduce.modes.ops import count_row
-from tasks.reproduce.tables.places import PLACES, evaluate_command
+from tasks.reproduce.tables.datasets import TABLE_DATASETS, evaluate_command
 from tasks.reproduce.tables.published import count_decimals
 from tasks.reproduce.tables.table import Row, Table
 
@@ -192,7 +192,7 @@ def _count(row: Row) -> tuple[dict[str, Any], str]:
 
 def _command(row: Row, dataset: str, table: str, data: str, catalogue: Catalogue) -> str:
     if row.checkpoint and (entry := catalogue.find(row.checkpoint)).readable:
-        return evaluate_command(row.checkpoint, dataset, data, entry.dataset == PLACES[dataset].name)
+        return evaluate_command(row.checkpoint, dataset, data, entry.dataset == TABLE_DATASETS[dataset].name)
     words = ["python", "-m", "tasks.reproduce", table, "--mode", "train", "--rows", row.name, "--data", data]
     return shlex.join(words) if row.recipe else ""
 
