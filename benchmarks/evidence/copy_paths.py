@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.super_resolution.data import SRDataModule
-from tasks.super_resolution.pipeline import default_scheduler
+from tasks.super_resolution.schedulers import default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -27,13 +27,9 @@ from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_stri
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
-from tasks.super_resolution.pipeline import (
-    SuperResolutionPipeline,
-    default_scheduler,
-    make_scheduler,
-    to_pil,
-    to_pixels,
-)
+from tasks.super_resolution.pipeline import SuperResolutionPipeline
+from tasks.super_resolution.pipeline_images import to_pil, to_pixels
+from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tasks.super_resolution.scoring import ImageScores, Scores, score_image
 from tasks.super_resolution.unet import BIDiffSRUNet
 

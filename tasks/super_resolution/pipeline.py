@@ -7,74 +7,26 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.packed.layers import is_packed
-from tasks.super_resolution.image_files import EightBitImage, convert_image
-from tasks.super_resolution.resize import cubic_upsample, imresize
+from tasks.super_resolution.pipeline_images import Images, Pixels, read_pipeline_images, to_pil
+from tasks.super_resolution.resize import cubic_upsample
+from tasks.super_resolution.schedulers import default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
 
-Pixels = NDArray[np.uint8]
+__all__ = ["SuperResolutionPipeline", "default_scheduler"]
+
 Colours = Pixels | NDArray[np.float32]
 Output = Literal["pil", "np", "pt"]
-Images = Image.Image | Sequence[Image.Image] | Tensor
-
-
-def default_scheduler() -> DDIMScheduler:
-    """The sampler of the original: 2000 training steps, linear betas 1e-6 .. 1e-2, noise predicted.
-
-    The options are the library's defaults: the predicted image is clipped to [-1, 1] although images are in [0, 1], 50
-    steps are t = 1960, 1920, ..., 0, and the last alpha-bar is 1 (papers.md#bi-diffsr-diffusion).
-    """
-    return DDIMScheduler(
-        num_train_timesteps=2000,
-        beta_start=1e-6,
-        beta_end=1e-2,
-        beta_schedule="linear",
-        clip_sample=True,
-        clip_sample_range=1.0,
-        set_alpha_to_one=True,
-        steps_offset=0,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-        rescale_betas_zero_snr=False,
-    )
-
-
-def make_scheduler(name: str = "DDIMScheduler", options: dict[str, Any] | None = None) -> SchedulerMixin:
-    """A scheduler of diffusers, with the noise of default_scheduler.
-
-    Args:
-        name: its class.
-        options: further ones of the scheduler.
-
-    Raises:
-        InputError: a name that diffusers does not have, or an option that the scheduler does not have.
-    """
-    found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise InputError(f"scheduler {name!r} is not one of diffusers': give a class name, e.g. DDIMScheduler")
-    known = inspect.signature(found.__init__).parameters
-    for option in options or {}:
-        if option not in known:
-            raise InputError(f"an option of {name} must be one of {', '.join(list(known)[1:])}, got {option!r}")
-    inherited = {key: value for key, value in default_scheduler().config.items() if key in known}
-    try:
-        scheduler: SchedulerMixin = found(**{**inherited, **(options or {})})
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"scheduler {name} cannot be made with {options or {}} ({reason})") from error
-    return scheduler
 
 
 class SuperResolutionPipeline(DiffusionPipeline):
@@ -130,7 +82,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 not that of the images.
         """
         check_choice("output_type", output_type, get_args(Output))
-        sources = _read_images(image)
+        sources = read_pipeline_images(image)
         generators = _make_generators(generator, len(sources))
         pixels = [source.rgb for source in sources]
         batch_size = 1 if batch_size is None else batch_size
@@ -265,57 +217,6 @@ class SuperResolutionPipeline(DiffusionPipeline):
         # numpy mirrors several times if needed; torch refuses images smaller than their padding
         padded = np.pad(large, ((0, bottom), (0, right), (0, 0)), mode="reflect")
         return torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)))
-
-
-def to_pil(tensor: Tensor, mode: str, alpha: Pixels | None, scale: int) -> Image.Image:
-    """A result as a PIL image in 8 bits.
-
-    Args:
-        tensor: (3, H, W) in [0, 1].
-        mode: L, LA, RGB or RGBA.
-        alpha: (h, w) of the source, or None.
-        scale: by which alpha is upsampled.
-    """
-    image = Image.fromarray(to_pixels(tensor))
-    if mode in ("L", "LA"):
-        image = image.convert("L")
-    if alpha is not None:
-        image.putalpha(Image.fromarray(imresize(alpha, scale)))
-    return image
-
-
-def to_pixels(tensor: Tensor) -> Pixels:
-    """(3, H, W) in [0, 1] -> uint8 (H, W, 3), rounded."""
-    return (tensor.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-
-
-def _read_images(image: Images) -> list[EightBitImage]:
-    if isinstance(image, Tensor):
-        return [EightBitImage(pixels, "RGB") for pixels in _tensor_pixels(image)]
-    given = [image] if isinstance(image, Image.Image) else image
-    if not isinstance(given, list | tuple):
-        raise InputError(
-            f"image must be a PIL image, a list of them or a tensor (N, 3, h, w), got a {type(image).__name__}: open a "
-            f"file with PIL.Image.open"
-        )
-    if not given:
-        raise InputError("image must be at least one PIL image, got an empty list")
-    for place, one in enumerate(given):
-        if not isinstance(one, Image.Image):
-            raise InputError(f"image {place} of the list must be a PIL image, got a {type(one).__name__}")
-        if 0 in one.size:
-            raise InputError(f"image {place} of the list must have pixels, got {one.width}x{one.height}")
-    return [convert_image(one, f"image {place} of the list") for place, one in enumerate(given)]
-
-
-def _tensor_pixels(images: Tensor) -> list[Any]:
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
-        raise InputError(
-            f"an image tensor must be floating (N, 3, h, w) in [0, 1], got {tuple(images.shape)} of {images.dtype}"
-        )
-    if not (images.amin() >= 0 and images.amax() <= 1):  # NaN compares as false
-        raise InputError("an image tensor must be in [0, 1], got other values: divide the pixels by 255")
-    return list(images.detach().float().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _make_generators(given: torch.Generator | list[torch.Generator] | None, number: int) -> list[torch.Generator]:

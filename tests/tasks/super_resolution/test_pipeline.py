@@ -15,8 +15,9 @@ from torch import Tensor
 
 from esbnn_core import pack_
 from esbnn_core.errors import InputError
-from tasks.super_resolution.pipeline import SuperResolutionPipeline, default_scheduler, make_scheduler
+from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.resize import cubic_upsample, imresize
+from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tests.helpers.super_resolution.tiny import make_unet
 
 
