@@ -130,7 +130,7 @@ def test_lpips_without_weights_says_how_to_get_them_and_gets_none(hub: Path, mon
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     found = Lpips.find()
-    assert isinstance(found, str) and "not measured" in found and f"at {hub / metrics.ALEXNET}, fetch" in found
+    assert isinstance(found, str) and "not measured" in found and f"at {hub / metrics.ALEXNET}: fetch" in found
     hub.mkdir(parents=True)
     (hub / metrics.ALEXNET).write_bytes(b"half a file")
     found = Lpips.find()
