@@ -133,7 +133,7 @@ FILES = {"kept": "training", "steps": "training"}
 """Tables whose json has another name."""
 
 
-def rewrite_marked(text: str, render: Callable[[str], str | None]) -> str:
+def marked(text: str, render: Callable[[str], str | None]) -> str:
     """The text with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew; None leaves it."""
 
     def one(match: re.Match[str]) -> str:
@@ -158,7 +158,7 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
         taken = f"{taken_on(record)}\n\n" if "settings" in record else ""
         return taken + to_text(record)
 
-    return rewrite_marked(text, render)
+    return marked(text, render)
 
 
 def main() -> None:

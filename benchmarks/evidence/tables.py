@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
-from benchmarks.report import rewrite_marked
+from benchmarks.report import marked
 from benchmarks.timing import RESULTS
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT, write_atomically
@@ -44,7 +44,7 @@ def rewrite(text: str, results: Sequence[ProxyResult]) -> str:
         of_system = [result for result in results if result.system == name]
         return render_system(of_system) if of_system else None
 
-    return rewrite_marked(text, render)
+    return marked(text, render)
 
 
 def copy_results(out: Path, kept: Path) -> None:
