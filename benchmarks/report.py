@@ -7,20 +7,15 @@ A table is between `<!-- table: NAME -->` and `<!-- end -->`; the text around it
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import RESULTS
 from esbnn_core.files import ROOT
+from tasks.reproduce.report.markdown import render_markdown_table
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def taken_on(record: dict[str, Any]) -> str:
@@ -41,7 +36,8 @@ def layers(record: dict[str, Any]) -> str:
     means = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in record["times_faster"].items())
     loop = f"The innermost loop alone reaches {record['loop_alone']} products of +-1 a nanosecond."
     head = ["layer, us", *names, "conv alone over that loop"]
-    return f"{table(head, body)}\n\n{loop} Best of each kind over the packed block, geometric means: {means}."
+    means = f"Best of each kind over the packed block, geometric means: {means}."
+    return f"{render_markdown_table(head, body)}\n\n{loop} {means}"
 
 
 def networks(record: dict[str, Any]) -> str:
@@ -55,13 +51,13 @@ def networks(record: dict[str, Any]) -> str:
         ratios = [f"{us[n] / packed:.2f}" for n in ("torch fp32 frozen", "torch bf16 frozen") if n in us]
         body.append([row["network"], *(f"{us[n] / 1000:.1f}" for n in names), *ratios])
     over = [f"best packed over {n}" for n in ("fp32 frozen", "bf16 frozen") if f"torch {n}" in names]
-    return table(["network, ms", *names, *over], body)
+    return render_markdown_table(["network, ms", *names, *over], body)
 
 
 def agreement(record: dict[str, Any]) -> str:
     """Predictions of packed and latent networks."""
     names = [name for name in record["rows"][0] if not name.startswith("seconds")]
-    return table(names, [[row[name] for name in names] for row in record["rows"]])
+    return render_markdown_table(names, [[row[name] for name in names] for row in record["rows"]])
 
 
 def sizes(record: dict[str, Any]) -> str:
@@ -69,7 +65,7 @@ def sizes(record: dict[str, Any]) -> str:
     names = list(record["rows"][0])
     seconds = record["import seconds"]
     text = f"`import esbnn_core` takes {seconds[0]} to {seconds[-1]} s beyond torch, in five processes."
-    return f"{table(names, [[row[name] for name in names] for row in record['rows']])}\n\n{text}"
+    return f"{render_markdown_table(names, [[row[name] for name in names] for row in record['rows']])}\n\n{text}"
 
 
 def kept(record: dict[str, Any]) -> str:
@@ -77,7 +73,7 @@ def kept(record: dict[str, Any]) -> str:
     rows = record["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row["GiB at batch 256"]))
     body = [[row["network"], *(f"{row['GiB at batch 256'].get(n, '')}" for n in names)] for row in rows]
-    return table(["network, GiB", *names], body)
+    return render_markdown_table(["network, GiB", *names], body)
 
 
 def steps(record: dict[str, Any]) -> str:
@@ -91,7 +87,7 @@ def steps(record: dict[str, Any]) -> str:
         + [f"{row['throughput'][kind]:.2f}" for kind in kinds]
         for row in rows
     ]
-    return table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
+    return render_markdown_table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
 
 
 def detection(record: dict[str, Any]) -> str:
@@ -103,7 +99,7 @@ def detection(record: dict[str, Any]) -> str:
         [row["detector"], *(f"{row['us'][n]['median'] / 1000:.0f}" for n in names), *(f"{row[n]:.2f}" for n in over)]
         for row in rows
     ]
-    return table(["detector, ms", *names, *over], body)
+    return render_markdown_table(["detector, ms", *names, *over], body)
 
 
 def super_resolution(record: dict[str, Any]) -> str:
@@ -119,7 +115,7 @@ def super_resolution(record: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    return table(["one step, ms", *names, *over], body)
+    return render_markdown_table(["one step, ms", *names, *over], body)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

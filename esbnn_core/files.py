@@ -47,3 +47,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process that imports this copy of the repository: PYTHONPATH begins with ROOT."""
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

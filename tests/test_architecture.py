@@ -195,7 +195,7 @@ def test_imports_keep_to_the_table(folder: str) -> None:
         ("tasks/evaluate/command.py", "from tasks.classification.module import ClassificationModule", True),
         ("tasks/evaluate/command.py", "from tasks.reproduce.tables.table import Row", False),
         ("tasks/reproduce/command.py", "from tasks.reproduce.report import page", True),
-        ("tasks/reproduce/tables/table.py", "from tasks.reproduce.modes.lines import Line", False),
+        ("tasks/reproduce/tables/table.py", "from tasks.reproduce.modes.results import CellResult", False),
         ("tasks/reproduce/modes/ops.py", "from tasks.reproduce.report import page", False),
         ("tasks/reproduce/modes/ops.py", "from tasks.detection.cost import detector_cost", True),
         ("tasks/reproduce/modes/ops.py", "from tasks.detection.models.anchors import Anchors", False),

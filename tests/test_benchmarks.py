@@ -11,11 +11,13 @@ import torch
 from benchmarks import report
 from benchmarks.evidence import curves as evidence_curves
 from benchmarks.evidence import tables as evidence
-from benchmarks.evidence.copies import copy_agreement
+from benchmarks.evidence.copies import measure_copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.units.conv import BinaryUnit
-from tasks.reproduce.modes.proxy import command, read_proxy, read_proxy_config
+from tasks.reproduce.modes.proxy import read_proxy_results
+from tasks.reproduce.modes.proxy_run import fit_command
+from tasks.reproduce.tables.proxies import read_proxy_config
 from tests.helpers.tables import proxy as proxy_row
 
 
@@ -41,7 +43,7 @@ def test_a_table_is_rewritten_between_its_marks_alone(tmp_path: Path) -> None:
 
 def test_the_evidence_is_that_of_the_files() -> None:
     text = evidence.DOCUMENT.read_text()
-    rows = read_proxy(evidence.KEPT)
+    rows = read_proxy_results(evidence.KEPT)
     assert evidence.rewrite(text, rows) == text
     assert rows and all(f"<!-- table: {row.system} -->" in text for row in rows)
     for row in rows:
@@ -51,24 +53,28 @@ def test_the_evidence_is_that_of_the_files() -> None:
         found = read_proxy_config(row.system)
         (variant,) = (variant for variant in found.variants if variant.name == row.variant)
         run = Path("runs", "proxy", row.system, f"{row.variant.replace(' ', '_')}-seed{row.seeds[0]}")
-        assert row.command == shlex.join(["python", *command(found, variant, row.seeds[0], run, "DATA")])
-        assert (row.network, row.options, row.epochs) == (variant.network, dict(variant.options), found.length(variant))
+        assert row.command == shlex.join(["python", *fit_command(found, variant, row.seeds[0], run, "DATA")])
+        assert (row.network, row.options, row.epochs) == (
+            variant.network,
+            dict(variant.options),
+            found.epochs_of(variant),
+        )
         assert (row.dataset, row.metric) == (found.dataset, found.metric)
 
 
 def test_results_are_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
-    with pytest.raises(InputError, match=r"out holds no SYSTEM\.json"):
-        evidence.take_over(out, kept)
+    with pytest.raises(InputError, match=r"out must hold the SYSTEM\.json of a proxy, got none"):
+        evidence.copy_results(out, kept)
     out.mkdir()
     shutil.copy(evidence.KEPT / "bnext.json", out)
-    evidence.take_over(out, kept)
-    assert read_proxy(kept) == [row for row in read_proxy(evidence.KEPT) if row.system == "bnext"]
+    evidence.copy_results(out, kept)
+    assert read_proxy_results(kept) == [row for row in read_proxy_results(evidence.KEPT) if row.system == "bnext"]
     (out / "reactnet.json").write_text("[{")
     (out / "bnext.json").write_text("[]")
-    with pytest.raises(InputError, match=r"reactnet\.json is no list of proxy rows"):
-        evidence.take_over(out, kept)
-    assert len(read_proxy(kept)) > 0
+    with pytest.raises(InputError, match=r"reactnet\.json must be a list of proxy results"):
+        evidence.copy_results(out, kept)
+    assert len(read_proxy_results(kept)) > 0
 
 
 def test_evidence_without_results_stays() -> None:
@@ -86,13 +92,13 @@ def test_evidence_without_results_stays() -> None:
 
 
 def test_the_curves_go_by_rate_length_and_spread() -> None:
-    rows = {(row.system, row.variant): row for row in read_proxy(evidence.KEPT)}
-    rates = {key: evidence_curves.learning_rate(row) for key, row in rows.items()}
+    rows = {(row.system, row.variant): row for row in read_proxy_results(evidence.KEPT)}
+    rates = {key: evidence_curves.read_learning_rate(row) for key, row in rows.items()}
     # of the command, of the recipe, and of the second of two recipes
     assert rates["rates", "es lr 0.0125"] == 0.0125
     assert rates["reactnet", "es"] == rates["ablation", "tau=4 g=2"] == 0.005
     assert rates["bnext", "base"] == 0.002
-    found = evidence_curves.by_setting([*rows.values()])
+    found = evidence_curves.group_by_setting([*rows.values()])
     for system, variant, key in (
         ("reactnet", "base", ("reactnet_resnet8", 0.0, 0.005, 8)),
         ("reactnet", "es spread 0.5", ("es_reactnet_resnet8", 0.5, 0.005, 8)),
@@ -108,10 +114,10 @@ def test_the_curves_go_by_rate_length_and_spread() -> None:
 def test_the_gain_is_taken_seed_by_seed() -> None:
     base, es = ("reactnet_resnet8", 0.0, 0.005, 8.0), ("es_reactnet_resnet8", 0.5, 0.005, 8.0)
     found = {base: {0: 80.0, 2: 83.0}, es: {2: 84.0, 1: 70.0, 0: 80.5}}
-    assert sorted(evidence_curves.gain(found, es)) == [0.5, 1.0]
+    assert sorted(evidence_curves.compute_gains(found, es)) == [0.5, 1.0]
     # Student's 12.706 over sqrt(2) times the deviation 0.25 * sqrt(2)
-    assert evidence_curves.interval([0.5, 1.0]) == pytest.approx((0.75, 12.706 * 0.25))
-    assert evidence_curves.interval([0.5]) == (0.5, 0.0)
+    assert evidence_curves.compute_interval([0.5, 1.0]) == pytest.approx((0.75, 12.706 * 0.25))
+    assert evidence_curves.compute_interval([0.5]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (1, 2), (4, 1)])
@@ -125,13 +131,13 @@ def test_copies_agree_as_often_as_their_thresholds_say(tau: int, groups: int) ->
         unit.conv.sign.shift.view(-1)[:8] = 1e6
     pairs, with_it = copies * (copies - 1) / 2, copies - 1
     expected = (with_it * (images > 0).float().mean().item() + pairs - with_it) / pairs
-    assert copy_agreement(torch.nn.Sequential(unit), images) == pytest.approx({"0": expected})
+    assert measure_copy_agreement(torch.nn.Sequential(unit), images) == pytest.approx({"0": expected})
 
 
 def test_an_untrained_network_has_one_copy_many_times() -> None:
     images = torch.randn(2, 1, 28, 28)
-    same = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
-    apart = copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
+    same = measure_copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
+    apart = measure_copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
     assert len(same) == len(apart) == 6 and set(same.values()) == {1.0} and max(apart.values()) < 0.9
-    with pytest.raises(InputError, match="no expanded convolution unit"):
-        copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)
+    with pytest.raises(InputError, match="must have a convolution unit of tau or groups above 1"):
+        measure_copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)

@@ -1,10 +1,10 @@
-"""Which way through the real-valued levels, and which rule for copies, learns faster? Small ES-BI-DiffSR on manga.
+"""Which path through the real-valued levels and which rule for copies learn faster? Small ES-BI-DiffSR on manga.
 
 python -m benchmarks.evidence.copy_paths [--steps 500] [--seeds 0 1]
 
-Each network (16 channels, one block a level) learns the two embedded pages on patches of 32x32 with the same patches,
-noise and timesteps; printed is its L1 on the noise of 160 other patches of these pages. It says who learns faster in
-minutes, nothing about long training.
+Each network (16 channels, one block a level) learns from 32x32 patches of the two pages in tests/data, with the same
+patches, noise and timesteps. The command prints its L1 on the noise of 160 other patches of these pages. This shows
+which network learns faster in minutes, and nothing about long training.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.super_resolution.data import SRDataModule
-from tasks.super_resolution.pipeline import default_scheduler
+from tasks.super_resolution.schedulers import default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 SCHEDULE = default_scheduler()
 
 
-def batches(seed: int, number: int) -> list[dict[str, Tensor]]:
+def load_batches(seed: int, number: int) -> list[dict[str, Tensor]]:
     """The first batches of eight patches of an epoch."""
     data = SRDataModule("tests/data/sr", ["manga-like-train"], ["Set5"], patch=32, repeat=4000, batch_size=8, seed=seed)
     data.setup("fit")
@@ -34,7 +34,7 @@ def batches(seed: int, number: int) -> list[dict[str, Tensor]]:
     return [next(loader) for _ in range(number)]
 
 
-def loss(unet: BIDiffSRUNet, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+def compute_loss(unet: BIDiffSRUNet, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
     """L1 on the noise at timesteps of the generator."""
     noise = torch.randn(batch["hr"].shape, generator=generator)
     t = torch.randint(2000, (len(noise),), generator=generator)
@@ -42,8 +42,8 @@ def loss(unet: BIDiffSRUNet, batch: dict[str, Tensor], generator: torch.Generato
     return (unet(noisy, t, batch["condition"]).sample - noise).abs().mean()
 
 
-def trained(options: dict[str, Any], data: list[dict[str, Tensor]], seed: int) -> BIDiffSRUNet:
-    """One network in evaluation, after one step a batch."""
+def train(options: dict[str, Any], data: list[dict[str, Tensor]], seed: int) -> BIDiffSRUNet:
+    """Train one network, one step a batch; it is returned in evaluation mode."""
     torch.manual_seed(seed)
     unet = BIDiffSRUNet(inner_channels=16, norm_groups=4, res_blocks=1, dropout=0.0, **options)
     optimizer = torch.optim.Adam(unet.parameters(), 1e-3, betas=(0.9, 0.99))
@@ -51,26 +51,26 @@ def trained(options: dict[str, Any], data: list[dict[str, Tensor]], seed: int) -
     generator = torch.Generator().manual_seed(seed)
     for batch in data:
         optimizer.zero_grad()
-        loss(unet, batch, generator).backward()
+        compute_loss(unet, batch, generator).backward()
         optimizer.step()
         schedule.step()
     return unet.eval()
 
 
 def main() -> None:
-    """Train and print."""
+    """Train each network with each seed and print its loss."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
+    parser.add_argument("--steps", type=int, default=500, help="of training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="one run each")
     args = parser.parse_args()
-    held = batches(99, 20)
+    held_out = load_batches(99, 20)
     for seed in args.seeds:
-        data = batches(seed, args.steps)
+        data = load_batches(seed, args.steps)
         for name, options in NETWORKS.items():
-            unet = trained(options, data, seed)
+            unet = train(options, data, seed)
             generator = torch.Generator().manual_seed(7)
             with torch.no_grad():
-                mean = sum(loss(unet, batch, generator).item() for batch in held) / len(held)
+                mean = sum(compute_loss(unet, batch, generator).item() for batch in held_out) / len(held_out)
             print(f"seed {seed}  {name:10} {mean:.4f}", flush=True)
 
 

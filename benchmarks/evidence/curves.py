@@ -1,7 +1,7 @@
-"""Curves of docs/evidence.md over the runs of one network, whichever comparison they were trained for.
+"""Curves of docs/evidence.md over all runs of one network, of any comparison.
 
-The runs are those of the ResNet-8 of 16, 32 and 64 channels and its ES at tau = 2 without groups: what changes is the
-learning rate, the length and `copy_spread`.
+The network is the ResNet-8 of 16, 32 and 64 channels and its ES at tau = 2 without groups. The runs differ in learning
+rate, length and `copy_spread`.
 """
 
 import shlex
@@ -13,64 +13,65 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from tasks.reproduce.modes.ops import setting
-from tasks.reproduce.modes.proxy_rows import ProxyRow, half_width
-from tasks.reproduce.report.pictures import COLOURS, OTHERS, png
+from tasks.reproduce.modes.proxy_results import ProxyResult, compute_half_width
+from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
+from tasks.reproduce.tables.configs import read_setting
 
 OPTION = "model.optimizer.init_args.lr"
 BASE, ES = "reactnet_resnet8", "es_reactnet_resnet8"
 RATE, LENGTH = 0.005, 8
-"""Of the proxy's own recipe; one of the two stays there while the other changes."""
+"""Learning rate and epochs of the proxy's own recipe; each panel changes one of the two."""
 
 Key = tuple[str, float, float, float]
 """Network, copy_spread, learning rate, epochs."""
 
 
-def learning_rate(row: ProxyRow) -> float:
-    """That of the command, else that of the last config of the command that has one."""
-    words = shlex.split(row.command)
+def read_learning_rate(result: ProxyResult) -> float:
+    """The learning rate of the command, else of its last config that has one."""
+    words = shlex.split(result.command)
     if f"--{OPTION}" in words:
         return float(words[words.index(f"--{OPTION}") + 1])
-    found = setting(tuple(words[place + 1] for place, word in enumerate(words) if word == "--config"), OPTION)
+    found = read_setting(tuple(words[place + 1] for place, word in enumerate(words) if word == "--config"), OPTION)
     if found is None:
-        raise ValueError(f"no learning rate in {row.command}")
+        raise ValueError(f"no learning rate in {result.command}")
     return float(found)
 
 
-def by_setting(rows: Sequence[ProxyRow]) -> dict[Key, dict[int, float]]:
+def group_by_setting(results: Sequence[ProxyResult]) -> dict[Key, dict[int, float]]:
     """Value of each seed, for every setting of the ResNet-8 and its ES; ES at tau = 1 is the ResNet-8."""
-    found: dict[Key, dict[int, float]] = {}
-    for row in rows:
-        tau = row.options.get("tau", 2) if row.network == ES else 1
-        if row.network in (BASE, ES) and tau <= 2 and row.options.get("groups", 1) == 1:
-            network, spread = BASE if tau == 1 else ES, float(row.options.get("copy_spread", 0))
-            seeds = found.setdefault((network, spread, learning_rate(row), row.epochs), {})
-            seeds.update(zip(row.seeds, row.values, strict=True))
-    return found
+    groups: dict[Key, dict[int, float]] = {}
+    for result in results:
+        options = result.options
+        tau = options.get("tau", 2) if result.network == ES else 1
+        if result.network in (BASE, ES) and tau <= 2 and options.get("groups", 1) == 1:
+            network, spread = BASE if tau == 1 else ES, float(options.get("copy_spread", 0))
+            seeds = groups.setdefault((network, spread, read_learning_rate(result), result.epochs), {})
+            seeds.update(zip(result.seeds, result.values, strict=True))
+    return groups
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval, 0 for one value, which has none."""
-    return sum(values) / len(values), half_width(values) if len(values) > 1 else 0.0
+    return sum(values) / len(values), compute_half_width(values) if len(values) > 1 else 0.0
 
 
-def reasons(rows: Sequence[ProxyRow]) -> bytes:
-    """A PNG of top-1 over the learning rate, and of ES against base over the length with and without `copy_spread`."""
-    found = by_setting(rows)
+def draw_reasons(results: Sequence[ProxyResult]) -> bytes:
+    """Draw top-1 over the learning rate, and ES against base over the length, with and without `copy_spread`; a PNG."""
+    groups = group_by_setting(results)
     figure, (rates, lengths) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for network, name, colour in ((BASE, "base", COLOURS["base"]), (ES, "ES", COLOURS["es"])):
         for epochs, style in ((LENGTH, "-"), (4, "--")):
             points = {
-                key[2]: interval([*seeds.values()])
-                for key, seeds in found.items()
+                key[2]: compute_interval([*seeds.values()])
+                for key, seeds in groups.items()
                 if (key[0], key[1], key[3]) == (network, 0, epochs)
             }
-            shift = 1.03 if network == ES else 1.0  # intervals side by side, not on one another
-            _line(rates, points, shift, label=f"{name}, {epochs} epochs", color=colour, linestyle=style)
+            shift = 1.03 if network == ES else 1.0  # so that intervals do not cover each other
+            _draw_line(rates, points, shift, label=f"{name}, {epochs} epochs", color=colour, linestyle=style)
     for spread, colour in ((0.0, COLOURS["es"]), (0.5, OTHERS[0])):
-        paired = [key for key in found if key[:3] == (ES, spread, RATE) and (BASE, 0, *key[2:]) in found]
-        gains = {key[3]: interval(gain(found, key)) for key in paired}
-        _line(lengths, gains, 1 + 0.06 * spread, label=f"copy_spread {spread:g}", color=colour, linestyle="-")
+        paired = [key for key in groups if key[:3] == (ES, spread, RATE) and (BASE, 0, *key[2:]) in groups]
+        gains = {key[3]: compute_interval(compute_gains(groups, key)) for key in paired}
+        _draw_line(lengths, gains, 1 + 0.06 * spread, label=f"copy_spread {spread:g}", color=colour, linestyle="-")
     lengths.axhline(0, color=COLOURS["base"], linewidth=1, label="base")
     for panel, title, axis in (
         (rates, "top-1", "learning rate"),
@@ -82,18 +83,18 @@ def reasons(rows: Sequence[ProxyRow]) -> bytes:
         panel.set_title(title, fontsize=9)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    rates.set_xticks(*_ticks({key[2] for key in found if key[3] in (4, LENGTH)}))
-    lengths.set_xticks(*_ticks({key[3] for key in found if key[:3] == (ES, 0, RATE)}))
-    return png(figure)
+    rates.set_xticks(*_ticks({key[2] for key in groups if key[3] in (4, LENGTH)}))
+    lengths.set_xticks(*_ticks({key[3] for key in groups if key[:3] == (ES, 0, RATE)}))
+    return encode_png(figure)
 
 
-def gain(found: Mapping[Key, Mapping[int, float]], key: Key) -> list[float]:
-    """ES less the base of the same rate and length, seed by seed."""
-    base = found[(BASE, 0, *key[2:])]
-    return [value - base[seed] for seed, value in found[key].items() if seed in base]
+def compute_gains(groups: Mapping[Key, Mapping[int, float]], key: Key) -> list[float]:
+    """The value of ES less that of the base of the same rate and length, seed by seed."""
+    base = groups[(BASE, 0, *key[2:])]
+    return [value - base[seed] for seed, value in groups[key].items() if seed in base]
 
 
-def _line(panel: Any, points: Mapping[float, tuple[float, float]], shift: float, **look: Any) -> None:
+def _draw_line(panel: Any, points: Mapping[float, tuple[float, float]], shift: float, **look: Any) -> None:
     places = sorted(points)
     means, widths = [points[place][0] for place in places], [points[place][1] for place in places]
     panel.errorbar([place * shift for place in places], means, yerr=widths, marker="o", capsize=3, **look)

@@ -1,73 +1,74 @@
 """Rewrites the tables and pictures of docs/evidence.md from the proxies' results in benchmarks/results/proxy.
 
-python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to take results over)
+python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to copy its results)
 
-A table stands between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand.
+A table is between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.evidence.curves import reasons
-from benchmarks.report import marked, table
+from benchmarks.evidence.curves import draw_reasons
+from benchmarks.report import marked
 from benchmarks.timing import RESULTS
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT, write_atomically
-from tasks.reproduce.modes.proxy import read_proxy
-from tasks.reproduce.modes.proxy_rows import ProxyRow
-from tasks.reproduce.report.pictures import ablation, proxies
-from tasks.reproduce.report.writing import proxy_grid
+from tasks.reproduce.modes.proxy import read_proxy_results
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.report.grids import make_proxy_grid
+from tasks.reproduce.report.markdown import render_markdown_table
+from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
 from tasks.reproduce.tables.table import SYSTEMS
 
 KEPT = RESULTS / "proxy"
 DOCUMENT = ROOT / "docs" / "evidence.md"
 REASONS = ("rates", "spread", "width")
-"""Why a comparison came out as it did: one network, its recipe varied."""
+"""Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
 
 
-def system_table(rows: Sequence[ProxyRow]) -> str:
-    """The columns of one system's comparison that differ from row to row."""
-    grid = proxy_grid(rows)
+def render_system(results: Sequence[ProxyResult]) -> str:
+    """A table of one system's comparison, with the columns that differ from result to result."""
+    grid = make_proxy_grid(results)
     places = [grid.head.index(name) for name in COLUMNS]
-    metric = f"{rows[0].metric_name}, {rows[0].dataset}"
+    metric = f"{results[0].metric_name}, {results[0].dataset}"
     head = [f"mean ({metric})" if name == "mean" else name for name in COLUMNS]
-    return table(head, [[line[place] for place in places] for line in grid.body])
+    return render_markdown_table(head, [[line[place] for place in places] for line in grid.body])
 
 
-def rewrite(text: str, rows: Sequence[ProxyRow]) -> str:
-    """The document with every marked table made anew; that of a system without results stays as it is."""
+def rewrite(text: str, results: Sequence[ProxyResult]) -> str:
+    """The document with every marked table rewritten; the table of a system without results stays as it is."""
 
     def render(name: str) -> str | None:
-        own = [row for row in rows if row.system == name]
-        return system_table(own) if own else None
+        of_system = [result for result in results if result.system == name]
+        return render_system(of_system) if of_system else None
 
     return marked(text, render)
 
 
-def take_over(out: Path, kept: Path) -> None:
-    """Copy the results of a proxy folder, all of them readable, or raise InputError and copy none."""
-    if not read_proxy(out):
-        raise InputError(f"{out} holds no SYSTEM.json of a proxy: give the folder proxy below --out")
+def copy_results(out: Path, kept: Path) -> None:
+    """Copy the results of a proxy folder, or raise InputError and copy none if one of them cannot be read."""
+    if not read_proxy_results(out):
+        raise InputError(f"{out} must hold the SYSTEM.json of a proxy, got none: give the folder proxy below --out")
     for path in (out / f"{system}.json" for system in SYSTEMS):
         if path.exists():
             write_atomically(kept / path.name, path.read_bytes())
 
 
 def main() -> None:
-    """Take results over, rewrite docs/evidence.md and draw its pictures in docs/img."""
+    """Copy results, rewrite docs/evidence.md and draw its pictures in docs/img."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
     if out is not None:
-        take_over(out, KEPT)
-    rows = read_proxy(KEPT)
-    write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), rows).encode())
+        copy_results(out, KEPT)
+    results = read_proxy_results(KEPT)
+    write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), results).encode())
     images = DOCUMENT.parent / "img"
-    compared = [row for row in rows if row.system not in REASONS]
-    write_atomically(images / "proxies.png", proxies(compared).data)
-    write_atomically(images / "proxy_reasons.png", reasons(rows))
-    if any(row.system == "ablation" for row in rows):
-        write_atomically(images / "proxy_ablation.png", ablation(rows).data)
+    compared = [result for result in results if result.system not in REASONS]
+    write_atomically(images / "proxies.png", draw_proxies(compared).data)
+    write_atomically(images / "proxy_reasons.png", draw_reasons(results))
+    if any(result.system == "ablation" for result in results):
+        write_atomically(images / "proxy_ablation.png", draw_ablation(results).data)
     print(DOCUMENT)

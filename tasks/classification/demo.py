@@ -24,7 +24,7 @@ from torch import nn
 
 from esbnn_core import count, load_checkpoint, model_spec
 from esbnn_core.errors import InputError
-from esbnn_core.files import ROOT, write_atomically
+from esbnn_core.files import ROOT, child_environment, write_atomically
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.demo_report import draw, markdown
 
@@ -60,8 +60,7 @@ def train(config: str, extra: Sequence[str]) -> tuple[str, float]:
     command = "python " + " ".join(words)
     print(f"\n$ {command}", flush=True)
     start = time.perf_counter()
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run([sys.executable, *words], env=child_environment())
     if done.returncode:
         raise InputError(f"{command} ended with exit code {done.returncode}: its own message is above")
     return command, time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Entry of the detection task: fit, validate, test, predict."""
+"""Entry of `python -m tasks.detection`: fit, validate, test, predict."""
 
 import sys
 

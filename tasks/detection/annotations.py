@@ -1,7 +1,7 @@
-"""PASCAL VOC annotations read strictly: whatever is wrong with one is said in one sentence that names the file.
+"""PASCAL VOC annotations read strictly: any fault is reported in one sentence that names the file.
 
-A record is the dict that mmdet's VOCDataset makes of an annotation, so that mmdet's transforms take it: boxes count
-from 0, the far corner is the last pixel inside, difficult objects are flagged to be ignored.
+A record is the dict that mmdet's VOCDataset makes of an annotation, so mmdet's transforms take it. Boxes count from 0,
+the far corner is the last pixel inside, and difficult objects are flagged to be ignored.
 """
 
 import xml.etree.ElementTree as ET
@@ -22,14 +22,19 @@ VOC_CLASSES = (
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 _END = 1 << 16
-"""Bytes at the end of a JPEG in which its end mark is looked for; some programs write something behind it."""
+"""Bytes at the end of a JPEG that are searched for its end mark; some programs write more after it."""
 
 Record = dict[str, Any]
 
 
 @dataclass
 class Split:
-    """Records of an image list, and why images were left out: one sentence each, by image id."""
+    """An image list that was read.
+
+    Attributes:
+        records: of the images, in the order of the list.
+        skipped: why an image was left out, a sentence by image id.
+    """
 
     records: list[Record] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -39,8 +44,10 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
     """All images of a list below a VOCdevkit root, in its order.
 
     Args:
-        root: the VOCdevkit folder. name: YEAR/LIST, e.g. VOC2007/trainval for VOC2007/ImageSets/Main/trainval.txt.
-        classes: names in the order of their labels. skip_bad: leave out images with a fault and say why in `skipped`.
+        root: the VOCdevkit folder.
+        name: YEAR/LIST, e.g. VOC2007/trainval for VOC2007/ImageSets/Main/trainval.txt.
+        classes: names in the order of their labels.
+        skip_bad: leave out images with a fault and say why in `skipped`.
 
     Raises:
         InputError: a missing or empty list, or no image left; the first fault of an image unless `skip_bad`.
@@ -53,10 +60,10 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
         )
     ids = [line.split() for line in path.read_text().splitlines() if line.strip()]
     if not ids:
-        raise InputError(f"image list {path} is empty: one image id a line was expected")
+        raise InputError(f"image list {path} must have one image id a line, got none: fill it or name another list")
     for words in ids:
         if len(words) > 1:
-            raise InputError(f"image list {path} has the line {' '.join(words)!r}, one image id a line was expected")
+            raise InputError(f"image list {path} must have one image id a line, got {' '.join(words)!r}: correct it")
     split = Split()
     for (identity,) in ids:
         try:
@@ -67,30 +74,34 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
             split.skipped[identity] = str(error)
     if not split.records:
         raise InputError(
-            f"image list {path} has no image left, all {len(ids)} were skipped, the first because "
+            f"image list {path} has no image left because all {len(ids)} were skipped, the first because "
             f"{split.skipped[ids[0][0]]}"
         )
     return split
 
 
 def read_record(folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSES) -> Record:
-    """One image of a VOC year folder: img_path, img_id, xml_path, height, width, and instances, none of them for an
-    image without objects, of bbox (x1, y1, x2, y2), bbox_label and ignore_flag.
+    """Read one image of a VOC year folder.
+
+    Returns:
+        img_path, img_id, xml_path, height, width, and instances (none for an image without objects), each of bbox (x1,
+        y1, x2, y2), bbox_label and ignore_flag.
 
     Raises:
-        InputError: a missing or unreadable image or annotation, sizes that differ, an unknown class, a box that is no
-            box or lies outside the image.
+        InputError: a missing or unreadable image or annotation, sizes that differ, an unknown class, or a box that is
+            empty or outside the image.
     """
     xml = folder / "Annotations" / f"{identity}.xml"
     image = find_image(folder / "JPEGImages", identity)
     root = _parse(xml)
-    width, height = image_size(image)
+    width, height = read_image_size(image)
     size = root.find("size")
     if size is not None:
-        said = tuple(int(_number(size, key, xml, "size")) for key in ("width", "height"))
-        if said != (width, height):
+        written = tuple(int(_number(size, key, xml, "size")) for key in ("width", "height"))
+        if written != (width, height):
             raise InputError(
-                f"annotation {xml} says {said[0]}x{said[1]} pixels and image {image} has {width}x{height}: correct one"
+                f"the size in annotation {xml} must be the {width}x{height} pixels of image {image}, got "
+                f"{written[0]}x{written[1]}: correct one of them"
             )
     instances = [_instance(node, xml, (width, height), classes) for node in root.findall("object")]
     return {
@@ -111,28 +122,28 @@ def find_image(folder: Path, identity: str) -> Path:
     raise InputError(f"image {folder / identity}.jpg does not exist: place it there or take {identity} out of the list")
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header; of the rest only the end is looked at. Raises InputError."""
+def read_image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header; of the rest only the end is read. Raises InputError."""
     try:
         with Image.open(path) as image:
             size, jpeg = image.size, image.format == "JPEG"
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"image {path} cannot be read as an image: replace it or take it out of the list") from error
-    # OpenCV, which mmdet reads with, fills what is missing with grey and says nothing
+    # OpenCV, which mmdet reads with, fills a missing part with grey without a warning
     if jpeg:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _END))
             if b"\xff\xd9" not in file.read():
-                raise InputError(f"image {path} is cut off, its end is missing: replace it or take it out of the list")
+                raise InputError(f"image {path} is cut off before its end: replace it or take it out of the list")
     return size
 
 
 def _folder(root: Path, name: str) -> tuple[Path, str]:
     year, _, part = name.partition("/")
     if not year or not part:
-        raise InputError(f"image list {name!r} was named, YEAR/LIST was expected, e.g. VOC2007/trainval")
+        raise InputError(f"image list must be YEAR/LIST, e.g. VOC2007/trainval, got {name!r}")
     if not (root / year).is_dir():
-        raise InputError(f"{root} holds no folder {year}: set data.root to the VOCdevkit folder that has it")
+        raise InputError(f"{root} has no folder {year}: set data.root to the VOCdevkit folder that has it")
     return root / year, part
 
 
@@ -145,10 +156,10 @@ def _parse(path: Path) -> ET.Element:
         root = ET.parse(path).getroot()
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise InputError(
-            f"annotation {path} is no whole XML file ({error}): mend it or take it out of the list"
+            f"annotation {path} is not a whole XML file ({error}): fix it or take it out of the list"
         ) from error
     if root.tag != "annotation":
-        raise InputError(f"annotation {path} begins with <{root.tag}>, <annotation> of PASCAL VOC was expected")
+        raise InputError(f"annotation {path} must begin with <annotation> of PASCAL VOC, got <{root.tag}>")
     return root
 
 
@@ -158,8 +169,8 @@ def _number(node: ET.Element, key: str, path: Path, where: str) -> float:
         value = float(text or "")
     except ValueError:
         value = float("nan")
-    if not abs(value) < 1e9:  # neither nan nor inf nor a slip of the pen
-        raise InputError(f"annotation {path} has {key}={text!r} in <{where}>, a number was expected: correct the file")
+    if not abs(value) < 1e9:  # not nan, inf or a typing error
+        raise InputError(f"{key} in <{where}> of annotation {path} must be a number, got {text!r}: correct the file")
     return value
 
 
@@ -167,21 +178,21 @@ def _instance(node: ET.Element, path: Path, size: tuple[int, int], classes: Sequ
     name = (node.findtext("name") or "").strip()
     if name not in classes:
         raise InputError(
-            f"annotation {path} has an object of the class {name!r}, which is none of the {len(classes)} known: "
-            f"correct it or set data.classes"
+            f"classes of annotation {path} must be among the {len(classes)} of data.classes, got {name!r}: correct it "
+            f"or set data.classes"
         )
     bounds = node.find("bndbox")
     if bounds is None:
         raise InputError(f"annotation {path} has a {name} without <bndbox>: correct the file")
-    # VOC counts pixels from 1; decimals, which a few files of 2011 have, are cut off as mmdet does
+    # VOC counts pixels from 1; decimals, as in a few files of 2011, are cut off as in mmdet
     x1, y1, x2, y2 = (int(_number(bounds, key, path, "bndbox")) - 1 for key in ("xmin", "ymin", "xmax", "ymax"))
     if x2 <= x1 or y2 <= y1:
         raise InputError(f"annotation {path} has a {name} whose box {_box(x1, y1, x2, y2)} is empty: correct the file")
     width, height = size
-    # one pixel of grace on every side: some tools count from 0, others write the edge behind the last pixel
+    # one pixel of tolerance on every side: some tools count from 0, others write the edge after the last pixel
     if x1 < -1 or y1 < -1 or x2 > width or y2 > height:
         raise InputError(
-            f"annotation {path} has a {name} whose box {_box(x1, y1, x2, y2)} lies outside the image of "
+            f"annotation {path} has a {name} whose box {_box(x1, y1, x2, y2)} is outside the image of "
             f"{width}x{height} pixels: correct the file"
         )
     difficult = node.find("difficult")
@@ -190,5 +201,5 @@ def _instance(node: ET.Element, path: Path, size: tuple[int, int], classes: Sequ
 
 
 def _box(*corners: int) -> str:
-    """As the file has it, counted from 1."""
+    """The corners as in the file, counted from 1."""
     return f"({', '.join(str(c + 1) for c in corners)})"

@@ -1,7 +1,4 @@
-"""Batches of images that are all wide, or all tall, so that little of a batch is padding.
-
-Source: papers.md#bidet-faster-rcnn.
-"""
+"""Batches of images that are all wide or all tall, with little padding (papers.md#bidet-faster-rcnn)."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -10,16 +7,18 @@ from esbnn_core.lit.resumable import ResumableSampler
 
 
 class GroupedSampler(ResumableSampler):
-    """A ResumableSampler of training whose every batch holds images of one group, as mmdet's AspectRatioBatchSampler.
+    """A ResumableSampler for training with images of one group in each batch, as mmdet's AspectRatioBatchSampler.
 
-    The items are those of the order without groups, in that order but for this: an item waits until batch_size of its
-    group have come. What is left of the groups at the end of the epoch follows, so at most one batch is mixed, and one
-    smaller than the others. It keeps the number of items, so that a loader may cut them into batches and skip what an
-    interrupted epoch has seen.
+    The items keep the order without groups, except that an item waits until its group has batch_size of them. The rest
+    of the groups follows at the end of the epoch, so at most one batch is mixed and one is smaller than the others. The
+    number of items stays, so that a loader can cut them into batches and skip what an interrupted epoch has seen.
 
     Args:
-        groups: of each item of the dataset, any numbers. batch_size: of the loader.
-        seed, rank, world: as EpochSampler; each process groups its own share of the epoch.
+        groups: of each item of the dataset, any numbers.
+        batch_size: of the loader.
+        seed: as EpochSampler.
+        rank: as EpochSampler; each process groups its own share of the epoch.
+        world: as EpochSampler.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
@@ -33,10 +32,10 @@ class GroupedSampler(ResumableSampler):
     def _grouped(self, items: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         waiting: dict[int, list[tuple[int, int]]] = {group: [] for group in sorted(set(self.groups))}
         for item in items:
-            row = waiting[self.groups[item[0]]]
-            row.append(item)
-            if len(row) == self.batch_size:
-                yield from row
-                row.clear()
-        for row in waiting.values():
-            yield from row
+            queue = waiting[self.groups[item[0]]]
+            queue.append(item)
+            if len(queue) == self.batch_size:
+                yield from queue
+                queue.clear()
+        for queue in waiting.values():
+            yield from queue

@@ -1,4 +1,4 @@
-"""OPs and parameters of a detector: what an image costs, and each region of a two-stage one."""
+"""Operations and parameters of a detector: of an image, and of each region of a two-stage detector."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,13 @@ from esbnn_core.errors import InputError
 
 
 @dataclass(frozen=True)
-class Cost:
+class DetectorCost:
     """Operations of one image, by the rule of esbnn_core.counting; NMS, decoding and pooling of regions do not count.
 
     Attributes:
-        size: of the image, (3, H, W). image: convolutions over it. region: what one region costs, None in one stage.
+        size: (3, H, W) of the image.
+        image: the count over the whole image.
+        region: the count of one region, None for a single-stage detector.
         regions: proposals of an image at test time.
     """
 
@@ -30,12 +32,12 @@ class Cost:
 
     @property
     def params(self) -> int:
-        """Of the whole detector."""
-        return self.image.params  # the part that runs over the image holds the detector as a whole
+        """Parameters of the whole detector."""
+        return self.image.params  # _Image contains the whole detector
 
     @property
     def binary_params(self) -> int:
-        """Those of 1 bit each."""
+        """Parameters of 1 bit each."""
         return self.image.binary_params
 
     def sentence(self) -> str:
@@ -61,7 +63,7 @@ class _Image(nn.Module):
 
 
 class _Region(nn.Module):
-    """What runs on the features of every region."""
+    """Everything that runs on the features of one region."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
@@ -73,11 +75,11 @@ class _Region(nn.Module):
         return self.head.bbox_head(x)
 
 
-def detector_cost(detector: Any, size: tuple[int, int, int]) -> Cost:
+def detector_cost(detector: Any, size: tuple[int, int, int]) -> DetectorCost:
     """Count a single-stage or two-stage detector of mmdet, latent or packed, for one image of that size.
 
     Raises:
-        InputError: a detector of another build, which this cannot take apart.
+        InputError: a detector of an unknown structure.
     """
     try:
         image = count(_Image(detector), size)
@@ -90,7 +92,7 @@ def detector_cost(detector: Any, size: tuple[int, int, int]) -> Cost:
     except (AttributeError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"the detector {type(detector).__name__} cannot be counted ({reason})") from error
-    return Cost(size, image, region, regions)
+    return DetectorCost(size, image, region, regions)
 
 
 def _two_stages(detector: Any) -> bool:

@@ -1,4 +1,4 @@
-"""VOCDataModule: image lists of a VOCdevkit root through mmdet's transforms, in loaders that repeat exactly."""
+"""VOCDataModule: image lists of a VOCdevkit folder through mmdet's transforms, in loaders that repeat exactly."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seeded
 from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.detection import pipelines
-from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, image_size, read_split
+from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, read_image_size, read_split
 from tasks.detection.aspect_sampler import GroupedSampler
 
 Batch = dict[str, list[Any]]
@@ -24,18 +24,22 @@ class VOCDataModule(L.LightningDataModule):
     """PASCAL VOC, or any annotation in its form, below one VOCdevkit folder.
 
     Args:
-        root: the VOCdevkit folder. train, val, test: image lists as YEAR/LIST, joined in their order.
+        root: the VOCdevkit folder.
+        train: image lists as YEAR/LIST, joined in their order.
+        val: likewise.
+        test: likewise.
         predict: a folder of images to predict on, default the images of `test`.
-        pipeline: an mmdet config file, whose train_pipeline and test_pipeline are taken; usually that of the model.
+        pipeline: an mmdet config file with train_pipeline and test_pipeline, usually that of the model.
         augment: false trains on the images as they are evaluated.
         classes: names in the order of their labels, default VOC's 20.
         skip_bad: leave out images whose file or annotation has a fault, and say how many and why.
-        drop_empty: leave training images without an object out; they train as well, as nothing but background.
-        group_by_aspect: batches of training hold images that are all wide or all tall (tasks.detection.aspect_sampler):
-        less
-            padding where images keep their ratio of the sides.
-        batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
-        train_size, test_size: use the first so many images only (test_size of val too), 0 for all.
+        drop_empty: leave out training images without an object, which otherwise train as background.
+        group_by_aspect: training batches of images that are all wide or all tall (tasks.detection.aspect_sampler): less
+            padding if images keep their aspect.
+        batch_size: images per process and step.
+        num_workers: loader processes; results do not depend on it.
+        train_size: use the first so many training images only, 0 for all.
+        test_size: likewise of val and test.
         seed: of every epoch's order and every image's augmentation (linked to seed_everything on the command line).
 
     Raises:
@@ -69,20 +73,20 @@ class VOCDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_size, self.test_size = train_size, test_size
         if len(set(self.classes)) != len(self.classes) or not self.classes:
-            raise InputError(f"data.classes={list(classes)} was given, names that differ were expected")
+            raise InputError(f"data.classes must be different names, got {list(classes)}")
         for part, names in self.lists.items():
             if not names:
-                raise InputError(f"data.{part} names no image list, at least one was expected, e.g. VOC2007/trainval")
+                raise InputError(f"data.{part} must name at least one image list, e.g. VOC2007/trainval, got none")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("train_size", train_size, 0),
             ("test_size", test_size, 0),
         ):
             if value < least:
-                raise InputError(f"data.{name}={value} was given, a whole number from {least} was expected")
-        self.train_pipeline, self.eval_pipeline = pipelines.from_config(pipeline)
+                raise InputError(f"data.{name} must be a whole number of at least {least}, got {value}")
+        self.train_pipeline, self.eval_pipeline = pipelines.read_pipelines(pipeline)
         if not augment:
-            self.train_pipeline = pipelines.without_augmentation(self.train_pipeline, self.eval_pipeline)
+            self.train_pipeline = pipelines.drop_augmentation(self.train_pipeline, self.eval_pipeline)
         self.splits: dict[str, DetectionItems] = {}
         self.skipped: dict[str, dict[str, str]] = {}
 
@@ -111,7 +115,7 @@ class VOCDataModule(L.LightningDataModule):
             records = kept
         records = records[: limit or len(records)]
         if not records:
-            raise InputError(f"the images of {', '.join(self.lists[part])} hold no object: set data.drop_empty false")
+            raise InputError(f"the images of {', '.join(self.lists[part])} have no object: set data.drop_empty false")
         composed = pipelines.compose(self.train_pipeline if train else self.eval_pipeline)
         return DetectionItems(records, composed, random=train and self.augment)
 
@@ -163,7 +167,7 @@ class VOCDataModule(L.LightningDataModule):
 
 
 class DetectionItems(Dataset[dict[str, Any]]):
-    """Records through a pipeline under the item's own seed; items are asked for by EpochSampler's (index, seed).
+    """Records through a pipeline, each with a seed of its own; the key of an item is EpochSampler's (index, seed).
 
     An item is {"inputs", "data_samples"}. A padded one (index -1, see EpochSampler) is the first image again with
     `padded` in its metainfo, which scoring leaves out.
@@ -177,7 +181,7 @@ class DetectionItems(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, seed = key
-        # a copy: mmdet's transforms write into what they are given
+        # a copy, because mmdet's transforms write into their argument
         record = {**self.records[max(index, 0)], "sample_idx": max(index, 0)}
         record["instances"] = [dict(instance) for instance in record["instances"]]
         try:
@@ -195,12 +199,12 @@ class DetectionItems(Dataset[dict[str, Any]]):
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:
-    """Lists, not stacks: images differ in size, and the detector pads them itself."""
+    """A batch of lists, not stacks, because images differ in size and the detector pads them."""
     return {key: [item[key] for item in items] for key in ("inputs", "data_samples")}
 
 
 def _single_thread(worker: int) -> None:
-    """OpenCV would start a thread for each core in every worker."""
+    """Keep OpenCV from starting a thread for each core in every worker."""
     cv2.setNumThreads(0)
 
 
@@ -210,15 +214,15 @@ def _folder_records(folder: Path) -> list[Record]:
         raise InputError(f"folder {folder} does not exist: set data.predict to a folder of images")
     paths = sorted(path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES[:3])}): set data.predict")
+        raise InputError(f"folder {folder} has no image ({', '.join(IMAGE_SUFFIXES[:3])}): set data.predict")
     records: list[Record] = []
     stems = [path.stem for path in paths]
     for path in paths:
         if stems.count(path.stem) > 1:
             raise InputError(
-                f"folder {folder} holds two images named {path.stem}: rename one, predictions take the name"
+                f"folder {folder} has two images named {path.stem}: rename one, because predictions take the name"
             )
     for path in paths:
-        width, height = image_size(path)
+        width, height = read_image_size(path)
         records.append({"img_id": path.stem, "img_path": str(path), "height": height, "width": width, "instances": []})
     return records

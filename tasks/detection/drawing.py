@@ -1,4 +1,4 @@
-"""Detections as people and programs read them: boxes drawn on the image, and a COCO-style json."""
+"""Detections for people and programs: boxes drawn on the image, and a COCO-style json."""
 
 import colorsys
 import io
@@ -10,17 +10,17 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from esbnn_core.files import write_atomically
-from tasks.detection.scoring import Found, coco_results
+from tasks.detection.scoring import ImageResult, coco_results
 
 
-def draw(image: Image.Image, found: Found, classes: Sequence[str], threshold: float = 0.3) -> Image.Image:
-    """A copy of the image (RGB) with the boxes of all detections whose score is at least `threshold`.
+def draw_boxes(image: Image.Image, found: ImageResult, classes: Sequence[str], threshold: float = 0.3) -> Image.Image:
+    """Draw the boxes of all detections of a score of at least `threshold` on a copy of the image (RGB).
 
-    The colour belongs to the class; the best detections are drawn last, on top.
+    Each class has its colour; the best detections are drawn last, on top.
     """
-    picture = image.convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    size = max(10, round(max(picture.size) / 40))
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    size = max(10, round(max(drawn.size) / 40))
     font, width = ImageFont.load_default(size), max(2, size // 6)
     for place in found.scores.argsort():
         if found.scores[place] < threshold:
@@ -30,26 +30,33 @@ def draw(image: Image.Image, found: Found, classes: Sequence[str], threshold: fl
         colour = _colour(label)
         pen.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=colour, width=width)
         text = f"{classes[label]} {found.scores[place]:.2f}"
-        # above the box, or inside where there is no room
+        # above the box, or inside if there is no room
         left, top, right, bottom = pen.textbbox((x1, max(0.0, y1 - size - 2 * width)), text, font=font)
         pen.rectangle((left - width, top - width, right + width, bottom + width), fill=colour)
         pen.text((x1, max(0.0, y1 - size - 2 * width)), text, fill="white", font=font)
-    return picture
+    return drawn
 
 
-def write_picture(source: str | Path, target: str | Path, found: Found, classes: Sequence[str], least: float) -> None:
-    """Draw the detections on the image file `source` and write the PNG `target`."""
+def write_drawing(
+    source: str | Path, target: str | Path, found: ImageResult, classes: Sequence[str], least: float
+) -> None:
+    """Draw the detections of at least the score `least` on the image `source` and write the PNG `target`."""
     buffer = io.BytesIO()
     with Image.open(source) as image:
-        draw(image, found, classes, least).save(buffer, format="PNG")
+        draw_boxes(image, found, classes, least).save(buffer, format="PNG")
     write_atomically(target, buffer.getvalue())
 
 
-def write_results(target: str | Path, found: Sequence[Found], files: dict[str, str], classes: Sequence[str]) -> None:
+def write_results(
+    target: str | Path, found: Sequence[ImageResult], files: dict[str, str], classes: Sequence[str]
+) -> None:
     """Write all detections in COCO's form: images, categories, and annotations with a score each.
 
     Args:
-        files: file name by the identity of the image. Images count from 1 in the order of `found`.
+        target: file to write.
+        found: results; images are numbered from 1 in this order.
+        files: file name by the identity of the image.
+        classes: names in the order of their labels.
     """
     identities: dict[str, Any] = {image.identity: i for i, image in enumerate(found, 1)}
     whole = {
@@ -65,7 +72,6 @@ def write_results(target: str | Path, found: Sequence[Found], files: dict[str, s
 
 def _colour(label: int) -> tuple[int, int, int]:
     """Hues around the circle, neighbours far apart."""
-
-    # a step of the golden section never meets an earlier hue closely
+    # with steps of the golden section no hue is close to an earlier one
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1, 0.85, 0.75 if label % 2 else 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""DetectionModule: a detector of an mmdet config, its own losses, VOC's and COCO's average precision."""
+"""DetectionModule: a detector of an mmdet config, its losses, and average precision as in VOC and COCO."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,41 +19,45 @@ from esbnn_core.packed.layers import is_packed
 from tasks.detection.annotations import VOC_CLASSES
 from tasks.detection.cost import detector_cost
 from tasks.detection.data import Batch
-from tasks.detection.drawing import write_picture, write_results
+from tasks.detection.drawing import write_drawing, write_results
 from tasks.detection.mmdet import api as mm
 from tasks.detection.models import register as networks
 from tasks.detection.models.bottleneck import Bottleneck
-from tasks.detection.scoring import Found, Scores, everywhere, gather, score
+from tasks.detection.scoring import ImageResult, Scores, collect, collect_from_all, score
 from tasks.detection.weights import load_backbone_
 
 NETWORKS = networks.__name__
-"""Imported for what it registers: an mmdet config may name our networks."""
+"""Imported because it registers our networks, which an mmdet config may name."""
 
 
 class DetectionModule(TaskModule):
     """Trains and evaluates one detector of mmdet.
 
     Args:
-        model: an mmdet config file, whose `model` is taken, or such a model as a dict. Weights that a config would
-            fetch are not: they come from `backbone` or `weights`.
+        model: an mmdet config file with a `model`, or such a model as a dict. Weights that a config would fetch are
+            not fetched: they come from `backbone` or `weights`.
         overrides: values of the model by dotted name, as mmdet's --cfg-options, e.g. {backbone.tau: 4}.
         num_classes: of the box head (linked to the data module on the command line).
-        backbone: file of a trained backbone to start from (tasks.detection.weights). weights: file of a whole detector,
-            a .safetensors latent or packed (a packed one cannot be trained) or an official one. Training needs one of
-            the two, unless `from_scratch` says that it starts from random weights.
-        train_on_bits: take the sums of the binary units from the packed operators in training too
+        backbone: file of a trained backbone to start from (tasks.detection.weights).
+        weights: file of a whole detector: a .safetensors, latent or packed (a packed one cannot be trained), or an
+            official one.
+        from_scratch: train from random weights; otherwise training needs `backbone` or `weights`.
+        train_on_bits: compute the sums of the binary units by the packed operators in training too
             (esbnn_core.train_on_bits_): the same gradients from less memory.
-        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
-        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length. lr_interval: whether it advances every
-            step or every epoch.
-        predictions: folder that predict writes, default predictions in the run's own. draw_above: lowest score drawn.
+        optimizer: parameters -> optimizer.
+        decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR receives the length of the run.
+        lr_interval: whether the scheduler advances every step or every epoch.
+        predictions: folder that predict writes, default predictions in the run's own.
+        draw_above: lowest score drawn.
 
     Logs train_loss and its parts, and for val_ and test_ map_11point, map_area, coco, coco50, coco75, in percent, over
-    every image once. When the learning rate is first lowered every Bottleneck is switched on (papers.md#bidet-ssd,
+    every image once. When the learning rate first falls, every Bottleneck is switched on (papers.md#bidet-ssd,
     #bidet-faster-rcnn).
 
     Raises:
-        InputError: at construction a config, option or file that does not fit; when fit starts nothing to start from.
+        InputError: at construction a config, option or file that does not fit; at the start of fit, if there are no
+            weights to start from.
     """
 
     what = "detector"
@@ -77,66 +81,66 @@ class DetectionModule(TaskModule):
     ) -> None:
         super().__init__()
         config = model_config(model, overrides or {}, num_classes)
-        self.fetched = mm.pretrained(config)
+        self.fetched = mm.list_pretrained(config)
         if from_scratch and (backbone or weights):
             raise InputError(
-                f"from_scratch and the file {backbone or weights} were both given: random weights or those of the file"
+                f"from_scratch must be given without a file of weights, got {backbone or weights} too: leave one out"
             )
         if backbone and weights:
-            raise InputError("backbone and weights were both given: weights has a backbone of its own, give one")
+            raise InputError("backbone must be given without weights, which contain a backbone: leave one of them out")
         if not 0 <= draw_above <= 1:
-            raise InputError(f"draw_above={draw_above} was given, a score from 0 to 1 was expected")
+            raise InputError(f"draw_above must be a score from 0 to 1, got {draw_above}")
         self.network: Any = mm.build(config)
         if backbone is not None:
             load_backbone_(self.network, backbone)
         if weights is not None:
             _load_weights(self.network, weights)
-        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
+        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
             train_on_bits_(self.network)
         self.begun = from_scratch or backbone is not None or weights is not None
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.num_classes = decay, num_classes
         self.predictions, self.draw_above = predictions, draw_above
-        self.found: list[Found] = []
+        self.found: list[ImageResult] = []
         self.files: dict[str, str] = {}
         self.scores: Scores | None = None
         self.input_size: tuple[int, int, int] | None = None
-        # in the checkpoint: a run that resumes right behind the first decay has to see that it was one
+        # in the checkpoint, so that a run resumed right after the first decay knows of it
         self.register_buffer("peak_lr", torch.zeros((), dtype=torch.float64))
 
     def check_fit(self, resumes: bool) -> None:
-        """Raise InputError unless the detector may be trained as it is; the command line asks before it writes a file.
+        """Raise InputError unless the detector may be trained; the command line calls this before it writes a file.
 
         Args:
-            resumes: the weights come from the checkpoint of a run.
+            resumes: whether the weights come from the checkpoint of a run.
         """
         self.check_latent()
         if not self.begun and not resumes:
-            named = f" (the config names {self.fetched[0]}, which is not fetched)" if self.fetched else ""
+            fetched = f" (the config names {self.fetched[0]}, which is not fetched)" if self.fetched else ""
             raise InputError(
-                f"the detector has no trained backbone to start from{named}: give its file as model.backbone, or set "
+                f"the detector has no trained backbone to start from{fetched}: give its file as model.backbone, or set "
                 f"model.from_scratch true"
             )
 
     def on_fit_start(self) -> None:
-        """Lightning's hook, behind the checkpoint's loading."""
+        """Lightning's hook, after a checkpoint is loaded."""
         self.check_fit(resumes=False)
 
     def forward(self, images: Tensor) -> Any:
-        """Images (N, 3, H, W), normalised -> the raw outputs of the heads, as mmdet's mode "tensor"."""
+        """Normalised images (N, 3, H, W) -> the raw outputs of the heads, as mmdet's mode "tensor"."""
         return self.network(images)
 
-    def prepared(self, batch: Batch, training: bool) -> dict[str, Any]:
+    def prepare(self, batch: Batch, training: bool) -> dict[str, Any]:
         """inputs (N, 3, H, W), normalised and padded to the largest, and data_samples, on the module's device."""
         preprocessor = self.network.data_preprocessor
-        # mmdet's preprocessor moves tensors to the device that it was told, which Lightning does not tell it
+        # mmdet's preprocessor keeps a device of its own, which Lightning does not set
         if preprocessor.device != self.device:
             preprocessor.to(self.device)
         data: dict[str, Any] = preprocessor(batch, training)
         return data
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Switch the bottlenecks on at the first step whose learning rate is below an earlier one's."""
+        """Switch the bottlenecks on at the first step with a learning rate below an earlier one."""
         optimizer: Any = self.optimizers()
         lr = float(optimizer.param_groups[0]["lr"])
         if lr < float(self.peak_lr) * (1 - 1e-9):
@@ -147,7 +151,7 @@ class DetectionModule(TaskModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; stops the run at the first loss that is not finite."""
-        data = self.prepared(batch, training=True)
+        data = self.prepare(batch, training=True)
         loss, parts = self.network.parse_losses(self.network(**data, mode="loss"))
         check_finite(loss, self.global_step, self.network, data["inputs"], lambda: self.network(**data, mode="loss"))
         number = len(batch["inputs"])
@@ -159,27 +163,27 @@ class DetectionModule(TaskModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Lightning's hook."""
-        self.found += gather(self.detect(batch))
+        self.found += collect(self.detect(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Lightning's hook."""
-        self.found += gather(self.detect(batch))
+        self.found += collect(self.detect(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[mm.InstanceData]:
-        """bboxes, scores and labels of each image of a batch; draws it into the folder of predictions."""
+        """Detect on a batch, and draw bboxes, scores and labels of each image into the folder of predictions."""
         samples = self.detect(batch)
-        found = gather(samples)
+        found = collect(samples)
         sources = [sample.metainfo["img_path"] for sample in samples if not sample.metainfo.get("padded", False)]
         for source, image in zip(sources, found, strict=True):
             target = self.prediction_folder / f"{image.identity}.png"
-            write_picture(source, target, image, self.classes, self.draw_above)
+            write_drawing(source, target, image, self.classes, self.draw_above)
             self.files[image.identity] = Path(source).name
         self.found += found
         return [sample.pred_instances for sample in samples]
 
     def detect(self, batch: Batch) -> list[mm.DetDataSample]:
-        """The batch's samples with pred_instances (bboxes, scores, labels) in pixels of the images themselves."""
-        data = self.prepared(batch, training=False)
+        """The batch's samples with pred_instances (bboxes, scores, labels), in pixels of the original images."""
+        data = self.prepare(batch, training=False)
         self.input_size = tuple(data["inputs"].shape[1:])
         samples: list[mm.DetDataSample] = self.network(**data, mode="predict")
         return samples
@@ -193,7 +197,7 @@ class DetectionModule(TaskModule):
 
     @property
     def prediction_folder(self) -> Path:
-        """Where predict writes."""
+        """The folder that predict writes."""
         return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
 
     def on_validation_epoch_end(self) -> None:
@@ -210,19 +214,19 @@ class DetectionModule(TaskModule):
             assert self.input_size is not None
             print(detector_cost(self.network, self.input_size).sentence())
         except InputError as error:
-            print(f"OPs are not given: {error}; parameters {sum(p.numel() for p in self.network.parameters()):,}")
+            print(f"OPs were not counted: {error}; parameters {sum(p.numel() for p in self.network.parameters()):,}")
 
     def on_predict_epoch_end(self) -> None:
         """Lightning's hook; the first process writes predictions.json."""
         files = dict(from_all_processes(list(self.files.items())))
-        found, self.found, self.files = everywhere(self.found), [], {}
+        found, self.found, self.files = collect_from_all(self.found), [], {}
         if self.trainer.is_global_zero:
             write_results(self.prediction_folder / "predictions.json", found, files, self.classes)
             number = sum(len(image.scores) for image in found)
             print(f"{self.prediction_folder}: {len(found):,} images drawn, {number:,} detections in predictions.json")
 
     def _report(self, stage: str) -> Scores:
-        found, self.found = everywhere(self.found), []
+        found, self.found = collect_from_all(self.found), []
         self.scores = score(found, self.classes)
         values = {name: getattr(self.scores, name) for name in ("map_area", "coco", "coco50", "coco75")}
         # every process has all images and the same numbers: their mean is each of them
@@ -232,11 +236,19 @@ class DetectionModule(TaskModule):
 
 
 def model_config(model: str | dict[str, Any], overrides: dict[str, Any], num_classes: int) -> Any:
-    """The model of an mmdet config file, or a model as a dict, with `overrides` and the number of classes in its box
-    heads. Raises InputError for a config without a model."""
+    """The model of an mmdet config, with overrides and the number of classes set in its box heads.
+
+    Args:
+        model: an mmdet config file, or a model as a dict.
+        overrides: values by dotted name.
+        num_classes: of the box heads.
+
+    Raises:
+        InputError: a config without a model, or an override that does not fit.
+    """
     whole = mm.load_config(model) if isinstance(model, str) else mm.Config({"model": dict(model)})
     if not whole.get("model"):
-        raise InputError(f"config {model} has no model: give an mmdet config file that has one")
+        raise InputError(f"config {model} must have a model, got none: give another mmdet config file")
     try:
         whole.merge_from_dict({f"model.{name}": value for name, value in overrides.items()})
     except (TypeError, KeyError, AssertionError) as error:
@@ -247,7 +259,7 @@ def model_config(model: str | dict[str, Any], overrides: dict[str, Any], num_cla
 
 
 def _set_classes(config: Any, number: int) -> None:
-    """Set num_classes of every bbox_head, wherever in the config; a cascade has a list of them."""
+    """Set num_classes of every bbox_head anywhere in the config; a cascade has a list of them."""
     for key, value in config.items() if isinstance(config, dict) else ():
         heads = value if isinstance(value, list | tuple) else [value]
         for head in heads:

@@ -1,6 +1,6 @@
-"""What is done to an image and its boxes before the detector sees them: mmdet's own transforms, from its config files.
+"""The transforms of an image and its boxes before the detector: mmdet's own, from its config files.
 
-Normalisation is not among them: mmdet's detectors do it themselves, in their data_preprocessor.
+Normalisation is not among them, because mmdet's detectors do it in their data_preprocessor.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from tasks.detection.mmdet.api import TRANSFORMS, Compose, load_config, scope
 Pipeline = list[dict[str, Any]]
 
 
-def from_config(path: str) -> tuple[Pipeline, Pipeline]:
-    """(training, evaluation) of an mmdet config file, its variables train_pipeline and test_pipeline.
+def read_pipelines(path: str) -> tuple[Pipeline, Pipeline]:
+    """The pipelines (training, evaluation) of an mmdet config file: its train_pipeline and test_pipeline.
 
     Raises:
         InputError: a file without them.
@@ -29,7 +29,7 @@ def compose(pipeline: Pipeline) -> Any:
     """Record -> {"inputs": uint8 or float (3, H, W) in BGR, "data_samples": DetDataSample}.
 
     Raises:
-        InputError: a transform that mmdet does not know, or options that it does not take.
+        InputError: an unknown transform, or options that it does not take.
     """
     steps = []
     with scope():
@@ -42,8 +42,8 @@ def compose(pipeline: Pipeline) -> Any:
         return Compose(steps)
 
 
-def without_augmentation(train: Pipeline, evaluation: Pipeline) -> Pipeline:
-    """For overfitting: training images as they are evaluated, their boxes resized with them."""
+def drop_augmentation(train: Pipeline, evaluation: Pipeline) -> Pipeline:
+    """A training pipeline for overfitting: images as in evaluation, with their boxes."""
     annotate = [step for step in train if step["type"] == "LoadAnnotations"]
     rest = [step for step in evaluation[1:-1] if step["type"] != "LoadAnnotations"]
     return [evaluation[0], *annotate, *rest, train[-1]]

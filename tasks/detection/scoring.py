@@ -22,13 +22,20 @@ Array = Any
 
 
 @dataclass(frozen=True)
-class Found:
-    """One image: its objects, those to be ignored, and what was detected, in pixels of the image itself.
+class ImageResult:
+    """One image: its objects, those to be ignored, and the detections. Corners x1, y1, x2, y2 in its own pixels from 0.
 
     Attributes:
-        identity: of the image. height, width: of it.
-        boxes (G, 4), labels (G,): objects. ignored_boxes (I, 4), ignored_labels (I,): difficult ones.
-        found_boxes (D, 4), found_labels (D,), scores (D,): detections. Corners x1, y1, x2, y2 from 0, all float32.
+        identity: of the image.
+        height: in pixels.
+        width: in pixels.
+        boxes: (G, 4) float32, objects.
+        labels: (G,).
+        ignored_boxes: (I, 4) float32, difficult objects.
+        ignored_labels: (I,).
+        found_boxes: (D, 4) float32, detections.
+        found_labels: (D,).
+        scores: (D,) float32.
     """
 
     identity: str
@@ -44,8 +51,16 @@ class Found:
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """One class: objects that count, detections, AP by 11 points and by area; both nan for a class without objects."""
+class ClassScores:
+    """One class.
+
+    Attributes:
+        name: of the class.
+        objects: that count.
+        found: detections.
+        ap_11point: AP by 11 points in percent, nan for a class without objects.
+        ap_area: AP by area in percent, nan for a class without objects.
+    """
 
     name: str
     objects: int
@@ -58,7 +73,14 @@ class ClassRow:
 class Scores:
     """All numbers of an evaluation, in percent: means over the classes that have objects.
 
-    map_11point, map_area: VOC's at IoU 0.5. coco, coco50, coco75: COCO's over IoU 0.5 to 0.95, at 0.5 and at 0.75.
+    Attributes:
+        images: scored.
+        map_11point: VOC's by 11 points at IoU 0.5.
+        map_area: VOC's by area at IoU 0.5.
+        coco: COCO's over IoU 0.5 to 0.95.
+        coco50: COCO's at IoU 0.5.
+        coco75: COCO's at IoU 0.75.
+        rows: of the classes.
     """
 
     images: int
@@ -67,7 +89,7 @@ class Scores:
     coco: float
     coco50: float
     coco75: float
-    rows: tuple[ClassRow, ...]
+    rows: tuple[ClassScores, ...]
 
     def table(self) -> str:
         """The classes and the means as aligned text."""
@@ -86,21 +108,21 @@ class Scores:
         return "\n".join(lines)
 
 
-def gather(samples: Sequence[DetDataSample]) -> list[Found]:
-    """What scoring needs of a batch of predictions; padded images (see tasks.detection.data) are left out."""
-    return [_found(sample) for sample in samples if not sample.metainfo.get("padded", False)]
+def collect(samples: Sequence[DetDataSample]) -> list[ImageResult]:
+    """The results of a batch of predictions, without padded images (see tasks.detection.data)."""
+    return [_read_sample(sample) for sample in samples if not sample.metainfo.get("padded", False)]
 
 
-def everywhere(found: list[Found]) -> list[Found]:
-    """The images of every process of a distributed run, by identity; all processes get them."""
+def collect_from_all(found: list[ImageResult]) -> list[ImageResult]:
+    """The results of every process of a distributed run, sorted by identity; all processes get them."""
     return sorted(from_all_processes(found), key=lambda image: image.identity)
 
 
-def score(found: Sequence[Found], classes: Sequence[str]) -> Scores:
-    """Average precision over images; 0 where nothing was detected, or where there is no object at all."""
-    points, areas = _voc(found, classes, "11points"), _voc(found, classes, "area")
+def score(found: Sequence[ImageResult], classes: Sequence[str]) -> Scores:
+    """Average precision over images; 0 if nothing was detected or if there is no object at all."""
+    points, areas = _score_voc(found, classes, "11points"), _score_voc(found, classes, "area")
     rows = tuple(
-        ClassRow(
+        ClassScores(
             name,
             int(a["num_gts"]),
             int(a["num_dets"]),
@@ -112,10 +134,10 @@ def score(found: Sequence[Found], classes: Sequence[str]) -> Scores:
     for values in ([row.ap_11point for row in rows], [row.ap_area for row in rows]):
         counted = [value for value in values if value == value]
         means.append(sum(counted) / len(counted) if counted else 0.0)
-    return Scores(len(found), *means, *coco(found, classes), rows)
+    return Scores(len(found), *means, *score_coco(found, classes), rows)
 
 
-def coco(found: Sequence[Found], classes: Sequence[str]) -> tuple[float, float, float]:
+def score_coco(found: Sequence[ImageResult], classes: Sequence[str]) -> tuple[float, float, float]:
     """COCO's mAP over IoU 0.5:0.95, at 0.5 and at 0.75, in percent, of at most 100 detections an image.
 
     Difficult objects are given as COCO's crowds, the only kind that its own evaluation ignores.
@@ -145,7 +167,7 @@ def coco(found: Sequence[Found], classes: Sequence[str]) -> tuple[float, float, 
     results = coco_results(found, {image.identity: i for i, image in enumerate(found, 1)})
     if not results or not any(not annotation["iscrowd"] for annotation in truth["annotations"]):
         return 0.0, 0.0, 0.0
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         known = COCO()
         known.dataset = truth
         known.createIndex()
@@ -157,7 +179,7 @@ def coco(found: Sequence[Found], classes: Sequence[str]) -> tuple[float, float, 
     return whole, half, three_quarters
 
 
-def coco_results(found: Sequence[Found], identities: dict[str, Any]) -> list[dict[str, Any]]:
+def coco_results(found: Sequence[ImageResult], identities: dict[str, Any]) -> list[dict[str, Any]]:
     """Detections as COCO's result list: image_id, category_id (the label), bbox (x, y, width, height), score."""
     return [
         {
@@ -171,13 +193,13 @@ def coco_results(found: Sequence[Found], identities: dict[str, Any]) -> list[dic
     ]
 
 
-def _found(sample: DetDataSample) -> Found:
+def _read_sample(sample: DetDataSample) -> ImageResult:
     def numbers(tensor: Any) -> Array:
         return getattr(tensor, "tensor", tensor).detach().float().cpu().numpy()
 
     truth, ignored, found = sample.gt_instances, sample.ignored_instances, sample.pred_instances
     height, width = sample.metainfo["ori_shape"][:2]
-    return Found(
+    return ImageResult(
         *(str(sample.metainfo["img_id"]), int(height), int(width)),
         *(numbers(truth.bboxes).reshape(-1, 4), numbers(truth.labels).astype(int)),
         *(numbers(ignored.bboxes).reshape(-1, 4), numbers(ignored.labels).astype(int)),
@@ -185,8 +207,8 @@ def _found(sample: DetDataSample) -> Found:
     )
 
 
-def _voc(found: Sequence[Found], classes: Sequence[str], mode: str) -> list[dict[str, Any]]:
-    """mmdet's result of each class, called as its VOCMetric does: corners are pixels inside the box."""
+def _score_voc(found: Sequence[ImageResult], classes: Sequence[str], mode: str) -> list[dict[str, Any]]:
+    """mmdet's result of each class, called as by its VOCMetric: corners are pixels inside the box."""
     truth = [
         {
             "bboxes": image.boxes,

@@ -1,4 +1,4 @@
-"""Entry of the super-resolution task: fit, validate, test, predict."""
+"""Entry of `python -m tasks.super_resolution`: fit, validate, test, predict."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What stands for "a convolution C -> C" in the UNet: BI-Conv, one of the baselines' binary units, or a real one."""
+"""The variants of a convolution C -> C in the UNet: BI-Conv, the binary units of the baselines, or a real one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers.widths import es_widths, tile
 from esbnn_core.units.timestep import TimestepUnit
 
@@ -30,34 +30,36 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "bbcu": {"timestep_groups": 1},
     }
 )
-"""By variant, what TimestepUnit is given beside its defaults (those are BI-Conv: poly2 STE of the activation, clip STE
-and alpha = mean |W| per filter of the weight, shift, RPReLU, input added behind it, K timestep groups).
+"""By variant, the options of TimestepUnit that differ from its defaults. The defaults are BI-Conv: poly2 STE of the
+activation, clip STE and alpha = mean |W| per filter of the weight, shift, RPReLU, input added after it, K groups of
+timesteps.
 
 "bi"        BI-DiffSR's BI-Conv.
-"real"      an ordinary convolution with bias in the place of every unit, as SR3's UNet has.
+"real"      an ordinary convolution with bias in place of every unit, as in SR3's UNet.
 "bnn"       sign(W) without a scale; sign of the activation with the clip STE; no shift, activation or residual.
-"dorefa"    as bnn, with one scale for the layer, mean |W|, and the identity STE of the weight. Differs from the paper:
-            DoReFa-Net's 1-bit activations are 0 and 1, here they are -1 and +1 as in every other variant.
-"xnor"      as bnn, with a scale for each filter, mean |W|. Differs from the paper: no scales of the activation, and no
-            gradient through the weight's.
-"irnet"     as bnn, with the sign of the standardised weight and a power of two as scale. Differs from the paper: the
-            clip STE in place of the estimator that sharpens over the epochs.
-"reactnet"  BI-Conv with one group, the input added in front of the RPReLU.
-"bbcu"      BI-Conv with one group: without BatchNorm, the RPReLU inside of the residual connection. Differs from the
-            paper: the network's input is not scaled up, a GroupNorm stands in front of each unit.
+"dorefa"    as bnn, with one scale for the layer, mean |W|, and the identity STE of the weight.
+            Differs from the paper: DoReFa-Net's 1-bit activations are 0 and 1, here -1 and +1 as in every variant.
+"xnor"      as bnn, with a scale for each filter, mean |W|.
+            Differs from the paper: no scales of the activation, no gradient through those of the weight.
+"irnet"     as bnn, with the sign of the standardised weight and a power of two as scale.
+            Differs from the paper: the clip STE in place of the estimator that sharpens over the epochs.
+"reactnet"  BI-Conv with one group, the input added before the RPReLU.
+"bbcu"      BI-Conv with one group: without BatchNorm, the RPReLU inside the residual connection.
+            Differs from the paper: the network's input is not scaled up, and a GroupNorm precedes each unit.
 
-Differs from the paper: all of them stand in BI-DiffSR's UNet here, where the binary ones have 4.23 M to 4.30 M
-parameters in words of 32 bits and the real one 50.95 M. The published rows have 4.78 M to 4.85 M at 37.93 G operations,
-so their layout is another. SR3 has 55.41 M there, which by our count is the UNet of these widths with strided
-convolutions down, doubled pixels and a convolution up, and skips joined by concatenation.
+Differs from the paper: here all are in BI-DiffSR's UNet, in which the binary ones have 4.23 M to 4.30 M parameters in
+words of 32 bits and the real one 50.95 M. The published rows have 4.78 M to 4.85 M at 37.93 G operations, so their
+layout differs. SR3 has 55.41 M there, which by our count is the UNet of these widths with strided convolutions on the
+way down, doubled pixels and a convolution on the way up, and skips joined by concatenation.
 """
 
 
 class Moment(NamedTuple):
-    """What a step knows of the timestep.
+    """The timestep as the blocks read it.
 
     Attributes:
-        embedding: (N, E), or (1, E) for a whole batch at one timestep. group: int64 (N,) or (1,), of TimestepUnit.
+        embedding: (N, E), or (1, E) for a whole batch at one timestep.
+        group: int64 (N,) or (1,), of TimestepUnit.
     """
 
     embedding: Tensor
@@ -65,7 +67,7 @@ class Moment(NamedTuple):
 
 
 class RealConv(nn.Conv2d):
-    """Ordinary convolution with bias in a unit's place: (N, tau*g*C, H, W) -> the same shape, shrunk and tiled.
+    """An ordinary convolution with bias in place of a unit: (N, tau*g*C, H, W) -> the same shape, shrunk and tiled.
 
     Args:
         channels: nominal C. kernel_size: odd. tau, groups: as TimestepUnit; 1 and 1 are the plain convolution.
@@ -81,8 +83,8 @@ class RealConv(nn.Conv2d):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a part of the UNet is made.
+class ConvStyle:
+    """How the convolutions of a part of the UNet are made.
 
     Attributes:
         variant: a key of VARIANTS. timestep_groups: K, of "bi". tau, groups: of the expansion. copy_spread: as RSign.
@@ -101,12 +103,8 @@ class Recipe:
     copy_rule: CopyRule = "block"
 
     def __post_init__(self) -> None:
-        for what, given, known in (
-            ("variant", self.variant, get_args(Variant)),
-            ("copy_rule", self.copy_rule, get_args(CopyRule)),
-        ):
-            if given not in known:
-                raise InputError(f"{what}={given!r} was given, one of {', '.join(known)} was expected")
+        check_choice("variant", self.variant, get_args(Variant))
+        check_choice("copy_rule", self.copy_rule, get_args(CopyRule))
         if self.copy_spread and (self.variant == "real" or not VARIANTS[self.variant].get("shift", True)):
             raise InputError(
                 f"copy_spread={self.copy_spread} was given with variant {self.variant!r}, which has no shift to "
@@ -115,16 +113,16 @@ class Recipe:
 
     @property
     def wide(self) -> int:
-        """tau*g, how many copies of the nominal channels are carried."""
+        """tau*g, the number of copies of the nominal channels."""
         return self.tau * self.groups
 
     @property
     def blocks(self) -> int:
-        """Into how many blocks the channels fall where a step takes them apart."""
+        """Blocks of channels that a layer divides, each by itself."""
         return self.wide if self.copy_rule == "block" else 1
 
     def conv(self, channels: int, kernel_size: int, name: str) -> nn.Module:
-        """C -> C at the carried width, called with (x, group)."""
+        """A convolution C -> C at the carried width, called with (x, group)."""
         if self.variant == "real":
             return RealConv(channels, kernel_size, self.tau, self.groups, name)
         options: dict[str, Any] = {"timestep_groups": self.timestep_groups, **VARIANTS[self.variant]}
@@ -132,15 +130,15 @@ class Recipe:
         return TimestepUnit(channels, kernel_size, name=name, **options)
 
 
-def taken(x: Tensor, blocks: int, channels: slice) -> list[Tensor]:
-    """These channels of each of the `blocks` blocks of x (N, blocks*C, H, W), as views."""
+def select_channels(x: Tensor, blocks: int, channels: slice) -> list[Tensor]:
+    """These channels of each block of x (N, blocks*C, H, W), as views."""
     return [block[:, channels] for block in x.chunk(blocks, 1)]
 
 
-def woven(*sources: list[Tensor]) -> Tensor:
-    """The sources' parts side by side in every block: (N, blocks * their channels, H, W), in their memory format.
+def interleave(*sources: list[Tensor]) -> Tensor:
+    """Join the sources' parts side by side in every block: (N, blocks * their channels, H, W), in their memory format.
 
-    Four dimensions throughout: torch keeps channels_last for such maps alone.
+    All maps have four dimensions, because torch keeps channels_last only for these.
     """
     parts = [part for block in zip(*sources, strict=True) for part in block]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -1,4 +1,4 @@
-"""OPs and parameters of the UNet in the convention of BI-DiffSR's table (papers.md#operations)."""
+"""Operations and parameters of the UNet as in BI-DiffSR's table (papers.md#operations)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,13 @@ from tasks.super_resolution.unet import BIDiffSRUNet
 
 @dataclass(frozen=True)
 class UNetCost:
-    """Cost of one denoising step for one picture, by the rule of esbnn_core.counting.
+    """Cost of one denoising step of one image, by the rule of esbnn_core.counting.
 
     Attributes:
-        side: of the picture, pixels. layers: convolutions and linear layers. attention: multiply-accumulates of the two
-            products of the attention in the middle, real-valued, which grow with the fourth power of the side.
+        side: of the image in pixels.
+        layers: convolutions and linear layers.
+        attention: real multiply-accumulates of the two products of the attention in the middle, which grow with the
+            fourth power of the side.
     """
 
     side: int
@@ -30,7 +32,7 @@ class UNetCost:
 
     @property
     def ops_with_attention(self) -> float:
-        """OPs with the attention's products as well."""
+        """OPs with the products of the attention."""
         return self.layers.ops + self.attention
 
     @property
@@ -53,7 +55,7 @@ class UNetCost:
 
 
 class _Step(nn.Module):
-    """The UNet on condition and sample in one tensor, as esbnn_core.count runs a network."""
+    """The UNet on condition and sample in one tensor, for esbnn_core.count."""
 
     def __init__(self, unet: BIDiffSRUNet) -> None:
         super().__init__()
@@ -67,10 +69,10 @@ class _Step(nn.Module):
 
 
 def unet_cost(unet: BIDiffSRUNet, side: int = 256) -> UNetCost:
-    """Count a UNet for one step on a picture of side x side; it is left as it is.
+    """Count a UNet, which does not change, for one step on an image of side x side.
 
-    A packed one has the operations of the latent one, but as parameters its bits and what stayed real alone: shifts and
-    slopes became buffers.
+    A packed UNet has the operations of the latent one. Its parameters are the bits and the real weights only, because
+    shifts and slopes are buffers.
 
     Raises:
         InputError: a side that the levels cannot halve.
@@ -83,7 +85,7 @@ def unet_cost(unet: BIDiffSRUNet, side: int = 256) -> UNetCost:
 
     hooks = [m.register_forward_hook(record) for m in unet.modules() if isinstance(m, PixelAttention)]
     try:
-        layers = count(_Step(unet), (unet.config.in_channels, side, side))  # of a copy, hooks and all, without data
+        layers = count(_Step(unet), (unet.config.in_channels, side, side))  # on a copy with its hooks, without data
     finally:
         for hook in hooks:
             hook.remove()

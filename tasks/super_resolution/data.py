@@ -1,4 +1,4 @@
-"""SRDataModule: folders of HR images, LR made or read, in loaders that repeat exactly."""
+"""SRDataModule: folders of HR images with LR made or read, in loaders that repeat exactly."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,34 +8,40 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
 
 FACTOR = 8
-"""The network halves its maps three times: sides are multiples of it."""
+"""Sides are multiples of this, because the network halves its maps three times."""
 
 
 class SRDataModule(L.LightningDataModule):
     """Super-resolution sets below one root, in the layouts of tasks.super_resolution.folders.
 
     Args:
-        root: folder of the sets. train, val, test: sets; training joins them, evaluation keeps each apart.
-        images: a folder of LR images to predict on, default the sets of `test`. hr: a folder with their HR images.
-        scale: the HR side over the LR side. patch: side of training patches in HR pixels, a multiple of 8 and of it.
-        lr: "make" LR by MATLAB's bicubic, or "read" the files that lie beside HR.
-        repeat: training takes so many patches of every image in an epoch.
-        batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
-        train_size, test_size: use the first so many images only (test_size of every set, of val too), 0 for all.
+        root: folder of the sets.
+        train: sets, which are joined.
+        val: sets, each evaluated by itself.
+        test: sets, each evaluated by itself.
+        images: a folder of LR images to predict on, default the sets of `test`.
+        hr: a folder with the HR images of `images`.
+        scale: the HR side over the LR side.
+        patch: side of training patches in HR pixels, a multiple of 8 and of the scale.
+        lr: "make" LR by MATLAB's bicubic, or "read" the files beside HR.
+        repeat: patches of every image in a training epoch.
+        batch_size: images per process and step.
+        num_workers: loader processes; results do not depend on it.
+        train_size: use the first so many training images only, 0 for all.
+        test_size: likewise of every set of val and test.
         skip_bad: leave out images with a fault, and say how many and why.
         seed: of every epoch's order and every patch (linked to seed_everything on the command line).
-        cache_mib: decoded training images that each loader process keeps, at most so much memory; no result depends
-            on it, and large files decode slowly.
+        cache_mib: most memory for decoded training images in each loader process; results do not depend on it.
 
     A training batch is {"hr", "condition"}, float32 (N, 3, patch, patch): HR in [0, 1], and LR upsampled by OpenCV's
-    bicubic, not clipped. Patches are turned and mirrored in the eight ways of the square. Any other batch is a list of
-    Item, at most batch_size of them, of one set; several sets make several loaders, named by `val_names`, `test_names`.
+    bicubic, not clipped. Patches are turned and mirrored by the eight symmetries of the square. Any other batch is a
+    list of at most batch_size Items of one set. Several sets make several loaders, named by `val_names`, `test_names`.
 
     Raises:
         InputError: at construction an option out of its range; at setup what tasks.super_resolution.folders refuses;
@@ -70,17 +76,18 @@ class SRDataModule(L.LightningDataModule):
         self.train_size, self.test_size, self.skip_bad, self.cache_mib = train_size, test_size, skip_bad, cache_mib
         for part, names in self.lists.items():
             if not names or len(set(names)) != len(names):
-                raise InputError(f"data.{part}={list(names)} was given, one set or several that differ were expected")
+                raise InputError(f"data.{part} must be one or several different sets, got {list(names)}")
         for name, value, least in (
             *(("scale", scale, 2), ("patch", patch, 1), ("repeat", repeat, 1), ("batch_size", batch_size, 1)),
             *(("train_size", train_size, 0), ("test_size", test_size, 0), ("cache_mib", cache_mib, 0)),
         ):
             if value < least:
-                raise InputError(f"data.{name}={value} was given, a whole number from {least} was expected")
-        if lr not in ("make", "read"):
-            raise InputError(f"data.lr={lr} was given, make or read was expected")
+                raise InputError(f"data.{name} must be a whole number of at least {least}, got {value}")
+        check_choice("data.lr", lr, ("make", "read"))
         if hr is not None and images is None:
-            raise InputError(f"data.hr={hr} was given without data.images: HR images belong to images to predict on")
+            raise InputError(
+                f"data.hr must be given with data.images, got data.hr={hr} alone: name the images to predict on"
+            )
         self.splits: dict[str, list[TrainItems] | list[EvalItems]] = {}
         self.skipped: dict[str, dict[str, str]] = {}
 
@@ -109,7 +116,7 @@ class SRDataModule(L.LightningDataModule):
     def _train_split(self) -> TrainItems:
         if self.patch % self.scale or self.patch % FACTOR:
             raise InputError(
-                f"data.patch={self.patch} was given, a multiple of {FACTOR} and of the scale {self.scale} was expected"
+                f"data.patch must be a multiple of {FACTOR} and of the scale {self.scale}, got {self.patch}"
             )
         pairs: list[Pair] = []
         for name in self.lists["train"]:
@@ -120,17 +127,17 @@ class SRDataModule(L.LightningDataModule):
     def _eval_splits(self, part: str) -> list[EvalItems]:
         if part == "predict" and self.images is not None:
             found = read_images(self.images, self.hr, self.scale, skip_bad=self.skip_bad)
-            return [EvalItems(self._told(self.images, found), self.images, self.scale)]
+            return [EvalItems(self._report_skipped(self.images, found), self.images, self.scale)]
         names = self.lists["test" if part == "predict" else part]
         return [EvalItems(self._read(name, 0)[: self.test_size or None], name, self.scale) for name in names]
 
     def _read(self, name: str, patch: int) -> list[Pair]:
         read_lr = self.lr == "read"
         found = read_set(self.root, name, self.scale, read_lr=read_lr, patch=patch, skip_bad=self.skip_bad)
-        return self._told(name, found)
+        return self._report_skipped(name, found)
 
-    def _told(self, name: str, found: Folder) -> list[Pair]:
-        """The images of a set, after a word about those left out."""
+    def _report_skipped(self, name: str, found: Folder) -> list[Pair]:
+        """The images of a set, after a line about those that were left out."""
         self.skipped[name] = found.skipped
         if found.skipped:
             whole = len(found.pairs) + len(found.skipped)
@@ -160,11 +167,11 @@ class SRDataModule(L.LightningDataModule):
         return self._loaders("train")[0]
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
-        """For each set one: in order, every image once."""
+        """One for each set: in order, every image once."""
         return self._loaders("val")
 
     def test_dataloader(self) -> list[DataLoader[Item]]:
-        """For each set one: in order, every image once."""
+        """One for each set: in order, every image once."""
         return self._loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader[Item]]:

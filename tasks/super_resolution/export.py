@@ -1,4 +1,4 @@
-"""At the end of fit: the pipeline in a folder that diffusers reads."""
+"""ExportPipeline: writes the pipeline at the end of fit, in a folder that diffusers reads."""
 
 import copy
 import os
@@ -15,10 +15,10 @@ from tasks.super_resolution.pipeline import SuperResolutionPipeline
 
 
 class ExportPipeline(Callback):
-    """Writes `pipeline`, the network as training left it and its sampler, for SuperResolutionPipeline.from_pretrained.
+    """Writes the folder `pipeline`, the trained network and its sampler, for SuperResolutionPipeline.from_pretrained.
 
     Args:
-        directory: that the folder is put into, default the trainer's log directory.
+        directory: parent of the folder, default the trainer's log directory.
     """
 
     def __init__(self, directory: str | None = None) -> None:
@@ -26,7 +26,7 @@ class ExportPipeline(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the first process writes."""
-        # asked for by all: log_dir is told from the first process to the others
+        # in every process, because log_dir is broadcast from the first one
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
             module: Any = pl_module
@@ -35,15 +35,15 @@ class ExportPipeline(Callback):
 
 
 def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> None:
-    """Write the pipeline's files beside `folder` and put them in its place when all are there."""
+    """Write the pipeline's files beside `folder` and move them there when they are complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        # a copy on the CPU: moving the trained network itself would leave its optimizer behind
+        # a copy on the CPU, because moving the trained network would separate it from its optimizer
         network = copy.deepcopy(pipeline.unet).cpu()
-        SuperResolutionPipeline(network, pipeline.scheduler).save_pretrained(place / "new")
+        SuperResolutionPipeline(network, pipeline.scheduler).save_pretrained(temporary / "new")
         if folder.exists():
-            os.replace(folder, place / "old")
-        os.replace(place / "new", folder)
+            os.replace(folder, temporary / "old")
+        os.replace(temporary / "new", folder)
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(temporary)

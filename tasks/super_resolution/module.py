@@ -1,4 +1,4 @@
-"""SuperResolutionModule: a diffusion network learns its noise; images are judged by PSNR, SSIM and LPIPS."""
+"""SuperResolutionModule: training by the diffusion loss, evaluation by PSNR, SSIM and LPIPS."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from esbnn_core import load_checkpoint, train_on_bits_
 from esbnn_core.checkpoint.official import load_official
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.lit.data import mix_seed
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
@@ -26,52 +26,50 @@ from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_stri
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
-from tasks.super_resolution.pipeline import (
-    SuperResolutionPipeline,
-    default_scheduler,
-    finish,
-    make_scheduler,
-    to_pixels,
-)
-from tasks.super_resolution.scoring import Scored, Scores, score_image
+from tasks.super_resolution.pipeline import SuperResolutionPipeline
+from tasks.super_resolution.pipeline_images import to_pil, to_pixels
+from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
+from tasks.super_resolution.scoring import ImageScores, Scores, score_image
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 SIDE = 256
-"""Of the image that operations are published for (papers.md#operations)."""
+"""Side of the image for which operations are published (papers.md#operations)."""
 
 
 class SuperResolutionModule(TaskModule):
     """Trains and evaluates one BIDiffSRUNet.
 
     Args:
-        unet: options of BIDiffSRUNet, e.g. {tau: 2}; none is the official network. overrides: laid over them, for a
-            config behind another, whose `unet` would replace the other's as a whole.
+        unet: options of BIDiffSRUNet, e.g. {tau: 2}; none is the official network.
+        overrides: further options of BIDiffSRUNet, over `unet`: a later config would replace `unet` as a whole.
         scale: of the images (linked to the data module on the command line).
         weights: file to start from or to evaluate: a .safetensors, latent or packed (a packed one cannot be trained),
             or an official .pth.
-        train_on_bits: take the sums of the binary layers from the packed operators in training too
+        train_on_bits: compute the sums of the binary layers by the packed operators in training too
             (esbnn_core.train_on_bits_): the same gradients from less memory.
-        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
-        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length. lr_interval: whether it advances every
-            step or every epoch.
-        sampler: a scheduler of diffusers by class name, for evaluation; training is that of the original with any.
-            sampler_options: its own, beside the noise that the network is trained on.
-        num_inference_steps: of test and predict. val_steps: of validation, default the same. strength: of all three, as
-            SuperResolutionPipeline's; 1 is the paper's.
+        optimizer: parameters -> optimizer.
+        decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR receives the length of the run.
+        lr_interval: whether the scheduler advances every step or every epoch.
+        sampler: class name of a scheduler of diffusers, for evaluation; training is always that of the original.
+        sampler_options: of the sampler, besides the noise that the network is trained on.
+        num_inference_steps: of test and predict.
+        val_steps: of validation, default num_inference_steps.
+        strength: of validation, test and predict, as SuperResolutionPipeline's; 1 is the paper's.
         sample_batch: images of one size that are sampled together.
-        eval_seed: of the noise that evaluation starts from; an image's own comes from this and its name.
-        predictions: folder that predict writes, default predictions in the run's own; of several sets each has a folder
-            of its name in it.
+        eval_seed: of the noise that evaluation starts from; the noise of an image depends on it and on its name.
+        predictions: folder that predict writes, default predictions in the run's own; each of several sets has a folder
+            in it.
 
     Logs train_loss; val_psnr, val_ssim and val_lpips, means over the images of all validation sets; test_psnr_SET and
-    so on for every set of test. Every image counts once. PSNR and SSIM are those of the Y channel, LPIPS is measured
-    where its weights are at hand.
+    so on for every test set. Every image counts once. PSNR and SSIM are those of the Y channel. LPIPS is measured if
+    its weights are at hand.
 
-    Differs from the paper: there one stream of noise, seeded with 10, runs through all images of a set; here every
+    Differs from the paper: there one stream of noise, seeded with 10, runs through all images of a set. Here every
     image has its own, so that results depend on no order, batch size or number of processes.
 
     Raises:
-        InputError: at construction an option or file that does not fit; when fit starts packed weights.
+        InputError: at construction an option or file that does not fit; at the start of fit packed weights.
     """
 
     def __init__(
@@ -96,32 +94,25 @@ class SuperResolutionModule(TaskModule):
     ) -> None:
         super().__init__()
         val_steps = num_inference_steps if val_steps is None else val_steps
-        for name, value in (
-            ("scale", scale),
-            ("num_inference_steps", num_inference_steps),
-            ("val_steps", val_steps),
-            ("sample_batch", sample_batch),
-        ):
-            if value < 1:
-                raise InputError(f"{name}={value} was given, a whole number from 1 was expected")
+        check_counts(
+            scale=scale, num_inference_steps=num_inference_steps, val_steps=val_steps, sample_batch=sample_batch
+        )
         self.network: Any = make_network({**(unet or {}), **(overrides or {})})
         self.noise_schedule: Any = default_scheduler()
-        if self.network.config.total_steps != self.noise_schedule.config.num_train_timesteps:
-            raise InputError(
-                f"model.unet has total_steps={self.network.config.total_steps}, training has "
-                f"{self.noise_schedule.config.num_train_timesteps}: leave it out"
-            )
+        total, trained = self.network.config.total_steps, self.noise_schedule.config.num_train_timesteps
+        if total != trained:
+            raise InputError(f"total_steps of model.unet must be the {trained} of training, got {total}: leave it out")
         self.sampler = make_scheduler(sampler, sampler_options)
         self.begun = weights is not None
         if weights is not None:
             load_weights_(self.network, weights)
-        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
+        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
             train_on_bits_(self.network)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.scale, self.predictions = decay, scale, predictions
         self.steps = {"val": val_steps, "test": num_inference_steps, "predict": num_inference_steps}
         self.sample_batch, self.eval_seed, self.strength = sample_batch, eval_seed, strength
-        self.scored: list[Scored] = []
+        self.scored: list[ImageScores] = []
         self.strips: list[Strip] = []
         self.scores: Scores | None = None
         self.lpips: Lpips | str | None = None
@@ -134,26 +125,26 @@ class SuperResolutionModule(TaskModule):
         return pipe
 
     def check_fit(self, resumes: bool) -> None:
-        """Raise InputError for a packed network; the command line asks before it writes a file."""
+        """Raise InputError for a packed network; the command line calls this before it writes a file."""
         self.check_latent()
 
     def check_data(self, data: L.LightningDataModule | None) -> None:
         """Raise InputError unless the data module upsamples by as much as the network."""
         scale = getattr(data, "scale", self.scale)
         if scale != self.scale:
-            raise InputError(f"data.scale={scale} and model.scale={self.scale} were given: give both the same")
+            raise InputError(f"data.scale and model.scale must be equal, got {scale} and {self.scale}")
 
     def setup(self, stage: str) -> None:
         """Lightning's hook."""
         self.check_data(getattr(self.trainer, "datamodule", None))
 
     def on_fit_start(self) -> None:
-        """Lightning's hook, behind the checkpoint's loading."""
+        """Lightning's hook, after a checkpoint is loaded."""
         self.check_fit(resumes=False)
         self.begun = True
 
     def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        """Noisy images and conditions (N, 3, H, W), timesteps (N,) -> their noise (N, 3, H, W)."""
+        """Noisy images and conditions (N, 3, H, W), timesteps (N,) -> the noise (N, 3, H, W)."""
         noise: Tensor = self.network(sample, timestep, condition).sample
         return noise
 
@@ -161,11 +152,11 @@ class SuperResolutionModule(TaskModule):
         """Mean absolute error of the predicted noise; stops the run at the first loss that is not finite."""
         image, condition = batch["hr"], batch["condition"]
         number = len(image)
-        # drawn on the CPU, whose generator EpochSeed fixes for every step: one run on every device
+        # drawn on the CPU, whose generator EpochSeed seeds for every step: equal on every device
         noise = torch.randn(image.shape).to(image)
         steps = self.noise_schedule.config.num_train_timesteps
-        one_a_batch = self.network.config.group_rule == "first"
-        t = torch.randint(steps, (1 if one_a_batch else number,)).expand(number).to(image.device)
+        shared = self.network.config.group_rule == "first"
+        t = torch.randint(steps, (1 if shared else number,)).expand(number).to(image.device)
         noisy = self.noise_schedule.add_noise(image, noise, t)
         loss = F.l1_loss(self(noisy, t, condition), noise)
         check_finite(loss, self.global_step, self.network, (noisy, condition), lambda: self(noisy, t, condition))
@@ -182,16 +173,16 @@ class SuperResolutionModule(TaskModule):
         self._score(batch, "test")
 
     def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
-        """Writes the upsampled images of a batch as PNG files, whose paths are returned."""
+        """Write the upsampled images of a batch as PNG files; returns their paths."""
         items = [item for item in batch if not item.padded]
         paths = [self._target(item) for item in items]
         for item, path, tensor in zip(items, paths, self.upsample(items, "predict"), strict=True):
-            write_png(path, finish(tensor, item.mode, item.alpha, self.scale))
+            write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale))
             self.strips.append(make_strip(item.name, item.lr, to_pixels(tensor), item.hr, self.scale))
         return paths
 
     def upsample(self, items: Sequence[Item], stage: str) -> list[Tensor]:
-        """(3, H, W) in [0, 1] for each item, from noise that its name and eval_seed fix."""
+        """A result (3, H, W) in [0, 1] for each item, from noise that its name and eval_seed determine."""
         seeds = [mix_seed(self.eval_seed, zlib.crc32(item.name.encode())) for item in items]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = [item.lr for item in items]
@@ -201,7 +192,9 @@ class SuperResolutionModule(TaskModule):
         items = [item for item in batch if not item.padded]
         for item in items:
             if item.hr is None:
-                raise InputError(f"image {item.path} has no HR to compare with: give data.hr, or predict")
+                raise InputError(
+                    f"image {item.path} must have an HR to compare with, got none: give data.hr, or use predict"
+                )
         if self.lpips is None:
             self.lpips = Lpips.find()
         if isinstance(self.lpips, Lpips):
@@ -211,14 +204,14 @@ class SuperResolutionModule(TaskModule):
 
     @property
     def prediction_folder(self) -> Path:
-        """Where predict writes."""
+        """The folder that predict writes."""
         return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
 
     def _target(self, item: Item) -> Path:
         loaders = self.trainer.predict_dataloaders
         folder = self.prediction_folder
         if isinstance(loaders, Sequence) and len(loaders) > 1:
-            # two sets may have a name in common; and a set may be named by a path that leads elsewhere
+            # two sets may share an image name, and the name of a set may be a path to elsewhere
             dataset = Path(item.dataset)
             folder = folder.joinpath(*(part for part in dataset.parts if part not in (dataset.anchor, "..")))
         path = folder / f"{item.name}.png"
@@ -228,13 +221,13 @@ class SuperResolutionModule(TaskModule):
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook."""
-        scores = self._gathered()
+        scores = self._gather()
         # every process has all images and the same numbers: their mean is each of them
         self.log_dict({f"val_{k}": v for k, v in scores.mean().items()}, prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Lightning's hook; the first process prints."""
-        scores = self._gathered()
+        scores = self._gather()
         for name, part in scores.sets().items():
             self.log_dict({f"test_{k}_{name}": v for k, v in part.mean().items()}, sync_dist=True)
         if self.trainer.is_global_zero:
@@ -254,17 +247,16 @@ class SuperResolutionModule(TaskModule):
             write_png(sheet, draw_sheet(strips))
             print(f"{self.prediction_folder}: {len(strips):,} images x{self.scale}, side by side in {sheet.name}")
 
-    def _gathered(self) -> Scores:
+    def _gather(self) -> Scores:
         self.scores, self.scored = Scores(from_all_processes(self.scored)), []
         return self.scores
 
 
 def make_network(options: dict[str, Any]) -> BIDiffSRUNet:
-    """The network of these options. Raises InputError for one that it does not have."""
+    """The network of these options. Raises InputError for an unknown option."""
     known = list(inspect.signature(BIDiffSRUNet.__init__).parameters)[1:]
     for name in options:
-        if name not in known:
-            raise InputError(f"model.unet has no option {name!r}, one of {', '.join(known)} was expected")
+        check_choice("an option of model.unet", name, known)
     return BIDiffSRUNet(**options)
 
 

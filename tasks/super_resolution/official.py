@@ -15,11 +15,11 @@ from tasks.super_resolution.unet import BIDiffSRUNet
 
 
 def _is_official(model: nn.Module) -> bool:
-    """The networks that have files, and the expanded and smaller ones: their files would have such names."""
+    """The networks with files, and expanded or smaller ones, whose files would have the same names."""
     return isinstance(model, BIDiffSRUNet) and model.config.variant == "bi"
 
 
-def _counted(name: str, key: str, keys: Collection[str]) -> str:
+def _shift_numbers(name: str, key: str, keys: Collection[str]) -> str:
     """downs.0 -> downs.1, stem -> downs.0: the original counts the first convolution among the steps down."""
     name = re.sub(r"^downs\.(\d+)", lambda m: f"downs.{int(m.group(1)) + 1}", name)
     return re.sub(r"^stem\.", "downs.0.", name)
@@ -28,7 +28,7 @@ def _counted(name: str, key: str, keys: Collection[str]) -> str:
 BI_DIFFSR = KeyMap(
     fits=_is_official,
     rules=(
-        (r"\.conv\.weight$", ".binary_conv.weight"),  # a unit's; that of a real convolution in its place has no .conv
+        (r"\.conv\.weight$", ".binary_conv.weight"),  # of a unit; a real convolution in its place has no .conv
         (r"^time_mlp\.0\.", "timestep_level_mlp.1."),
         (r"^time_mlp\.2\.", "timestep_level_mlp.3."),
         (r"^middle\.", "mid."),
@@ -48,7 +48,7 @@ BI_DIFFSR = KeyMap(
         (r"\.act\.shifts_out\.(\d)$", r".TaA.dynamic_relu_\1.pr_bias1.bias"),
     ),
     looks=(("TaR.dynamic_move_0", "BI-DiffSR's UNet (tasks.super_resolution.unet.BIDiffSRUNet)"),),
-    fix=_counted,
+    fix=_shift_numbers,
     shapes={r"(dynamic_move_\d|pr_bias[01])\.bias$": (1, -1, 1, 1)},
 )
 declare("bi_diffsr", BI_DIFFSR)

@@ -1,8 +1,8 @@
-"""Two bicubic kernels: MATLAB's makes the low resolution, OpenCV's makes the network's condition of it.
+"""Two bicubic kernels: MATLAB's makes the low resolution, OpenCV's makes the network's condition from it.
 
-They differ. MATLAB's `imresize` has a = -0.5, widens the kernel where it shrinks an image (antialiasing) and rounds an
-8-bit image after each of its two passes. OpenCV's INTER_CUBIC has a = -0.75, never antialiases, and is used here on
-float images. Both sample at pixel centres and repeat the edge. Only slices and gathers: no OpenCV is needed.
+MATLAB's `imresize` has a = -0.5, widens the kernel when it shrinks an image (antialiasing) and rounds an 8-bit image
+after each of its two passes. OpenCV's INTER_CUBIC has a = -0.75, never antialiases, and is used here on float images.
+Both sample at pixel centres and repeat the edge. Only slices and gathers are used: no OpenCV is needed.
 """
 
 import math
@@ -21,22 +21,23 @@ def imresize(image: Image, scale: float) -> Image:
     """MATLAB's `imresize(image, scale, "bicubic")`: equal in every pixel to the benchmarks' LR_bicubic.
 
     Args:
-        image: (H, W) or (H, W, C), uint8 or floating point. scale: 1/2 halves the sides; they are rounded up.
+        image: (H, W) or (H, W, C), uint8 or floating point.
+        scale: 1/2 halves the sides, which are rounded up.
 
     Returns:
-        (ceil(H * scale), ceil(W * scale)[, C]): uint8 rounded half up after each pass as MATLAB does, or float64.
+        (ceil(H * scale), ceil(W * scale)[, C]): uint8, rounded half up after each pass as in MATLAB, or float64.
 
-    The edge is repeated, as the MATLAB did that made the benchmarks; newer ones mirror it, which changes the two
-    outermost pixels alone.
+    The edge is repeated, as in the MATLAB version that made the benchmarks. Newer versions mirror it, which changes
+    only the two outermost pixels.
 
     Raises:
         InputError: an image of another form, or a scale that is not positive.
     """
-    whole = _checked(image)
+    whole = _is_whole(image)
     if not scale > 0:
-        raise InputError(f"scale={scale} was given, a positive number was expected, e.g. 0.5 for half the side")
+        raise InputError(f"scale must be a positive number, e.g. 0.5 for half the side, got {scale}")
     x: Image = image.astype(np.float64)
-    # rows first: MATLAB takes the dimension with the smaller scale first, and the first of equals
+    # rows first: MATLAB begins with the dimension of the smaller scale, or the first of equal ones
     for axis in (0, 1):
         indices, weights = _contributions(x.shape[axis], math.ceil(x.shape[axis] * scale), scale)
         shape = [1] * x.ndim
@@ -49,28 +50,27 @@ def imresize(image: Image, scale: float) -> Image:
 
 
 def cubic_upsample(image: Image, scale: int) -> NDArray[np.float32]:
-    """OpenCV's `resize(..., INTER_CUBIC)` of a float32 image in [0, 1] by a whole number, not clipped.
-
-    Source: papers.md#bi-diffsr-diffusion.
+    """OpenCV's `resize(..., INTER_CUBIC)` of a float32 image in [0, 1], not clipped (papers.md#bi-diffsr-diffusion).
 
     Args:
         image: (h, w) or (h, w, C), uint8, which is divided by 255, or floating point.
+        scale: a whole number.
 
     Returns:
         float32 (scale * h, scale * w[, C]). It overshoots [0, 1] at sharp edges.
 
     Raises:
-        InputError: an image of another form, or a scale that is no whole number from 1.
+        InputError: an image of another form, or a scale that is not a whole number of at least 1.
     """
-    whole = _checked(image)
+    whole = _is_whole(image)
     if scale != int(scale) or scale < 1:
-        raise InputError(f"scale={scale} was given, a whole number from 1 was expected")
+        raise InputError(f"scale must be a whole number of at least 1, got {scale}")
     scale = int(scale)
     x: NDArray[np.float32] = image.astype(np.float32) / np.float32(255 if whole else 1)
     for axis in (1, 0):  # OpenCV's order
         size = x.shape[axis]
         padded = x.take(np.clip(np.arange(-2, size + 3), 0, size - 1), axis)
-        # output scale * i + phase lies at input i + shift + t: every phase has four weights of its own
+        # output scale * i + phase is at input i + shift + t: every phase has its four weights
         phases = []
         for phase in range(scale):
             at = (phase + 0.5) / scale - 0.5
@@ -84,13 +84,12 @@ def cubic_upsample(image: Image, scale: int) -> NDArray[np.float32]:
     return x
 
 
-def _checked(image: Image) -> bool:
-    """Whether the image is of whole numbers (uint8). Raises InputError."""
+def _is_whole(image: Image) -> bool:
+    """Whether the image has whole numbers (uint8). Raises InputError for another form."""
     floating = np.issubdtype(image.dtype, np.floating)
     if image.ndim not in (2, 3) or 0 in image.shape or not (floating or image.dtype == np.uint8):
         raise InputError(
-            f"an array of {image.dtype} {image.shape} was given as an image, (H, W) or (H, W, C) of uint8 or floating "
-            f"point was expected"
+            f"an image must be (H, W) or (H, W, C) of uint8 or floating point, got {image.dtype} {image.shape}"
         )
     return not floating
 
@@ -109,7 +108,7 @@ def _contributions(size: int, out: int, scale: float) -> tuple[NDArray[np.int64]
 
 
 def _cubic(x: NDArray[Any], a: float) -> NDArray[np.float64]:
-    """Keys' kernel: 1 at 0, 0 from 2 on."""
+    """Keys' kernel: 1 at 0, and 0 from 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)

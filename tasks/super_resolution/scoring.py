@@ -1,4 +1,4 @@
-"""PSNR, SSIM and LPIPS of every image, gathered over processes, and their means by set."""
+"""PSNR, SSIM and LPIPS of every image, and their means by set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,18 @@ from tasks.super_resolution.resize import imresize
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One image's figures: psnr in dB, ssim, lpips (None where it is not measured), and those of bicubic."""
+class ImageScores:
+    """The figures of one image.
+
+    Attributes:
+        dataset: its set.
+        name: of the image.
+        psnr: in dB.
+        ssim: of the Y channel.
+        lpips: None if it is not measured.
+        bicubic_psnr: of bicubic interpolation.
+        bicubic_ssim: of bicubic interpolation.
+    """
 
     dataset: str
     name: str
@@ -29,22 +39,22 @@ class Scores:
         images: in any order.
     """
 
-    def __init__(self, images: Sequence[Scored]) -> None:
+    def __init__(self, images: Sequence[ImageScores]) -> None:
         order = list(dict.fromkeys(image.dataset for image in images))
         self.images = sorted(images, key=lambda image: (order.index(image.dataset), image.name))
 
     def sets(self) -> dict[str, "Scores"]:
-        """By set."""
+        """The scores of each set."""
         names = dict.fromkeys(image.dataset for image in self.images)
         return {name: Scores([image for image in self.images if image.dataset == name]) for name in names}
 
     def mean(self) -> dict[str, float]:
-        """psnr, ssim and, if it was measured, lpips: means over the images; empty without any."""
+        """Means over the images of psnr, ssim and, if it was measured, lpips; empty without images."""
         found = {"psnr": self._mean("psnr"), "ssim": self._mean("ssim"), "lpips": self._mean("lpips")}
         return {name: value for name, value in found.items() if value is not None}
 
     def table(self) -> str:
-        """A row for every set, with bicubic beside it."""
+        """A text table with a line for every set, with bicubic for comparison."""
         lines = ["set              images   PSNR dB     SSIM    LPIPS   bicubic PSNR dB     SSIM"]
         for name, part in self.sets().items():
             lpips = part._mean("lpips")
@@ -60,15 +70,19 @@ class Scores:
         return None if not values or None in values else sum(values) / len(values)
 
 
-def score_image(item: Item, result: Pixels, scale: int, lpips: Lpips | str) -> Scored:
-    """The figures of one result, uint8 (H, W, 3), against the item's HR (papers.md#bi-diffsr-metrics).
+def score_image(item: Item, result: Pixels, scale: int, lpips: Lpips | str) -> ImageScores:
+    """The figures of one result against the item's HR (papers.md#bi-diffsr-metrics).
 
-    No LPIPS of a tiny one.
+    Args:
+        item: with HR.
+        result: uint8 (H, W, 3).
+        scale: the HR side over the LR side.
+        lpips: the metric, or why it is not measured; an image too small for it has none.
     """
     hr, bicubic = item.hr, imresize(item.lr, scale)
     assert hr is not None
     small = min(hr.shape[:2]) < LEAST + scale
-    return Scored(
+    return ImageScores(
         item.dataset,
         item.name,
         psnr_y(result, hr, scale),

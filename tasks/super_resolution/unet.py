@@ -1,6 +1,6 @@
-"""BIDiffSRUNet: the noise-predicting UNet of BI-DiffSR, plain or expanded, in diffusers' manners.
+"""BIDiffSRUNet: the noise-predicting UNet of BI-DiffSR, plain or expanded, as a model of diffusers.
 
-Source: papers.md#bi-diffsr, #es-bi-diffsr.
+See papers.md#bi-diffsr, #es-bi-diffsr.
 """
 
 import itertools
@@ -15,47 +15,53 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core import InputError
-from esbnn_core.errors import check_counts, check_factors
+from esbnn_core.errors import InputError, check_choice, check_counts, check_factors
 from esbnn_core.layers import timestep_group
 from esbnn_core.layers.widths import tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
-from tasks.super_resolution.conv_variants import CopyRule, Moment, RealPath, Recipe, Variant
+from tasks.super_resolution.conv_variants import ConvStyle, CopyRule, Moment, RealPath, Variant
 
 GroupRule = Literal["sample", "first"]
 UNetOutput = UNet2DOutput
 
 
 class BIDiffSRUNet(ModelMixin, ConfigMixin):
-    """Noise of a noisy picture, given its upscaled low-resolution version; the defaults are the official network.
+    """Predicts the noise in an image, given the upscaled low resolution; the defaults are the official network.
 
-    Levels of widths C = inner_channels * channel_mults at H, H/2, H/4, ...: `res_blocks` residual blocks a level down,
-    one more a level up with a CS-Fusion in front of each, CP-Down and CP-Up between levels, attention in the middle.
+    Levels of widths C = inner_channels * channel_mults at H, H/2, H/4, ...: `res_blocks` residual blocks a level on the
+    way down, one more a level on the way up, each after a CS-Fusion, CP-Down and CP-Up between levels, attention in the
+    middle.
 
     Args:
-        in_channels, out_channels: of condition and sample together, and of the prediction.
+        in_channels: of condition and sample together.
+        out_channels: of the prediction.
         inner_channels: C of level 0.
-        channel_mults: each twice the one before, which is what CP-Down makes. res_blocks: per level.
-        norm_groups: of every GroupNorm over nominal channels. dropout: in front of a block's second convolution.
-        image_size: nominal side of level 0. real_resolutions: nominal sides whose levels are real on the way up;
-            neither depends on the pictures that the network is run on. The way down, the middle and CP-Up are binary.
-        total_steps: of the training schedule. timestep_groups: K of TaR and TaA, equal parts of it.
-        group_rule: "sample": each sample has the group of its own timestep. "first": that of the first sample serves
-            all, as in the original, which draws one timestep a batch.
+        channel_mults: each twice the one before, as CP-Down doubles the width.
+        res_blocks: per level.
+        norm_groups: of every GroupNorm over nominal channels.
+        dropout: before the second convolution of a block.
+        image_size: nominal side of level 0; it does not limit the images that the network runs on.
+        real_resolutions: nominal sides of the levels that are real on the way up. The way down, the middle and CP-Up
+            are binary.
+        total_steps: of the training schedule.
+        timestep_groups: K of TaR and TaA, equal parts of the schedule.
+        group_rule: "sample": each sample has the group of its timestep. "first": all have that of the first sample, as
+            in the original, which draws one timestep a batch.
         variant: see tasks.super_resolution.conv_variants.VARIANTS.
-        tau, groups: of the expansion; weights and operations of all convolutions stay those of tau = groups = 1. The
-            trunk carries tau*groups*C channels, and a GroupNorm as many times more groups of the old size.
-        real_path: how the real levels meet an expanded trunk. "slice": they are the plain network's, and read the first
-            C channels of the trunk and of the skips. "carry": tau*groups*C channels, real convolutions shrunk and tiled
-            like binary ones; the head reads the first C. With no identity of its own, a real fusion shrinks u and the
-            skip to C/tau maps and equal copies of them: "slice" keeps C.
-        copy_rule: where CP-Down, CP-Up and CS-Fusion take channels apart, "block" does so inside each copy, as the
-            plain network does: every block of C channels stays a whole network's. "mix" does so over all: a fusion
-            then puts u in the first half of all channels and the skip in the second, so that what reads the first C
-            alone misses the skip, and groups of a convolution see one of the two.
+        tau: of the expansion; weights and operations of all convolutions stay those of tau = groups = 1. The trunk has
+            tau*groups*C channels, and a GroupNorm tau*groups times more groups of the same size.
+        groups: of the expansion.
+        real_path: how the real levels read an expanded trunk. "slice": they are those of the plain network and read
+            the first C channels of the trunk and of the skips. "carry": they have tau*groups*C channels, with real
+            convolutions shrunk and tiled like binary ones, and the head reads the first C. A real fusion has no
+            identity, so "carry" shrinks u and the skip to C/tau maps and equal copies of them; "slice" keeps C.
+        copy_rule: how CP-Down, CP-Up and CS-Fusion divide channels. "block": inside each copy, as in the plain network,
+            so every block of C channels stays a whole network. "mix": over all channels. A fusion then has u in the
+            first half of all channels and the skip in the second, so a layer that reads only the first C misses the
+            skip, and groups of a convolution read one of the two.
         copy_spread: > 0 starts the copies of every shift as a thermometer code
-        (esbnn_core.layers.widths.thermometer_shift;
-            Differs from the paper).
+            (esbnn_core.layers.widths.thermometer_shift).
+            Differs from the paper: there all copies start equal.
 
     Raises:
         InputError: an option of the wrong kind or out of range; widths that norm_groups or tau*groups do not divide.
@@ -92,33 +98,28 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         check_counts(total_steps=total_steps, timestep_groups=timestep_groups)
         check_factors(tau, groups)
         if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} was given, a probability of at least 0 and below 1 was expected")
-        for what, given, known in (
-            ("group_rule", group_rule, get_args(GroupRule)),
-            ("real_path", real_path, get_args(RealPath)),
-        ):
-            if given not in known:
-                raise InputError(f"{what}={given!r} was given, one of {', '.join(known)} was expected")
+            raise InputError(f"dropout must be a probability of at least 0 and below 1, got {dropout}")
+        check_choice("group_rule", group_rule, get_args(GroupRule))
+        check_choice("real_path", real_path, get_args(RealPath))
         widths = [inner_channels * mult for mult in channel_mults]
         _check_widths(widths, norm_groups)
         sides = [image_size / 2**level for level in range(len(widths))]
         unknown = [side for side in real_resolutions if side not in sides]
         if unknown:
             raise InputError(
-                f"real_resolutions={list(real_resolutions)} was given, sides of levels of an image of {image_size} "
-                f"were expected: {', '.join(f'{side:g}' for side in sides)}"
+                f"real_resolutions must be sides of levels of image_size {image_size} "
+                f"({', '.join(f'{side:g}' for side in sides)}), got {list(real_resolutions)}"
             )
-        trunk = Recipe(variant, timestep_groups, tau, groups, copy_spread, copy_rule)
+        trunk = ConvStyle(variant, timestep_groups, tau, groups, copy_spread, copy_rule)
         if real_path == "slice":
-            real = Recipe("real")
+            real = ConvStyle("real")
         else:
-            real = Recipe("real", tau=tau, groups=groups, copy_rule=copy_rule)
+            real = ConvStyle("real", tau=tau, groups=groups, copy_rule=copy_rule)
         up = [real if side in real_resolutions else trunk for side in sides]
         if real.wide != trunk.wide and any(up[i] is trunk and up[i + 1] is real for i in range(len(up) - 1)):
             raise InputError(
-                f"real_resolutions={list(real_resolutions)} was given with tau={tau}, groups={groups} and real_path "
-                f"'slice': a binary level would follow a sliced one on the way up, choose 'carry' or make the levels "
-                f"above the first real one real too"
+                f"real_resolutions must contain every side above its smallest if real_path is 'slice', got "
+                f"{list(real_resolutions)} with tau={tau}, groups={groups}: add these sides or choose 'carry'"
             )
         self.total_steps, self.timestep_groups, self.group_rule = total_steps, timestep_groups, group_rule
         self.wide, self.inner_channels, self.levels = trunk.wide, inner_channels, len(widths)
@@ -128,8 +129,8 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
             nn.Linear(inner_channels, 4 * inner_channels), nn.SiLU(), nn.Linear(4 * inner_channels, inner_channels)
         )
 
-        def block(width: int, recipe: Recipe, name: str, attention: bool = False) -> ResidualBlock:
-            return ResidualBlock(width, recipe, inner_channels, norm_groups, dropout, attention, name)
+        def block(width: int, style: ConvStyle, name: str, attention: bool = False) -> ResidualBlock:
+            return ResidualBlock(width, style, inner_channels, norm_groups, dropout, attention, name)
 
         self.stem = nn.Conv2d(in_channels, inner_channels, 3, padding=1)
         downs: list[nn.Module] = []
@@ -145,45 +146,44 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
                 ups.append(CSFusion(width, up[level], f"ups.{len(ups)}"))
                 ups.append(block(width, up[level], f"ups.{len(ups)}"))
             if level:
-                ups.append(CPUp(width, _carrying(trunk, up[level]), f"ups.{len(ups)}"))
+                ups.append(CPUp(width, _style_up(trunk, up[level]), f"ups.{len(ups)}"))
         self.downs, self.middle, self.ups = nn.ModuleList(downs), nn.ModuleList(middle), nn.ModuleList(ups)
         self.norm = nn.GroupNorm(norm_groups, inner_channels)
         self.head = nn.Conv2d(inner_channels, out_channels, 3, padding=1)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As ModelMixin.from_pretrained, and strict: diffusers itself starts what a file lacks anew and goes on.
+        """As ModelMixin.from_pretrained, but strict: diffusers initialises tensors that are missing and continues.
 
         Raises:
             InputError: a missing, extra or reshaped tensor, named.
         """
-        wanted = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("low_cpu_mem_usage", False)  # True asks for one more package, accelerate
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("low_cpu_mem_usage", False)  # True needs one more package, accelerate
         try:
             unet, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             lines = [line.strip(" \t.") for line in str(error).splitlines() if "size mismatch" in line]
             if not lines:
                 raise
-            raise InputError(_misfit(pretrained_model_name_or_path, lines)) from error
+            raise InputError(_describe_misfit(pretrained_model_name_or_path, lines)) from error
         faults = [f"{name} is missing" for name in info["missing_keys"]]
         faults += [f"{name} is not expected" for name in info["unexpected_keys"]]
         if faults:
-            raise InputError(_misfit(pretrained_model_name_or_path, faults))
-        return (unet, info) if wanted else unet
+            raise InputError(_describe_misfit(pretrained_model_name_or_path, faults))
+        return (unet, info) if with_info else unet
 
     def moment(self, timestep: Tensor | float | int, batch: int) -> Moment:
-        """Embedding and groups of a timestep () or (1,) for the whole batch, or (N,) for its samples."""
+        """Embedding and groups for a timestep () or (1,) of the whole batch, or for (N,) of its samples."""
         t = torch.as_tensor(timestep, device=self.head.weight.device)
         if t.dim() > 1 or t.numel() not in (1, batch):
             raise InputError(
-                f"timesteps of shape {tuple(t.shape)} were given for a batch of {batch}, one number or one a sample "
-                f"was expected"
+                f"timestep must be one number or one for each of {batch} samples, got shape {tuple(t.shape)}"
             )
         t = t.reshape(-1)
         group = timestep_group(t, self.timestep_groups, self.total_steps)
         if self.config.variant != "bi":
-            group = torch.zeros_like(group[:1])  # its units have one group
+            group = torch.zeros_like(group[:1])  # units of other variants have one group
         elif self.group_rule == "first":
             group = group[:1]
         return Moment(self.time_mlp(self.time_code(t, self.head.weight.dtype)), group)
@@ -194,8 +194,9 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         """Predict the noise in `sample`.
 
         Args:
-            sample: noisy picture (N, 3, H, W); H and W multiples of 2^(levels - 1). timestep: t, a number, () or (N,).
-            condition: the low-resolution picture upscaled to (N, 3, H, W), in [0, 1].
+            sample: noisy images (N, 3, H, W); H and W are multiples of 2^(levels - 1).
+            timestep: t, a number, () or (N,).
+            condition: the low resolution upscaled to (N, 3, H, W), in [0, 1].
             return_dict: False gives (noise,) in place of UNetOutput(sample=noise).
 
         Raises:
@@ -219,17 +220,17 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         stride = 2 ** (self.levels - 1)
         if sample.dim() != 4 or sample.shape[0] != condition.shape[0] or sample.shape[2:] != condition.shape[2:]:
             raise InputError(
-                f"sample {tuple(sample.shape)} and condition {tuple(condition.shape)} were given, maps (N, 3, H, W) of "
-                f"one size were expected"
+                f"sample and condition must be (N, 3, H, W) of one size, got {tuple(sample.shape)} and "
+                f"{tuple(condition.shape)}"
             )
         if sample.shape[2] % stride or sample.shape[3] % stride or 0 in sample.shape[2:]:
             raise InputError(
-                f"a sample of {sample.shape[2]} x {sample.shape[3]} was given, sides that are multiples of {stride} "
-                f"were expected: pad the picture on its right and bottom and crop the result"
+                f"sides of a sample must be multiples of {stride}, got {sample.shape[2]} x {sample.shape[3]}: pad the "
+                f"image on its right and bottom and crop the result"
             )
 
 
-def _misfit(source: str | os.PathLike[str], faults: list[str]) -> str:
+def _describe_misfit(source: str | os.PathLike[str], faults: list[str]) -> str:
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return (
         f"the tensors in {source} do not fit the network of its config.json: {'; '.join(faults[:3])}{more}: take both "
@@ -237,19 +238,19 @@ def _misfit(source: str | os.PathLike[str], faults: list[str]) -> str:
     )
 
 
-def _carrying(trunk: Recipe, level: Recipe) -> Recipe:
-    """The recipe of a binary CP-Up on a level: the trunk's, at the width that the level carries."""
+def _style_up(trunk: ConvStyle, level: ConvStyle) -> ConvStyle:
+    """The style of a binary CP-Up on a level: the trunk's, at the width of the level."""
     if level.wide == trunk.wide:
         return trunk
-    return Recipe(trunk.variant, trunk.timestep_groups)
+    return ConvStyle(trunk.variant, trunk.timestep_groups)
 
 
 def _check_widths(widths: list[int], norm_groups: int) -> None:
     if not widths or any(after != 2 * before for before, after in itertools.pairwise(widths)):
-        raise InputError(f"widths {widths} were given, each twice the one before was expected: CP-Down makes such")
+        raise InputError(f"each width must be twice the one before, got {widths}: correct channel_mults")
     for width in widths:
         if width % norm_groups or width % 2:
             raise InputError(
-                f"a level of {width} channels was given with norm_groups={norm_groups}, an even number that "
-                f"norm_groups divides was expected: choose inner_channels and norm_groups to fit"
+                f"the channels of a level must be even and a multiple of norm_groups={norm_groups}, got {width}: "
+                f"choose inner_channels and norm_groups to fit"
             )

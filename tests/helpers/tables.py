@@ -5,9 +5,9 @@ from functools import cache
 from html.parser import HTMLParser
 from typing import Any
 
-from tasks.reproduce.modes.lines import Measured, Outcome, make_lines
 from tasks.reproduce.modes.ops import RowCost
-from tasks.reproduce.modes.proxy_rows import ProxyRow
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.modes.results import Measurement, TableResult, make_cells
 from tasks.reproduce.tables.published import read_published
 from tasks.reproduce.tables.table import TABLES, Table, read_table
 
@@ -20,15 +20,15 @@ def table(name: str) -> Table:
     return read_table(name, read_published(TABLES / "published.csv"))
 
 
-def outcome(name: str, measured: dict[tuple[str, str, str], Measured] | None = None) -> Outcome:
+def outcome(name: str, measured: dict[tuple[str, str, str], Measurement] | None = None) -> TableResult:
     one = table(name)
-    return Outcome(name, one.title, list(one.notes), "ops", make_lines(one, measured or {}, "data"))
+    return TableResult(name, one.title, list(one.notes), "ops", make_cells(one, measured or {}, "data"))
 
 
-def proxy(system: str, variant: str, values: list[float], **changes: Any) -> ProxyRow:
+def proxy(system: str, variant: str, values: list[float], **changes: Any) -> ProxyResult:
     given: dict[str, Any] = {"dataset": "fashion_mnist", "metric": "top1", "ops": 5e6, "params": 80_000}
     given |= {"epochs": 20.0, "seconds": 90.0, "command": f"python -m train {system} {variant}"} | changes
-    return ProxyRow(system, variant, "a_network", {}, seeds=list(range(len(values))), values=values, **given)
+    return ProxyResult(system, variant, "a_network", {}, seeds=list(range(len(values))), values=values, **given)
 
 
 PROXIES = [

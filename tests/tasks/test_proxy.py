@@ -19,21 +19,22 @@ from scipy import stats
 
 from esbnn_core import count, create_model
 from esbnn_core.errors import InputError
-from tasks.reproduce.modes import proxy
-from tasks.reproduce.modes.proxy_rows import ProxyRow, against_base, half_width
+from tasks.reproduce.modes import proxy, proxy_run
+from tasks.reproduce.modes.proxy_results import ProxyResult, compare_with_base, compute_half_width
+from tasks.reproduce.tables import proxies
 from tasks.reproduce.tables.table import SYSTEMS
 from tests.helpers.tables import proxy as proxy_row
 
 ROOT = Path(__file__).parents[2]
-PRESENT = sorted(path.stem for path in proxy.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))
+PRESENT = sorted(path.stem for path in proxies.FOLDER.glob("*.yaml") if not path.stem.startswith("train_"))
 
 
 @pytest.mark.parametrize("number", [2, 3, 5, 10, 11, 20, 31])
 def test_interval_is_students(number: int) -> None:
     values = np.random.default_rng(number).normal(80, 2, number)
     low, high = stats.t.interval(0.95, number - 1, values.mean(), stats.sem(values))
-    assert half_width(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
-    assert math.isnan(half_width(values[:1].tolist()))
+    assert compute_half_width(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert math.isnan(compute_half_width(values[:1].tolist()))
 
 
 @pytest.mark.parametrize("number", [2, 4])
@@ -44,36 +45,36 @@ def test_difference_to_the_base_is_that_of_the_pairs(number: int) -> None:
     longer = proxy_row("spread", "base 24 epochs", draw[1].tolist(), epochs=24.0)
     es = proxy_row("spread", "es 2 epochs", draw[2, :number].tolist(), epochs=2.0)
     low, high = stats.ttest_rel(draw[2, :number], draw[0, :number]).confidence_interval()
-    assert against_base(es, [longer, es, base]) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
-    assert against_base(es, [longer, es]) is None and against_base(base, [base, es]) is None
+    assert compare_with_base(es, [longer, es, base]) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
+    assert compare_with_base(es, [longer, es]) is None and compare_with_base(base, [base, es]) is None
     other = replace(base, seeds=[seed + 9 for seed in base.seeds])
-    assert against_base(es, [other, es]) is None
+    assert compare_with_base(es, [other, es]) is None
     # of two bases of one length that of the same words
     low_rate, high_rate = (
         proxy_row("rates", f"base lr {lr}", [70.0 + place]) for place, lr in enumerate((0.002, 0.02))
     )
     for rate, expected in (("0.002", 3.0), ("0.02", 2.0)):
-        found = against_base(proxy_row("rates", f"es lr {rate}", [73.0]), [low_rate, high_rate])
+        found = compare_with_base(proxy_row("rates", f"es lr {rate}", [73.0]), [low_rate, high_rate])
         assert found is not None and found[0] == expected
-    assert against_base(proxy_row("rates", "es lr 0.5", [73.0]), [low_rate, high_rate]) is None
+    assert compare_with_base(proxy_row("rates", "es lr 0.5", [73.0]), [low_rate, high_rate]) is None
     ablation = [proxy_row("ablation", name, [70.0 + place]) for place, name in enumerate(("tau=1 g=1", "tau=2 g=2"))]
-    found = against_base(ablation[1], ablation)
+    found = compare_with_base(ablation[1], ablation)
     assert found is not None and found[0] == 1.0 and math.isnan(found[1])
 
 
 def test_rows_that_do_not_add_up_are_refused() -> None:
-    with pytest.raises(InputError, match="2 values for 1 seeds"):
-        ProxyRow("reactnet", "base", "n", {}, "d", "top1", [0], [1.0, 2.0], 1.0, 1, 1, 1.0, "")
+    with pytest.raises(InputError, match="got 2 values for 1 seeds"):
+        ProxyResult("reactnet", "base", "n", {}, "d", "top1", [0], [1.0, 2.0], 1.0, 1, 1, 1.0, "")
     # beyond the table a little too wide, never too narrow
     values = np.random.default_rng(0).normal(80, 2, 60)
     low, high = stats.t.interval(0.95, 59, values.mean(), stats.sem(values))
-    assert 1 <= half_width(values.tolist()) / ((high - low) / 2) < 1.05
+    assert 1 <= compute_half_width(values.tolist()) / ((high - low) / 2) < 1.05
 
 
 @pytest.mark.parametrize("system", PRESENT)
 def test_variants_cost_what_the_base_costs(system: str) -> None:
     """Counted by esbnn_core.count, not by the code under test; only Rep's wider read-out costs more."""
-    found = proxy.read_proxy_config(system)
+    found = proxies.read_proxy_config(system)
     assert len(found.variants) >= 2 and len(set(found.seeds)) >= 2
     if found.task == "classification":
         ops = {v.name: count(create_model(v.network, num_classes=10, **v.options), found.size) for v in found.variants}
@@ -84,11 +85,11 @@ def test_variants_cost_what_the_base_costs(system: str) -> None:
 @pytest.mark.parametrize("system", PRESENT)
 def test_epochs_are_those_of_the_command_and_its_last_is_validated(system: str) -> None:
     """Read from the files that the command names, the later over the earlier; super-resolution counts steps."""
-    found = proxy.read_proxy_config(system)
+    found = proxies.read_proxy_config(system)
     if found.task == "super_resolution":
         return
     for variant in found.variants:
-        words = proxy.command(found, variant, 0, Path("run"), "data")
+        words = proxy_run.fit_command(found, variant, 0, Path("run"), "data")
         trainer: dict[str, Any] = {}
         for name in (word for before, word in pairwise(words) if before == "--config"):
             trainer |= yaml.safe_load(Path(name).read_text()).get("trainer", {})
@@ -107,9 +108,9 @@ def test_the_commands_are_those_of_their_task(
     system: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parsed by the task's own command line, which refuses an unknown option; the configs of a variant come first."""
-    found = proxy.read_proxy_config(system)
+    found = proxies.read_proxy_config(system)
     variant = found.variants[-1]
-    words = proxy.command(found, variant, 7, Path("runs/x"), "DATA")
+    words = proxy_run.fit_command(found, variant, 7, Path("runs/x"), "DATA")
     assert words[:3] == ["-m", f"tasks.{found.task}", "fit"]
     monkeypatch.setattr("sys.argv", ["fit", *words[2:], "--print_config"])
     with pytest.raises(SystemExit) as ended:
@@ -129,14 +130,14 @@ def test_the_commands_are_those_of_their_task(
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a reactnet proxy of 128 images, one epoch, one seed, two variants."""
-    body: dict[str, Any] = yaml.safe_load((proxy.FOLDER / "reactnet.yaml").read_text())
+    body: dict[str, Any] = yaml.safe_load((proxies.FOLDER / "reactnet.yaml").read_text())
     body["seeds"], body["epochs"] = [3], 1
     words = ["--data.train_size", "128", "--data.test_size", "64", "--trainer.max_epochs", "1"]
     words += ["--trainer.check_val_every_n_epoch", "1", "--data.root", str(tmp_path / "data")]
     body["variants"] = {name: {**body["variants"][name], "words": words} for name in ("base", "es")}
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "reactnet.yaml").write_text(yaml.safe_dump(body))
-    monkeypatch.setattr(proxy, "FOLDER", tmp_path / "configs")
+    monkeypatch.setattr(proxies, "FOLDER", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -152,17 +153,17 @@ def test_a_proxy_is_trained_once_and_its_numbers_are_those_of_the_runs(
         for seed, value in zip(row.seeds, row.values, strict=True):
             run = out / "reactnet" / f"{row.variant}-seed{seed}"
             # Lightning wrote it; the share of 64 images
-            assert value == proxy.last_value(run / "metrics.csv", "val_top1") and (value * 64 / 100) % 1 < 1e-3
+            assert value == proxy_run.read_last_value(run / "metrics.csv", "val_top1") and (value * 64 / 100) % 1 < 1e-3
             assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == seed
             assert (run / "packed.safetensors").exists()
-    assert proxy.read_proxy(out) == rows
+    assert proxy.read_proxy_results(out) == rows
     assert capfd.readouterr().out.count("$ python -m tasks.classification fit") == 2
     assert proxy.run_proxy("reactnet", out, data="none") == rows
     assert "$ python" not in capfd.readouterr().out
     # by whatever name the folder goes; one more seed joins those that are there
     more = proxy.run_proxy("reactnet", out.resolve(), data="elsewhere", seeds=[1], only=["base"])
     assert [(row.variant, row.seeds) for row in more] == [("base", [1, 3]), ("es", [3])]
-    assert capfd.readouterr().out.count("$ python") == 1 and proxy.read_proxy(out) == more
+    assert capfd.readouterr().out.count("$ python") == 1 and proxy.read_proxy_results(out) == more
     assert more[0].values[1:] == rows[0].values and more[1] == rows[1]
     # a run of another recipe is not taken for this one, nor a checkpoint that nothing is known of
     path = small / "configs" / "reactnet.yaml"
@@ -176,24 +177,28 @@ def test_a_proxy_is_trained_once_and_its_numbers_are_those_of_the_runs(
     with pytest.raises(InputError, match=r"run\.json cannot be read"):
         proxy.run_proxy("reactnet", out, data="none")
     kept.unlink()
-    with pytest.raises(InputError, match=r"has a checkpoint and no run\.json"):
+    with pytest.raises(InputError, match=r"has a checkpoint but no run\.json"):
         proxy.run_proxy("reactnet", out, data="none")
 
 
+def identity(found: proxies.Proxy, variant: proxies.Variant, seed: int) -> dict[str, Any]:
+    return proxy_run.ProxyRun(found, variant, seed, Path("out")).identity
+
+
 def test_what_a_config_says_is_part_of_a_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = proxy.read_proxy_config("reactnet")
+    found = proxies.read_proxy_config("reactnet")
     variant = found.variants[0]
-    before = proxy._identity(found, variant, 3)
-    assert before == proxy._identity(proxy.read_proxy_config("reactnet"), variant, 3)
-    assert before != proxy._identity(found, variant, 4) and before != proxy._identity(found, found.variants[1], 3)
+    before = identity(found, variant, 3)
+    assert before == identity(proxies.read_proxy_config("reactnet"), variant, 3)
+    assert before != identity(found, variant, 4) and before != identity(found, found.variants[1], 3)
     for name in before["configs"]:
         (small / name).parent.mkdir(parents=True, exist_ok=True)
         (small / name).write_bytes((ROOT / name).read_bytes())
-    monkeypatch.setattr(proxy, "ROOT", small)
-    assert proxy._identity(found, variant, 3) == before
+    monkeypatch.setattr(proxy_run, "ROOT", small)
+    assert identity(found, variant, 3) == before
     with (small / name).open("a") as file:
         file.write("  gradient_clip_val: 1.0\n")
-    assert proxy._identity(found, variant, 3) != before
+    assert identity(found, variant, 3) != before
 
 
 def test_a_run_that_was_cut_off_goes_on(
@@ -209,23 +214,24 @@ def test_a_run_that_was_cut_off_goes_on(
 
     def killed(command: list[str], **options: Any) -> Any:
         process = subprocess.Popen(command, **options)
-        while process.poll() is None and not Path("cut", "reactnet", "base-seed3", proxy.LAST).exists():
+        while process.poll() is None and not Path("cut", "reactnet", "base-seed3", proxy_run.LAST).exists():
             time.sleep(0.001)
         process.kill()
         return types.SimpleNamespace(returncode=process.wait() or -9)
 
-    monkeypatch.setattr(proxy.subprocess, "run", killed)
+    monkeypatch.setattr(proxy_run.subprocess, "run", killed)
     with pytest.raises(InputError, match="ended with exit code -9"):
         proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
     monkeypatch.undo()
-    monkeypatch.setattr(proxy, "FOLDER", small / "configs")
+    monkeypatch.setattr(proxies, "FOLDER", small / "configs")
     monkeypatch.chdir(small)
     (again,) = proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
     assert "--ckpt_path cut/reactnet/base-seed3/checkpoints/last.ckpt" in capfd.readouterr().out
     assert again.values == whole.values
     home = Path("cut", "reactnet", "base-seed3")
     curves = [
-        proxy.last_value(run / "metrics.csv", "train_loss_epoch") for run in (home, Path("whole", *home.parts[1:]))
+        proxy_run.read_last_value(run / "metrics.csv", "train_loss_epoch")
+        for run in (home, Path("whole", *home.parts[1:]))
     ]
     assert curves[0] == curves[1]
     ended = json.loads((home / "run.json").read_text())
@@ -257,12 +263,12 @@ def test_behind_a_failed_run_no_other_is_started(
     seen: list[int] = []
     both = threading.Barrier(jobs)
 
-    def train(found: object, variant: object, seed: int, *rest: object) -> None:
-        seen.append(seed)
+    def train(run: proxy_run.ProxyRun, *rest: object) -> None:
+        seen.append(run.seed)
         both.wait()
         raise InputError("it failed")
 
-    monkeypatch.setattr(proxy, "_train", train)
+    monkeypatch.setattr(proxy, "train_run", train)
     with pytest.raises(InputError, match="it failed"):
         proxy.run_proxy("reactnet", Path("out"), data="none", seeds=[0, 1, 2], jobs=jobs)
     assert len(seen) == started
@@ -273,18 +279,18 @@ def test_bad_configs_are_one_sentence(small: Path) -> None:
     path = small / "configs" / "reactnet.yaml"
     for change, words in (
         ({"epoch": 3}, "epoch"),
-        ({"metric": "top2"}, "metric 'top2'"),
+        ({"metric": "top2"}, "metric must be one of top1, .*, got 'top2'"),
         ({"configs": ["configs/none.yaml"]}, "configs/none.yaml, which does not exist"),
         ({"variants": {"base": {"net": "x"}}}, "net"),
     ):
         path.write_text(yaml.safe_dump({**good, **change}))
         with pytest.raises(InputError, match=words):
-            proxy.read_proxy_config("reactnet")
-    with pytest.raises(InputError, match="'resnet' is not known, one of reactnet, bnext"):
-        proxy.read_proxy_config("resnet")
+            proxies.read_proxy_config("reactnet")
+    with pytest.raises(InputError, match=r"proxy system must be one of reactnet, bnext, .*, got 'resnet'"):
+        proxies.read_proxy_config("resnet")
     with pytest.raises(InputError, match="no variant 'ess'"):
         path.write_text(yaml.safe_dump(good))
         proxy.run_proxy("reactnet", Path("out"), data="none", only=["ess"])
     with pytest.raises(InputError, match="no value of val_top1"):
         (small / "metrics.csv").write_text("epoch,val_top1\n0,\n")
-        proxy.last_value(small / "metrics.csv", "val_top1")
+        proxy_run.read_last_value(small / "metrics.csv", "val_top1")

@@ -18,16 +18,17 @@ from PIL import Image
 from esbnn_core import InputError
 from esbnn_core.files import ROOT
 from tasks.reproduce import command as reproduce
-from tasks.reproduce.modes import lines
-from tasks.reproduce.modes.evaluation import evaluate_tables, kept
-from tasks.reproduce.modes.proxy_rows import ProxyRow
+from tasks.reproduce.modes import results
+from tasks.reproduce.modes.evaluation import evaluate_tables, read_evaluated
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.report import folder
 from tests.helpers.tables import COST, PROXIES, Parts, table
 
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One cost for every row."""
-    monkeypatch.setattr(lines, "row_cost", lambda row: COST)
+    monkeypatch.setattr(results, "count_row", lambda row: COST)
 
 
 def result(name: str, dataset: str, metrics: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     (set5,) = found["bi_diffsr_x2", "Set5", "PSNR_dB"].missing
     assert set5.startswith(f"Set5 is not at {data}/sr/Set5: download")
     # a later run in another mode shows them again
-    again = kept([table("figure1"), table("cifar10")], tmp_path, data)
+    again = read_evaluated([table("figure1"), table("cifar10")], tmp_path, data)
     assert again == {
         ("bi_diffsr_x2", "Manga109", "PSNR_dB"): found["bi_diffsr_x2", "Manga109", "PSNR_dB"],
         ("recu_resnet20", "CIFAR-10", "top1"): cell,
@@ -100,17 +101,17 @@ def test_what_is_present_is_measured_and_kept(tmp_path: Path, catalogue: Any, da
     path = tmp_path / "evaluated" / "recu_resnet20_cifar10-cifar10.json"
     good = json.loads(path.read_text())
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"recu_resnet20_cifar10-cifar10\.json is no result .* remove it"):
-        kept([table("cifar10")], tmp_path, data)
+    with pytest.raises(InputError, match=r"recu_resnet20_cifar10-cifar10\.json is not a result .* remove it"):
+        read_evaluated([table("cifar10")], tmp_path, data)
     # nor is that of another file, or of a part of the images
     for change in ({"name": ""}, {"name": "recu_resnet18_cifar10"}, {"dataset": "fashion_mnist"}):
         path.write_text(json.dumps({**good, **change}))
-        with pytest.raises(InputError, match="one of recu_resnet20_cifar10 on cifar10 was expected"):
-            kept([table("cifar10")], tmp_path, data)
+        with pytest.raises(InputError, match="must be a result of recu_resnet20_cifar10 on cifar10, got one of"):
+            read_evaluated([table("cifar10")], tmp_path, data)
     path.write_text(json.dumps({**good, "whole": False}))
-    assert ("recu_resnet20", "CIFAR-10", "top1") not in kept([table("cifar10")], tmp_path, data)
+    assert ("recu_resnet20", "CIFAR-10", "top1") not in read_evaluated([table("cifar10")], tmp_path, data)
     # the table of operations shows none
-    assert kept([table("ops")], tmp_path, data) == {}
+    assert read_evaluated([table("ops")], tmp_path, data) == {}
 
 
 def test_a_part_of_the_images_is_no_value(tmp_path: Path, catalogue: Any, data: str) -> None:
@@ -176,7 +177,7 @@ def test_a_file_that_a_person_downloaded_is_looked_at(
 
     found = evaluate_tables([table("cifar10"), table("sr")], tmp_path, data, evaluate=evaluate)
     assert asked == ["recu_resnet20_cifar10"] and found["recu_resnet20", "CIFAR-10", "top1"].value == 87.4
-    assert "lies behind a page" in found["bi_diffsr_x2", "Manga109", "SSIM"].missing[0]
+    assert "can only be downloaded from a web page" in found["bi_diffsr_x2", "Manga109", "SSIM"].missing[0]
 
 
 def test_a_file_that_this_project_cannot_read_is_asked_of_nobody(
@@ -207,7 +208,7 @@ def test_a_file_that_this_project_cannot_read_is_asked_of_nobody(
     commands = {
         (one.name, line.name): line.command
         for one in tables
-        for line in lines.make_lines(one, {}, data)
+        for line in results.make_cells(one, {}, data)
         if line.dataset
     }
     assert commands["cifar10", "recu_resnet18"] == commands["imagenet", "recu_resnet34"] == ""
@@ -222,17 +223,17 @@ def test_one_folder_gathers_what_several_runs_found(
     trained: list[tuple[str, Path, str, Any]] = []
     room = types.ModuleType("tasks.reproduce.modes.proxy")
 
-    def run_proxy(system: str, out: Path, *, data: str, seeds: Any, jobs: int) -> list[ProxyRow]:
+    def run_proxy(system: str, out: Path, *, data: str, seeds: Any, jobs: int) -> list[ProxyResult]:
         assert jobs == 1
         trained.append((system, out, data, seeds))
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{system}.json").write_text("[]")
         return []
 
-    room.run_proxy, room.read_proxy = run_proxy, lambda out: PROXIES  # type: ignore[attr-defined]
-    room.lacking, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
+    room.run_proxy, room.read_proxy_results = run_proxy, lambda out: PROXIES  # type: ignore[attr-defined]
+    room.describe_lacking_data, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tasks.reproduce.modes.proxy", room)
-    monkeypatch.setattr(reproduce, "_predictions", lambda row: tmp_path / row.name)
+    monkeypatch.setattr(folder, "predictions_folder", lambda row: tmp_path / row.name)
     (tmp_path / "bidet_faster_rcnn_r18").mkdir()
     Image.new("RGB", (60, 40)).save(tmp_path / "bidet_faster_rcnn_r18" / "street.png")
     out = tmp_path / "out"
@@ -273,15 +274,15 @@ def test_eval_shows_an_earlier_value_where_there_is_none_now(tmp_path: Path, dat
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["voc", "--seeds", "1"], "--seeds was given with --mode ops, it belongs to train and proxy"),
+        (["voc", "--seeds", "1"], "--seeds must be given with --mode train or proxy, got --mode ops"),
         (
             ["voc", "--rows", "x", "--mode", "eval"],
-            "--rows 'x' is in none of the tables asked for: their rows are bidet",
+            "--rows must be rows of the tables asked for (bidet",
         ),
-        (["voc", "--dry-run"], "--dry-run was given with --mode ops, it belongs to train"),
-        (["voc", "--mode", "train", "--seeds", "1", "1"], "--seeds 1 1 was given, different numbers from 0"),
+        (["voc", "--dry-run"], "--dry-run must be given with --mode train, got --mode ops"),
+        (["voc", "--mode", "train", "--seeds", "1", "1"], "--seeds must be different numbers of at least 0, got 1 1"),
         (["ops", "--mode", "train"], "table ops has no row with a recipe: there is nothing to train"),
-        (["voc", "--mode", "proxy", "--jobs", "0"], "--jobs 0 was given, 1 or more"),
+        (["voc", "--mode", "proxy", "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
         (["ops", "--mode", "proxy"], "table ops has no proxy comparison"),
         (["voc", "--mode", "train", "--trainer", "no.yaml"], "--trainer no.yaml does not exist"),
         (["voc", "--tables", "/nowhere"], "/nowhere/published.csv cannot be read"),

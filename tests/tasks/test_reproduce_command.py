@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from tasks.reproduce import command as reproduce
-from tasks.reproduce.modes import lines, proxy, training
-from tasks.reproduce.modes.lines import Measured
-from tasks.reproduce.report import writing
+from tasks.reproduce.modes import proxy, results, stages, training
+from tasks.reproduce.modes.results import Measurement
+from tasks.reproduce.report.text import render_markdown
 from tests.helpers.tables import COST, outcome
 
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One cost for every row."""
-    monkeypatch.setattr(lines, "row_cost", lambda row: COST)
+    monkeypatch.setattr(results, "count_row", lambda row: COST)
 
 
 @pytest.mark.parametrize("mode", reproduce.MODES)
@@ -27,14 +27,14 @@ def test_an_out_that_cannot_be_written_is_told_before_any_work(
         pytest.fail("it worked")
 
     for room, name in (
-        *((reproduce, "evaluate_tables"), (reproduce, "train"), (reproduce, "kept")),
+        *((reproduce, "evaluate_tables"), (reproduce, "train_rows"), (reproduce, "read_evaluated")),
         *((proxy, "run_proxy"), (proxy, "gather_proxy")),
     ):
         monkeypatch.setattr(room, name, work)
     file = tmp_path / "README.md"
     file.write_text("text")
     for out, told in (
-        (file, f"--out {file} is a file, a folder was expected: name another"),
+        (file, f"--out must be a folder, got the file {file}: name another"),
         (file / "x", f"--out {file / 'x'} cannot be written to (Not a directory): name another folder"),
         (Path("/proc"), "--out /proc cannot be written to ("),  # a folder in which nobody makes a file
     ):
@@ -92,8 +92,8 @@ def test_a_machine_with_fewer_gpus_is_told_what_it_can_take(
     told: str,
 ) -> None:
     monkeypatch.setattr(training.torch.cuda, "device_count", lambda: here)
-    monkeypatch.setattr(training, "_another", lambda root, run, identity: "")
-    monkeypatch.setattr(training, "_finished", lambda root, run: False)
+    monkeypatch.setattr(stages, "_describe_other_run", lambda root, run, identity: "")
+    monkeypatch.setattr(stages, "_is_finished", lambda root, run: False)
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: pytest.fail("it ran"))
     assert reproduce.main([table, "--mode", "train", "--rows", row, "--out", str(tmp_path)]) == 2
     assert f"is written for {told} which keeps the global batch\n" in capsys.readouterr().err
@@ -101,6 +101,6 @@ def test_a_machine_with_fewer_gpus_is_told_what_it_can_take(
 
 def test_systems_are_told_apart_though_names_have_commas() -> None:
     rows = ("latent_resnet18", "latent_resnet34")
-    lacks = Measured(missing=("no images",))
-    text = writing.markdown(outcome("imagenet", {(row, "ImageNet-1k", "top1"): lacks for row in rows}))
+    lacks = Measurement(missing=("no images",))
+    text = render_markdown(outcome("imagenet", {(row, "ImageNet-1k", "top1"): lacks for row in rows}))
     assert "- not measured (latent weights, ResNet-18; latent weights, ResNet-34): no images" in text

@@ -13,8 +13,8 @@ import pytest
 
 from esbnn_core import InputError
 from tasks.reproduce import command as reproduce
-from tasks.reproduce.modes import lines, proxy
-from tasks.reproduce.modes.proxy_data import missing_proxy_data
+from tasks.reproduce.modes import proxy, proxy_run, results
+from tasks.reproduce.modes.proxy_data import describe_missing_proxy_data
 from tests.helpers.tables import COST
 
 PLACES = {
@@ -28,8 +28,8 @@ PLACES = {
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One cost for every row."""
-    monkeypatch.setattr(lines, "row_cost", lambda row: COST)
-    monkeypatch.setattr(proxy, "row_cost", lambda row: COST)
+    monkeypatch.setattr(results, "count_row", lambda row: COST)
+    monkeypatch.setattr(proxy, "count_row", lambda row: COST)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
                 (home / "metrics.csv").write_text("epoch,val_top1,train_loss_epoch,val_psnr\n0,12.345,6.5,22.5\n")
             return types.SimpleNamespace(returncode=code)
 
-        monkeypatch.setattr(proxy.subprocess, "run", run)
+        monkeypatch.setattr(proxy_run.subprocess, "run", run)
         return started
 
     return make
@@ -65,21 +65,21 @@ def place(data: Path, system: str) -> None:
 @pytest.mark.parametrize("system", sorted(PLACES))
 def test_what_a_system_lacks_is_told_until_it_is_there(tmp_path: Path, system: str) -> None:
     data = tmp_path / "data"
-    told = proxy.lacking(system, tmp_path / "out", data=str(data))
+    told = proxy.describe_lacking_data(system, tmp_path / "out", data=str(data))
     assert f"is not at {data / PLACES[system][0]}: " in told and told.endswith(("there", "ubunchu-translation)"))
     place(data, system)
-    assert proxy.lacking(system, tmp_path / "out", data=str(data)) == ""
+    assert proxy.describe_lacking_data(system, tmp_path / "out", data=str(data)) == ""
     # every one of its folders counts
     last = data / PLACES[system][-1]
     last.unlink() if last.is_file() else last.rmdir()
-    assert f"is not at {last}: " in proxy.lacking(system, tmp_path / "out", data=str(data))
+    assert f"is not at {last}: " in proxy.describe_lacking_data(system, tmp_path / "out", data=str(data))
 
 
 def test_the_repositorys_own_images_are_never_lacking(tmp_path: Path) -> None:
     for system in ("reactnet", "bnext", "binaryvit", "ablation", "spread", "rates", "width"):
-        assert proxy.lacking(system, tmp_path, data=str(tmp_path / "nowhere")) == ""
+        assert proxy.describe_lacking_data(system, tmp_path, data=str(tmp_path / "nowhere")) == ""
     # whatever the network is, without a root it is not --data that is read
-    assert missing_proxy_data("classification", "cifar10", "", (), str(tmp_path / "nowhere")) == ""
+    assert describe_missing_proxy_data("classification", "cifar10", "", (), str(tmp_path / "nowhere")) == ""
 
 
 def test_a_fresh_clone_trains_what_it_has_and_reports(
@@ -110,7 +110,7 @@ def test_runs_that_have_ended_are_shown_without_their_data(
     capsys.readouterr()
     assert reproduce.main([*words, "0", "1"]) == 0 and len(started) == 3
     assert "recu is not trained: CIFAR-10 is not at " in capsys.readouterr().out
-    assert [row.seeds for row in proxy.read_proxy(out / "proxy")] == [[0]] * 3
+    assert [row.seeds for row in proxy.read_proxy_results(out / "proxy")] == [[0]] * 3
     assert "| recu   | rep" in (out / "proxies.md").read_text()
     # nothing is lacking where nothing is left to train
     assert reproduce.main([*words, "0"]) == 0 and "is not trained" not in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_a_failed_run_loses_nothing_that_went_before(
     assert error.startswith("error: python -m tasks.classification fit") and error.count("\n") == 1
     log = out / "proxy" / "bnext" / "es-seed0" / "log.txt"
     assert f"exit code 2, its log {log} says: error: the learning rate is no number: correct it\n" in error
-    rows = [(row.system, row.variant) for row in proxy.read_proxy(out / "proxy")]
+    rows = [(row.system, row.variant) for row in proxy.read_proxy_results(out / "proxy")]
     assert rows == [*(("reactnet", name) for name in ("base", "es", "es spread 0.5", "rep")), ("bnext", "base")]
     assert "bnext" in (out / "proxies.md").read_text() and "12.35" in (out / "report.html").read_text()
 
@@ -153,7 +153,7 @@ def test_the_sentence_of_a_failed_run_is_its_own_of_this_attempt(
             # the next one goes on: its log is added to this one
             home = tmp_path / "reactnet" / "base-seed0"
             (home / "checkpoints").mkdir()
-            (home / proxy.LAST).touch()
+            (home / proxy_run.LAST).touch()
             (home / "log.txt").write_bytes(b"error: of the attempt before\n")
 
 

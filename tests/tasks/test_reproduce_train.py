@@ -16,14 +16,15 @@ from esbnn_core import InputError
 from esbnn_core.files import ROOT
 from esbnn_core.lit.cli import TaskCLI
 from tasks.reproduce import command as reproduce
+from tasks.reproduce.modes import stages as planning
 from tasks.reproduce.modes import training
 from tests.helpers.tables import table
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 
 
-def stages(name: str, row: str, root: Path, **options: Any) -> list[training.Stage]:
-    return training.stages(table(name).row(row), "data", root=root, **options)
+def stages(name: str, row: str, root: Path, **options: Any) -> list[planning.Stage]:
+    return planning.plan_stages(table(name).row(row), "data", root=root, **options)
 
 
 def test_the_commands_are_those_of_the_recipes(tmp_path: Path) -> None:
@@ -62,10 +63,10 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
     assert [stage.finished for stage in stages("imagenet", "reactnet_resnet18", tmp_path)] == [False, True]
 
 
-def note(run: Path, stage: training.Stage) -> None:
+def note(run: Path, stage: planning.Stage) -> None:
     """What the command leaves in a run's folder."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / training.NOTE).write_text(json.dumps({"command": stage.text, "identity": stage.identity}))
+    (run / planning.NOTE).write_text(json.dumps({"command": stage.text, "identity": stage.identity}))
 
 
 def test_another_run_in_the_folder_is_neither_finished_nor_resumed(
@@ -82,25 +83,25 @@ def test_another_run_in_the_folder_is_neither_finished_nor_resumed(
         {"trainer": "configs/trainer/cpu.yaml"},
     ]
     (met,) = stages("ablation", "tau4_g2", tmp_path)
-    assert met.another == "a run that this command did not start (it has no reproduce.json)" and not met.finished
+    assert met.other_run == "a run that this command did not start (it has no reproduce.json)" and not met.finished
     assert "--ckpt_path" not in met.words
     note(run, first)
     # the same on another machine; a few steps of it are another run
     for (met,), another in zip(
         (stages("ablation", "tau4_g2", tmp_path, **o) for o in options), ("", "added", ""), strict=True
     ):
-        assert (met.another, met.finished) == (f"a run that differs in {another}" if another else "", not another)
+        assert (met.other_run, met.finished) == (f"a run that differs in {another}" if another else "", not another)
     (other,) = stages("ablation", "tau4_g1", tmp_path)
     note(run, other)
-    assert stages("ablation", "tau4_g2", tmp_path)[0].another == "a run that differs in words"
-    (run / training.NOTE).write_text("{")
-    assert "cannot be read" in stages("ablation", "tau4_g2", tmp_path)[0].another
+    assert stages("ablation", "tau4_g2", tmp_path)[0].other_run == "a run that differs in words"
+    (run / planning.NOTE).write_text("{")
+    assert "cannot be read" in stages("ablation", "tau4_g2", tmp_path)[0].other_run
     # told in one sentence where it would be trained
     met = stages("ablation", "tau4_g2", tmp_path)
-    monkeypatch.setattr(training, "stages", lambda *given, **options: met)
-    monkeypatch.setattr(training, "_run", lambda stage: pytest.fail("it ran"))
+    monkeypatch.setattr(training, "plan_stages", lambda *given, **options: met)
+    monkeypatch.setattr(training, "_run_stage", lambda stage: pytest.fail("it ran"))
     with pytest.raises(InputError, match=r"^runs/ablation_tau4_g2 holds a run whose .*: move it away$"):
-        training.train(
+        training.train_rows(
             [table("ablation").row("tau4_g2")], "d", trainer="configs/trainer/cpu.yaml", seeds=None, dry_run=False
         )
 
@@ -176,7 +177,7 @@ def test_the_tasks_own_parser_takes_the_commands(
 def test_dry_run_prints_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "_run", lambda stage: pytest.fail("it ran"))
+    monkeypatch.setattr(training, "_run_stage", lambda stage: pytest.fail("it ran"))
     out = tmp_path / "out"
     words = ["cifar10", "--mode", "train", "--out", str(out), "--data", "/d"]
     assert reproduce.main([*words, "--dry-run"]) == 0
@@ -210,14 +211,14 @@ def test_train_runs_each_command_once_in_order_and_stops_at_a_failure(
     notes: dict[str, str] = {}
     monkeypatch.setattr(training, "write_atomically", lambda path, data: notes.update({str(path): data.decode()}))
     monkeypatch.setattr(training.subprocess, "run", run)
-    monkeypatch.setattr(training, "_finished", lambda root, run: run == "runs/ablation_tau2_g1_seed0")
-    monkeypatch.setattr(training, "_another", lambda root, run, identity: "")
-    monkeypatch.setattr(training, "_newest", lambda root, run: None)
+    monkeypatch.setattr(planning, "_is_finished", lambda root, run: run == "runs/ablation_tau2_g1_seed0")
+    monkeypatch.setattr(planning, "_describe_other_run", lambda root, run, identity: "")
+    monkeypatch.setattr(planning, "_find_checkpoint", lambda root, run: None)
     words = ["--mode", "train", "--out", str(tmp_path), "--trainer", "configs/trainer/cpu.yaml", "--seeds", "0"]
     assert reproduce.main(["ablation", *words]) == 2
     homes = [command[command.index("--trainer.default_root_dir") + 1] for command in ran]
     assert homes == [f"runs/ablation_{v}_seed0" for v in ("tau1_g1", "tau4_g1", "tau1_g2")]
-    assert list(notes) == [str(ROOT / home / training.NOTE) for home in homes]
+    assert list(notes) == [str(ROOT / home / planning.NOTE) for home in homes]
     for text, command in zip(notes.values(), ran, strict=True):
         assert json.loads(text)["command"] == shlex.join(["python", *command[1:]])
     error = capsys.readouterr().err

@@ -10,11 +10,12 @@ import yaml
 
 from esbnn_core import InputError
 from esbnn_core.checkpoint.catalogue import read_catalogue
-from tasks.reproduce.modes.lines import make_lines
-from tasks.reproduce.modes.ops import RowCost, row_cost, setting
-from tasks.reproduce.modes.proxy import read_proxy_config
-from tasks.reproduce.tables.places import METRIC_NAMES, PLACES
-from tasks.reproduce.tables.published import decimals, read_published
+from tasks.reproduce.modes.ops import RowCost, count_row
+from tasks.reproduce.modes.results import make_cells
+from tasks.reproduce.tables.configs import read_setting
+from tasks.reproduce.tables.datasets import METRIC_NAMES, TABLE_DATASETS
+from tasks.reproduce.tables.proxies import read_proxy_config
+from tasks.reproduce.tables.published import count_decimals, read_published
 from tasks.reproduce.tables.table import NAMES, SYSTEMS, TABLES, Row, Table, read_table
 
 # papers.md#operations as printed: BOPs (G), FLOPs (1e8), OPs (1e8), parameters (M), of which 1 bit (M)
@@ -77,15 +78,15 @@ def test_the_published_values_are_those_of_their_sources() -> None:
 
 def test_digits_stay_as_they_are_printed() -> None:
     """0.3210 keeps its last digit, which a number would lose."""
-    lines = make_lines(table("sr"), {}, "data")
+    lines = make_cells(table("sr"), {}, "data")
     (cell,) = [line for line in lines if (line.name, line.dataset, line.metric) == ("bi_diffsr_x4", "Set5", "LPIPS")]
     assert (cell.published, cell.difference, cell.source) == ("0.1109", None, "zhengchen1999/BI-DiffSR figs/T1.png")
-    assert sum(decimals(cell.value) == 4 and cell.value.endswith("0") for cell in PUBLISHED.values()) > 3
+    assert sum(count_decimals(cell.value) == 4 and cell.value.endswith("0") for cell in PUBLISHED.values()) > 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_builds_counts_and_is_no_dearer_than_its_partner(name: str) -> None:
-    costs: dict[str, RowCost] = {row.name: row_cost(row) for row in table(name).rows}
+    costs: dict[str, RowCost] = {row.name: count_row(row) for row in table(name).rows}
     for row in table(name).rows:
         cost = costs[row.name]
         assert cost.ops == pytest.approx(cost.bops / 64 + cost.flops) and cost.params > cost.binary_params
@@ -105,7 +106,7 @@ def test_classifiers_have_the_known_digits() -> None:
     met = set()
     for name, row in rows():
         key = (row.network, str(row.options.get("tau", "")))
-        cost = row_cost(row) if key in CLASSIFIERS or row.network.removeprefix("es_") in LARGER else None
+        cost = count_row(row) if key in CLASSIFIERS or row.network.removeprefix("es_") in LARGER else None
         if cost is not None and key in CLASSIFIERS:
             met.add((name, key))
             counts = (cost.bops / 1e9, cost.flops / 1e8, cost.ops / 1e8)
@@ -121,7 +122,7 @@ def test_classifiers_have_the_known_digits() -> None:
 
 
 def test_detectors_and_the_unet_have_the_known_digits() -> None:
-    ssd, small, unet = (row_cost(table("ops").row(n)) for n in ("bidet_ssd300", "recu_resnet20", "bi_diffsr"))
+    ssd, small, unet = (count_row(table("ops").row(n)) for n in ("bidet_ssd300", "recu_resnet20", "bi_diffsr"))
     assert (f"{ssd.bops / 1e9:.3f}", f"{ssd.flops / 1e8:.3f}", f"{ssd.ops / 1e8:.2f}") == ("40.489", "26.302", "32.63")
     assert (f"{ssd.params / 1e6:.3f}", f"{ssd.binary_params / 1e6:.3f}") == ("32.725", "27.341")
     assert (f"{small.bops / 1e9:.4f}", f"{small.flops / 1e8:.4f}", f"{small.ops / 1e8:.4f}") == (
@@ -138,13 +139,13 @@ def test_detectors_and_the_unet_have_the_known_digits() -> None:
     # the trunk of papers.md#operations with its heads on 38x63 cells, and 300 regions (as test_faster_rcnn_configs
     # has them)
     cells, region = 38 * 63, (3 * 512 + 256) * 512 * 9 * 16 / 64 + 256 * 512 * 16 + 512 * (21 + 8)
-    faster = row_cost(table("voc").row("bidet_faster_rcnn_r18"))
+    faster = count_row(table("voc").row("bidet_faster_rcnn_r18"))
     trunk = faster.ops - 300 * region - 9 * 256 * 512 * cells / 64 - 512 * (18 + 72) * cells
     assert f"{trunk / 1e8:.2f}" == "18.06"
 
 
 def test_published_operations_are_met_or_said_to_differ() -> None:
-    lines = {line.name: line for name in ("imagenet", "ops") for line in make_lines(table(name), {}, "data")}
+    lines = {line.name: line for name in ("imagenet", "ops") for line in make_cells(table(name), {}, "data")}
     for name in ("bireal_resnet18", "reactnet_a", "bnext_tiny", "es_bnext_tiny", "bnext_small", "bnext_large"):
         assert lines[name].published_ops and lines[name].ops_agree, name
     assert lines["bnext_tiny_int8"].ops_agree and lines["bnext_tiny_int8"].published_ops == "0.77"
@@ -158,10 +159,13 @@ def test_a_row_and_its_recipe_have_one_network() -> None:
     for name, row in rows():
         if row.task != "classification" or not row.recipe:
             continue
-        options = setting(row.recipe, "model.network_options") or {}
+        options = read_setting(row.recipe, "model.network_options") or {}
         if "--model.network_options" in row.words:
             options = yaml.safe_load(row.words[row.words.index("--model.network_options") + 1])
-        assert (setting(row.recipe, "model.network"), options) == (row.network, dict(row.options)), (name, row.name)
+        assert (read_setting(row.recipe, "model.network"), options) == (row.network, dict(row.options)), (
+            name,
+            row.name,
+        )
         seen += 1
     assert seen > 30
 
@@ -169,8 +173,8 @@ def test_a_row_and_its_recipe_have_one_network() -> None:
 def test_no_two_networks_share_the_folder_of_a_run() -> None:
     homes: dict[str, set[Any]] = {}
     for name, row in rows():
-        if row.recipe and not table(name).counts_alone:
-            home = row.run or setting(row.recipe, "trainer.default_root_dir")
+        if row.recipe and not table(name).counts_only:
+            home = row.run or read_setting(row.recipe, "trainer.default_root_dir")
             homes.setdefault(home, set()).add((row.recipe, row.words))
     assert len(homes) > 40 and {home for home, kinds in homes.items() if len(kinds) > 1} == set()
 
@@ -186,7 +190,7 @@ def test_a_rows_checkpoint_is_in_the_catalogue_and_of_its_network() -> None:
             assert (entry.network, entry.options) == (row.network, dict(row.options)), (name, row.name)
         else:
             assert entry.config == row.recipe[0]
-        (dataset,) = [d for d in row.cells if PLACES[d].name == entry.dataset]
+        (dataset,) = [d for d in row.cells if TABLE_DATASETS[d].name == entry.dataset]
         (metric,) = [m for m in row.cells[dataset] if METRIC_NAMES.get(m, m) == entry.metric]
         if not entry.ours and row.published is not None:
             assert float(table(name).published[row.name, dataset, metric].value) == entry.value
@@ -222,33 +226,45 @@ def first(body: dict[str, Any], **keys: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda b: b.update(colour="red"), "unknown key 'colour', one of defaults, notes, proxy, rows, title"),
-        (lambda b: b.update(title=3), "has a wrong head: title is a text"),
-        (lambda b: b.update(rows=[]), "needs rows, a list of mappings"),
-        (lambda b: b.update(proxy=["yolo"]), "proxy system 'yolo', one of reactnet"),
-        (lambda b: first(b, colour="red"), "row 1 has the unknown key 'colour'"),
-        (lambda b: first(b, task="speech"), "task 'speech', one of classification, detection, super_resolution"),
+        (lambda b: b.update(colour="red"), "key must be one of defaults, notes, proxy, rows, title, got 'colour'"),
+        (lambda b: b.update(title=3), "title must be a text, notes and proxy"),
+        (lambda b: b.update(rows=[]), "rows must be a list of mappings"),
+        (lambda b: b.update(proxy=["yolo"]), "proxy system must be one of reactnet, "),
+        (lambda b: first(b, colour="red"), "row 1: key must be one of before, cells"),
+        (
+            lambda b: first(b, task="speech"),
+            "task must be one of classification, detection, super_resolution, got 'speech'",
+        ),
         (lambda b: first(b, system=""), "(recu_resnet20) lacks system: add it"),
-        (lambda b: first(b, checkpoint=["a"]), "has checkpoint ['a'], a text was expected"),
-        (lambda b: first(b, words="--a b"), "has words '--a b', a list of texts was expected"),
-        (lambda b: first(b, before=["a.yaml"]), "has before ['a.yaml'], a list of lists of configs was expected"),
-        (lambda b: first(b, options=[1]), "has options [1], a mapping was expected"),
-        (lambda b: first(b, size=[3, 0, 32]), "has size [3, 0, 32], [channels, height, width] was expected"),
-        (lambda b: first(b, ops_rule="fp4"), "ops_rule 'fp4', one of papers, int8, attention was expected"),
-        (lambda b: first(b, cells={"CIFAR-10": ["top7"]}), "has the cell CIFAR-10/top7, of these one was expected"),
-        (lambda b: first(b, cells={"CIFAR-10": "top1"}), "a mapping from dataset to a list of metrics was expected"),
-        (lambda b: first(b, network=""), "does not say its network as its task does"),
+        (lambda b: first(b, checkpoint=["a"]), "checkpoint must be a text, got ['a']"),
+        (lambda b: first(b, words="--a b"), "words must be a list of texts, got '--a b'"),
+        (lambda b: first(b, before=["a.yaml"]), "before must be a list of lists of configs, got ['a.yaml']"),
+        (lambda b: first(b, options=[1]), "options must be a mapping, got [1]"),
+        (lambda b: first(b, size=[3, 0, 32]), "size must be [channels, height, width], got [3, 0, 32]"),
+        (lambda b: first(b, ops_rule="fp4"), "ops_rule must be one of papers, int8, attention, got 'fp4'"),
+        (lambda b: first(b, cells={"CIFAR-10": ["top7"]}), "LPIPS, got CIFAR-10/top7"),
+        (
+            lambda b: first(b, cells={"CIFAR-10": "top1"}),
+            "cells must map each dataset to a list of metrics, got {'CIFAR-10': 'top1'}",
+        ),
+        (lambda b: first(b, network=""), "must name its network as its task does"),
         (lambda b: first(b, recipe=["configs/no.yaml"]), "names the config configs/no.yaml, which does not exist"),
-        (lambda b: first(b, partner="nobody"), "row recu_resnet20 has the partner 'nobody': name another row"),
-        (lambda b: b["rows"].append(dict(b["rows"][0])), "has the row recu_resnet20 twice"),
+        (
+            lambda b: first(b, partner="nobody"),
+            "row recu_resnet20: partner must be another row of the table, got 'nobody'",
+        ),
+        (lambda b: b["rows"].append(dict(b["rows"][0])), "has two rows of the name recu_resnet20"),
         (
             lambda b: b["rows"][0]["published"].update(variant="ResNet-20 vanila"),
-            "the published cell recu-readme/ReCU/ResNet-20 vanila/CIFAR-10/top1, which published.csv has not: nearest "
-            "recu-readme/ReCU/ResNet-20 vanilla/CIFAR-10/top1",
+            "the published cell recu-readme/ReCU/ResNet-20 vanila/CIFAR-10/top1, which is not in published.csv: "
+            "nearest recu-readme/ReCU/ResNet-20 vanilla/CIFAR-10/top1",
         ),
-        (lambda b: first(b, published={"table": "x"}), "table, method and variant were expected as texts"),
-        (("rows:", "rows: ["), "is no YAML ("),
-        (("title", "- title"), "is no YAML ("),
+        (
+            lambda b: first(b, published={"table": "x"}),
+            "published must be the texts table, method and variant, got {'table': 'x'}",
+        ),
+        (("rows:", "rows: ["), "is not YAML ("),
+        (("title", "- title"), "is not YAML ("),
     ],
 )
 def test_a_bad_table_is_one_sentence(tmp_path: Path, change: Any, sentence: str) -> None:
@@ -262,11 +278,14 @@ def test_a_bad_table_is_one_sentence(tmp_path: Path, change: Any, sentence: str)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("table,method", "tabel,method"), "has the columns tabel, method"),
-        (("72.4,0.88", "72.4?,0.88"), "line 2 has value '72.4?', a number or nothing was expected"),
+        (
+            ("table,method", "tabel,method"),
+            "variant, dataset, metric, value, ops_1e8, params_m, source, got tabel, method",
+        ),
+        (("72.4,0.88", "72.4?,0.88"), "line 2: value must be a number or empty, got '72.4?'"),
         (("75.2,0.89,,imfinethanks/ESBNN README", "75.2,0.89,,"), "line 3 has a value without a source"),
-        (("BNext-T,baseline", "BNext-T,a,b"), "line 2 has not 9 fields"),
-        (("ES-BNext-T,tau=2 g=1", "BNext-T,baseline"), "line 3 has the cell esbnn-readme/BNext-T/baseline/"),
+        (("BNext-T,baseline", "BNext-T,a,b"), "line 2 must have 9 fields"),
+        (("ES-BNext-T,tau=2 g=1", "BNext-T,baseline"), "line 3 repeats the cell esbnn-readme/BNext-T/baseline/"),
     ],
 )
 def test_a_bad_list_of_published_values_is_one_sentence(tmp_path: Path, change: Any, sentence: str) -> None:

@@ -1,6 +1,6 @@
 """ES-BiDet: as bidet_faster_rcnn_r18 with an expanded trunk, RPN and layer4, at the same cost.
 
-tau and groups stand in the backbone, the other parts follow it.
+tau and groups are options of the backbone, and the other parts follow it.
 """
 
 _base_ = ["bidet_faster_rcnn_r18.py"]

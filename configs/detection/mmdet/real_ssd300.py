@@ -1,4 +1,4 @@
-"""Real-valued SSD300: mmdet's own VGG-16 and neck, images and detection as the binary ones have them."""
+"""Real-valued SSD300: mmdet's own VGG-16 and neck, images and detection as in the binary detectors."""
 
 _base_ = ["voc_ssd300.py"]
 

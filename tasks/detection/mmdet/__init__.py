@@ -1,1 +1,1 @@
-"""mmdet as this task uses it: the one door to it, what it lacks, what it gets wrong, our names in its registries."""
+"""The one way to mmdet: its names, a stand-in for what it lacks, and patches for its faults."""

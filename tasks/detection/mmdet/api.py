@@ -1,7 +1,8 @@
-"""mmdet as this task uses it: the one file that imports it, with what it lacks (mmcv_ext) and gets wrong (patches).
+"""The names of mmdet that this task uses. This is the one file that imports mmdet; others import it `as mm`.
 
-mmdet's own registries, config files and data structures are handed on unchanged. mmengine's default scope, under which
-a config's `type` names are looked up, is global to the process: `scope` sets it for as long as it is needed.
+It first installs the stand-in for mmcv's compiled operators (standin_ops) and applies the patches (patches). mmdet's
+registries, config files and data structures stay as they are. mmengine looks up the `type` names of a config under a
+default scope that is global to the process: `scope` sets it only while it is needed.
 """
 
 import copy
@@ -11,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.detection.mmdet import patches
-from tasks.detection.mmdet import standin_ops as mmcv_ext
+from tasks.detection.mmdet import patches, standin_ops
 
 try:
     patches.YAPF_CACHE.apply()
-    STAND_IN = mmcv_ext.install()
+    STAND_IN = standin_ops.install()
     import mmdet.datasets
     import mmdet.evaluation
     import mmdet.models  # noqa: F401  (fills the registries)
@@ -68,26 +68,26 @@ __all__ = [
     "StandardRoIHead",
     "bbox2roi",
     "build",
+    "drop_pretrained",
     "eval_map",
     "get_box_tensor",
+    "list_pretrained",
     "load_config",
     "multiclass_nms",
-    "pretrained",
     "scope",
     "unpack_gt_instances",
-    "without_pretrained",
 ]
 
 
 @contextmanager
 def scope() -> Iterator[None]:
-    """Inside, the names of a config are mmdet's; afterwards the process's default scope is what it was."""
+    """Inside, config names are looked up in mmdet; afterwards the process's default scope is as before."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
 
 
 def load_config(path: str | Path) -> Config:
-    """An mmdet config file, with its bases; a recipe's `configs/...` is found from any folder.
+    """Read an mmdet config file with its bases; a recipe's `configs/...` is found from any folder.
 
     Raises:
         InputError: a missing file, or one that mmengine cannot read.
@@ -96,9 +96,9 @@ def load_config(path: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"config {path} does not exist: give the path of an mmdet config file")
     try:
-        # without it mmengine would import whatever a config file names
+        # otherwise mmengine would import any module that a config file names
         return Config.fromfile(str(path), import_custom_modules=False)
-    except Exception as error:  # a config file is python code, which can fail in any way
+    except Exception as error:  # a config file is Python code, which can fail in any way
         raise InputError(
             f"config {path} cannot be read ({type(error).__name__}: {str(error).strip().splitlines()[-1]})"
             if str(error).strip()
@@ -107,16 +107,16 @@ def load_config(path: str | Path) -> Config:
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """A model, backbone or head from an mmdet config dict, its weights initialised and nothing fetched.
+    """Build a model, backbone or head from an mmdet config dict, with initialised weights and nothing fetched.
 
     mmdet leaves some parameters as uninitialised memory until init_weights is called, so it is called here. Weights
-    that the config would fetch (`init_cfg` of type Pretrained) are left out, see `pretrained`: the task loads files.
+    that the config would fetch (`init_cfg` of type Pretrained) are left out, because the task loads files itself.
 
     Raises:
-        InputError: a type that no registry knows, or arguments that the type does not take.
+        InputError: a type that is not registered, or arguments that the type does not take.
     """
-    # mmdet reads parts of it as attributes, which plain dicts do not have
-    plain = ConfigDict(without_pretrained(config))
+    # mmdet reads parts of it as attributes, which a plain dict does not have
+    plain = ConfigDict(drop_pretrained(config))
     try:
         with scope(), _quiet():
             model: Any = MODELS.build(plain)
@@ -131,7 +131,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def pretrained(config: Any) -> list[str]:
+def list_pretrained(config: Any) -> list[str]:
     """The files that a config would fetch weights from: every init_cfg of type Pretrained, every `pretrained`."""
     found: list[str] = []
     if isinstance(config, Mapping):
@@ -141,30 +141,30 @@ def pretrained(config: Any) -> list[str]:
             elif key == "pretrained" and isinstance(value, str):
                 found.append(value)
             else:
-                found += pretrained(value)
+                found += list_pretrained(value)
     elif isinstance(config, list | tuple):
         for value in config:
-            found += pretrained(value)
+            found += list_pretrained(value)
     return found
 
 
-def without_pretrained(config: Any) -> Any:
+def drop_pretrained(config: Any) -> Any:
     """A plain copy of a config in which nothing fetches weights."""
     if isinstance(config, Mapping):
         return {
             key: None
             if (key == "init_cfg" and _fetches(value)) or (key == "pretrained" and isinstance(value, str))
-            else without_pretrained(value)
+            else drop_pretrained(value)
             for key, value in config.items()
         }
     if isinstance(config, list | tuple):
-        return type(config)(without_pretrained(value) for value in config)
+        return type(config)(drop_pretrained(value) for value in config)
     return copy.deepcopy(config)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mmengine tells of every tensor that it initialises; inside it keeps to warnings."""
+    """Inside, mmengine logs only warnings, not every tensor that it initialises."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)

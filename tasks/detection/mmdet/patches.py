@@ -1,7 +1,7 @@
-"""What mmdet 3.3.0 and what it imports get wrong for us, one named patch a fault, set on their objects in memory.
+"""Faults of mmdet 3.3.0 and of its dependencies, one named patch each, set on their objects in memory.
 
-No file of an installed package is touched. Each patch replaces one attribute and can be taken back, so that a test can
-show the fault without it: the day such a test fails, mmdet has mended it and the patch goes.
+No file of an installed package changes. Each patch replaces one attribute and can be undone, so a test shows the fault
+without it. When such a test fails, mmdet has fixed the fault and the patch can go.
 """
 
 import pickle
@@ -20,12 +20,15 @@ _before: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of mmdet, or of a library below it, with another value.
+    """Another value for one attribute of mmdet or of a library that it imports.
 
     Attributes:
-        name: of the patch. why: the fault that it mends.
-        module, owner: where the attribute lives; owner "" is the module itself, else a class of it.
-        attribute, value: what is set.
+        name: of the patch.
+        why: the fault that it fixes.
+        module: that has the attribute.
+        owner: class of the module that has the attribute, "" for the module itself.
+        attribute: its name.
+        value: that is set.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Patch:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Inside, the library is as it was installed."""
+        """Inside, the attribute is as the library was installed."""
         before = _before.pop(self.name)
         if before is _ABSENT:
             delattr(self.target(), self.attribute)
@@ -60,24 +63,24 @@ class Patch:
             self.apply()
 
 
-def dump_whole(grammar: Any, filename: str) -> None:
-    """Keep a grammar's tables in a file that is whole from the moment it has its name: yapf's Grammar.dump.
+def dump_atomically(grammar: Any, filename: str) -> None:
+    """Write a grammar's tables to a file that is complete as soon as it has its name, in place of yapf's Grammar.dump.
 
     Raises:
-        OSError: the folder cannot be written to; yapf then goes on without the file.
+        OSError: the folder cannot be written to; yapf then continues without the file.
     """
     write_atomically(filename, pickle.dumps(vars(grammar), pickle.HIGHEST_PROTOCOL))
 
 
 YAPF_CACHE = Patch(
     name="yapf_cache",
-    why="yapf names its cached grammar before it is written: of two processes with an empty home one dies on import",
+    why="yapf names its cached grammar before it is written: one of two processes with an empty home fails on import",
     module="yapf_third_party._ylib2to3.pgen2.grammar",
     owner="Grammar",
     attribute="dump",
-    value=dump_whole,
+    value=dump_atomically,
 )
-"""Of use only before mmengine is imported, which imports yapf."""
+"""Must be applied before mmengine is imported, which imports yapf."""
 
 PATCHES = (
     YAPF_CACHE,
@@ -91,7 +94,7 @@ PATCHES = (
     ),
     Patch(
         name="voc_metric_threads",
-        why="VOC's mAP forks a Pool, whose end hangs under the SIGTERM handler that a Lightning run installs",
+        why="VOC's mAP forks a Pool, which hangs at its end under the SIGTERM handler of a Lightning run",
         module="mmdet.evaluation.functional.mean_ap",
         owner="",
         attribute="Pool",

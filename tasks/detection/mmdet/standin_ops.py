@@ -1,8 +1,8 @@
-"""A stand-in for mmcv's compiled extension, which has no wheel for this torch: what detectors need, on torchvision.
+"""A stand-in, built on torchvision, for mmcv's compiled extension, which has no wheel for this torch.
 
-mmcv-lite is mmcv without `mmcv._ext`. The stand-in gives the functions of it that SSD and R-CNN call, with the same
-arguments and results; every other one raises NotImplementedError with its name when it is called, not when mmdet is
-imported. Where the real extension is installed it stays in charge.
+mmcv-lite is mmcv without `mmcv._ext`. The stand-in has those of its functions that SSD and R-CNN call, with the same
+arguments and results. Every other one raises NotImplementedError with its name when it is called, not when mmdet is
+imported. A real extension, if installed, is used instead.
 """
 
 import importlib.machinery
@@ -19,9 +19,9 @@ NAME = "mmcv._ext"
 
 
 def install() -> bool:
-    """Put the stand-in into sys.modules unless the real extension can be imported; whether a stand-in is in charge.
+    """Put the stand-in into sys.modules unless the real extension can be imported; returns whether it is in use.
 
-    It has to run before anything of mmcv.ops is imported, and only importing mmcv itself does not do that.
+    It has to run before anything of mmcv.ops is imported; importing mmcv itself does not import mmcv.ops.
     """
     if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
         sys.modules[NAME] = StandIn()
@@ -29,11 +29,11 @@ def install() -> bool:
 
 
 class StandIn(ModuleType):
-    """Module with the functions of PROVIDED; any other public name is a function that raises NotImplementedError."""
+    """A module with the functions of PROVIDED; any other public name is a function that raises NotImplementedError."""
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        # no loader: mmcv's own question whether the compiled operators exist keeps its answer, no
+        # no loader, so that mmcv's own check still finds no compiled operators
         self.__spec__ = importlib.machinery.ModuleSpec(NAME, None)
         for function in PROVIDED:
             setattr(self, function.__name__, function)
@@ -44,19 +44,21 @@ class StandIn(ModuleType):
 
         def missing(*args: Any, **options: Any) -> Any:
             raise NotImplementedError(
-                f"mmcv's operator {name} is compiled code that mmcv-lite does not have, and the stand-in gives only "
-                f"{', '.join(f.__name__ for f in PROVIDED)}: install the full mmcv for it"
+                f"mmcv's operator {name} is compiled code that mmcv-lite does not have, and the stand-in has only "
+                f"{', '.join(f.__name__ for f in PROVIDED)}: install the full mmcv"
             )
 
         return missing
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices int64 of the boxes kept, best score first.
+    """Indices (int64) of the kept boxes, best score first.
 
     Args:
-        boxes: (N, 4) corners. scores: (N,). offset: 1 where corners are pixels inside the box, else 0: a box is then
-            one pixel wider, which is the box with its far corner moved by one.
+        boxes: (N, 4) corners.
+        scores: (N,).
+        iou_threshold: above which the lower score of two boxes is dropped.
+        offset: 1 if corners are pixels inside the box, which makes a box one pixel wider; 0 otherwise.
     """
     wide = boxes.to(_at_least_float(boxes))
     if offset:
@@ -78,7 +80,7 @@ def roi_align_forward(
     aligned: bool,
 ) -> None:
     """Fill `output` (K, C, h, w) from `input` (N, C, H, W) and `rois` (K, 5); only averages (pool_mode 1)."""
-    _averages(pool_mode)
+    _check_average(pool_mode)
     kind, size = _at_least_float(input), (aligned_height, aligned_width)
     output.copy_(ops.roi_align(input.to(kind), rois.to(kind), size, spatial_scale, sampling_ratio, aligned))
 
@@ -97,7 +99,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Fill `grad_input` (N, C, H, W) from `grad_output` (K, C, h, w)."""
-    _averages(pool_mode)
+    _check_average(pool_mode)
     kind = _at_least_float(grad_output)
     grad = torch.ops.torchvision._roi_align_backward(
         *(grad_output.to(kind), rois.to(kind), spatial_scale, aligned_height, aligned_width, *grad_input.shape),
@@ -115,13 +117,13 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Fill `output` (K, C, h, w) and the places of its maxima from `input` (N, C, H, W) and `rois` (K, 5)."""
+    """Fill `output` (K, C, h, w) and the positions of its maxima from `input` (N, C, H, W) and `rois` (K, 5)."""
     kind = _at_least_float(input)
-    values, places = torch.ops.torchvision.roi_pool(
+    values, positions = torch.ops.torchvision.roi_pool(
         input.to(kind), rois.to(kind), spatial_scale, pooled_height, pooled_width
     )
     output.copy_(values)
-    argmax.copy_(places)
+    argmax.copy_(positions)
 
 
 def roi_pool_backward(
@@ -133,7 +135,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Fill `grad_input` (N, C, H, W) from `grad_output` (K, C, h, w) and the places of the maxima."""
+    """Fill `grad_input` (N, C, H, W) from `grad_output` (K, C, h, w) and the positions of the maxima."""
     kind = _at_least_float(grad_output)
     grad = torch.ops.torchvision._roi_pool_backward(
         *(grad_output.to(kind), rois.to(kind), argmax, spatial_scale, pooled_height, pooled_width, *grad_input.shape),
@@ -145,10 +147,10 @@ PROVIDED = (nms, roi_align_forward, roi_align_backward, roi_pool_forward, roi_po
 
 
 def _at_least_float(tensor: Tensor) -> torch.dtype:
-    """torchvision's operators know float32 and float64 on every device, bfloat16 on none of ours."""
+    """float32 or float64, the types that torchvision's operators take on every device; they take no bfloat16."""
     return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
 
 
-def _averages(pool_mode: int) -> None:
+def _check_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError("RoIAlign with pool_mode=max needs the full mmcv; torchvision has avg alone")
+        raise NotImplementedError("RoIAlign with pool_mode=max needs the full mmcv; torchvision only averages")

@@ -1,1 +1,1 @@
-"""BiDet's detectors as parts of mmdet: heads, boxes, losses, and the trunks cut for them."""
+"""BiDet's detectors as parts of mmdet: heads, boxes, losses, and the trunks adapted to them."""

@@ -1,4 +1,4 @@
-"""Our networks under their names in mmdet's registries: importing this file is what registers them."""
+"""Registers our networks in mmdet's registries when it is imported."""
 
 import tasks.detection.models.anchors
 import tasks.detection.models.coder

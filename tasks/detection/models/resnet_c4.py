@@ -1,6 +1,6 @@
-"""BiDet's ResNet-18 cut for Faster R-CNN in mmdet: a backbone of stride 16, and layer4 on regions.
+"""BiDet's ResNet-18 divided for Faster R-CNN in mmdet: a backbone of stride 16, and layer4 on regions.
 
-Source: papers.md#bidet-faster-rcnn, #es-bidet.
+See papers.md#bidet-faster-rcnn, #es-bidet.
 """
 
 from torch import Tensor, nn
@@ -18,10 +18,13 @@ class ESBiDetResNet18(nn.Module):
     """(N, 3, H, W) -> one map of stride 16, (N, tau*groups*256, ceil(H/16), ceil(W/16)), in a tuple.
 
     Args:
-        tau, groups, copy_spread: of the expansion; 1, 1 is the plain network. variant, shortcuts: as
-            esbnn_core.models.bidet_resnet.BiDetResNet.
-        frozen_stem: keep the first convolution and its norm as they were loaded, the norm in evaluation, as the
-            original does. Switch it off where nothing is loaded.
+        tau: of the expansion; 1 is the plain network, with groups = 1.
+        groups: of the expansion.
+        copy_spread: of the expansion.
+        variant: as esbnn_core.models.bidet_resnet.BiDetResNet.
+        shortcuts: likewise.
+        frozen_stem: keep the first convolution and its norm as loaded, the norm in evaluation, as in the original.
+            Set it false if nothing is loaded.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer; an unknown variant.
@@ -42,14 +45,14 @@ class ESBiDetResNet18(nn.Module):
         del self.stages.layer4
         self.variant, self.shortcuts, self.frozen_stem = variant, shortcuts, frozen_stem
         if frozen_stem:
-            # in evaluation from here on: Lightning keeps every module's mode and never calls train
+            # here, because Lightning keeps every module's mode and never calls train
             self.stem.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (self.stages(self.stem(x)),)
 
     def train(self, mode: bool = True) -> "ESBiDetResNet18":
-        """As of any module, but a frozen stem stays in evaluation."""
+        """As for any module, but a frozen stem stays in evaluation."""
         super().train(mode)
         if self.frozen_stem:
             self.stem.eval()
@@ -96,26 +99,26 @@ class BiDetResLayer(ESBiDetResLayer):
 
 
 def load_trunk_(detector: nn.Module, trunk: BiDetResNet | BinaryResNet) -> nn.Module:
-    """Copy a trunk, as load_official or a checkpoint fills it, into a Faster R-CNN's backbone and shared head.
+    """Copy a trunk, filled by load_official or a checkpoint, into a Faster R-CNN's backbone and shared head.
 
-    A read-out that the trunk was pre-trained with is left behind. Returns the detector.
+    The read-out of the trunk's pre-training is not copied. Returns the detector.
 
     Raises:
-        InputError: the detector has another backbone or shared head, or tensors differ (named); it is then as it was.
+        InputError: the detector has another backbone or shared head, or tensors differ (named); it is then unchanged.
     """
     backbone = getattr(detector, "backbone", None)
     shared = getattr(getattr(detector, "roi_head", None), "shared_head", None)
     if not isinstance(backbone, ESBiDetResNet18) or not isinstance(shared, ESBiDetResLayer):
         raise InputError(
-            f"the detector has a {type(backbone).__name__} and a {type(shared).__name__}, a BiDet ResNet-18 and its "
-            f"layer4 were expected: give a trunk to a detector that is built on one"
+            f"the detector must be built on a BiDet ResNet-18 and its layer4, got a {type(backbone).__name__} and a "
+            f"{type(shared).__name__}: give the trunk to another detector"
         )
     state = {name: tensor for name, tensor in trunk.state_dict().items() if not name.startswith("fc.")}
-    mark = "stages.layer4."
-    regions = {f"layer4.{n.removeprefix(mark)}": tensor for n, tensor in state.items() if n.startswith(mark)}
-    whole = {name: tensor for name, tensor in state.items() if not name.startswith(mark)}
-    check_state(backbone, whole, "the trunk")
+    prefix = "stages.layer4."
+    regions = {f"layer4.{n.removeprefix(prefix)}": tensor for n, tensor in state.items() if n.startswith(prefix)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    check_state(backbone, rest, "the trunk")
     check_state(shared, regions, "the trunk's layer4")
-    backbone.load_state_dict(whole)
+    backbone.load_state_dict(rest)
     shared.load_state_dict(regions)
     return detector

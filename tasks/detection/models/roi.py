@@ -15,11 +15,12 @@ class BiDetBBoxHead(BBoxHead):
     """(R, C, h, w) -> scores (R, num_classes + 1), the background last, and codes (R, V), shared by the classes.
 
     The first in_channels of the C >= in_channels maps are averaged over space. With MeanVarianceCoder the means are
-    drawn with the coder's sigma in training; outside of it codes are as computed.
+    drawn with the coder's sigma in training only.
 
     Args:
-        in_channels, num_classes: nominal width read, classes without the background.
-        options: further ones of mmdet's BBoxHead, which refuses any other: bbox_coder, loss_cls, loss_bbox, init_cfg.
+        in_channels: the nominal width, which is read.
+        num_classes: without the background.
+        options: of mmdet's BBoxHead, which refuses any other: bbox_coder, loss_cls, loss_bbox, init_cfg.
     """
 
     def __init__(self, in_channels: int = 512, num_classes: int = 20, **options: Any) -> None:
@@ -31,7 +32,7 @@ class BiDetBBoxHead(BBoxHead):
         pooled = x[:, : self.in_channels].mean((2, 3))
         scores, codes = at_least_float(self.fc_cls(pooled)), at_least_float(self.fc_reg(pooled))
         if isinstance(self.bbox_coder, MeanVarianceCoder) and self.training:
-            codes = self.bbox_coder.drawn(codes)
+            codes = self.bbox_coder.draw(codes)
         return scores, codes
 
     def loss(
@@ -45,7 +46,7 @@ class BiDetBBoxHead(BBoxHead):
         bbox_weights: Tensor,
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
-        """As BBoxHead's, but of the means alone where the coder has log variances too."""
+        """As BBoxHead's, but only of the means if the coder also has log variances."""
         if isinstance(self.bbox_coder, MeanVarianceCoder):
             bbox_weights = self.bbox_coder.loss_weights(bbox_weights)
         losses: dict[str, Tensor] = super().loss(
@@ -59,12 +60,12 @@ class BiDetRoIHead(StandardRoIHead):
     """mmdet's standard head for boxes, with the terms of the bottleneck.
 
     Args:
-        feature_weight, prior_weight: of the bottleneck's terms (tasks.detection.models.bottleneck): loss_roi_feature
-        over the
-            regions' means over space, all carried maps, and loss_roi_prior over the scores of every present class with
-            more detections than objects.
-        prior_score, prior_iou: what the prior counts as a detection: a higher score, after NMS.
-        options: those of mmdet's StandardRoIHead, which refuses any other: bbox_roi_extractor, bbox_head, shared_head,
+        feature_weight: of loss_roi_feature (tasks.detection.models.bottleneck), over the regions' means over space of
+            all carried maps.
+        prior_weight: of loss_roi_prior, over the scores of every present class with more detections than objects.
+        prior_score: a detection of the prior has a higher score.
+        prior_iou: of the NMS of the prior's detections.
+        options: of mmdet's StandardRoIHead, which refuses any other: bbox_roi_extractor, bbox_head, shared_head,
             train_cfg, test_cfg, init_cfg.
     """
 
@@ -87,12 +88,12 @@ class BiDetRoIHead(StandardRoIHead):
     def loss(
         self, x: Sequence[Tensor], rpn_results_list: Sequence[InstanceData], batch_data_samples: Sequence[Any]
     ) -> dict[str, Tensor]:
-        """Losses over sampled regions, boxes alone: loss_cls, loss_bbox, and the bottleneck's once it is on."""
+        """Losses of boxes over sampled regions: loss_cls, loss_bbox, and the bottleneck's once it is on."""
         objects, ignored, metas = unpack_gt_instances(batch_data_samples)
         samples = []
-        for proposals, truth, left_out in zip(rpn_results_list, objects, ignored, strict=True):
+        for proposals, truth, ignore in zip(rpn_results_list, objects, ignored, strict=True):
             proposals.priors = proposals.pop("bboxes")
-            assigned = self.bbox_assigner.assign(proposals, truth, left_out)
+            assigned = self.bbox_assigner.assign(proposals, truth, ignore)
             samples.append(self.bbox_sampler.sample(assigned, proposals, truth))
         rois = bbox2roi([sample.priors for sample in samples])
         found = self._bbox_forward(x, rois)

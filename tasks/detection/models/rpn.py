@@ -1,6 +1,6 @@
-"""BiDet's region proposal network: a binary 3x3, real 1x1 scores and eight values a box.
+"""BiDet's region proposal network: a binary 3x3, then real 1x1 layers for scores and for eight values a box.
 
-Source: papers.md#bidet-faster-rcnn, #es-bidet.
+See papers.md#bidet-faster-rcnn, #es-bidet.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,25 @@ from tasks.detection.models.coder import MeanVarianceCoder, at_least_float
 class BiDetRPNHead(RPNHead):
     """(N, tau*groups*in_channels, H, W) -> scores (N, A*C, H, W) and codes (N, A*V, H, W) of A anchors a cell.
 
-    The binary 3x3 has a bias and is followed by its BatchNorm alone; the two real 1x1 read the first feat_channels of
-    the tau*groups*feat_channels maps. With MeanVarianceCoder the means are drawn with the coder's sigma in training,
-    once, so that loss and proposals see the same boxes. C = 2 (an object, the background) without use_sigmoid in
-    loss_cls; the original has the background first.
+    The binary 3x3 has a bias and only BatchNorm after it. The two real 1x1 read the first feat_channels of the
+    tau*groups*feat_channels maps. With MeanVarianceCoder the means are drawn with the coder's sigma in training, once,
+    so that loss and proposals have the same boxes. C = 2 (an object, the background) without use_sigmoid in loss_cls;
+    the original has the background first.
 
     Args:
-        in_channels, feat_channels: nominal. tau, groups, variant: as the backbone's.
-        feature_weight, prior_weight: of the bottleneck's terms (tasks.detection.models.bottleneck): loss_rpn_feature
-        over the
-            normalised 3x3, all carried maps, and loss_rpn_prior over the proposals' scores. As in the original the
-            prior has no gradient: it is a number beside the others.
-        draw_in_evaluation: draw the means in evaluation too, as the original does.
+        in_channels: nominal width of the input.
+        feat_channels: nominal width of the 3x3.
+        tau: as the backbone's.
+        groups: as the backbone's.
+        variant: as the backbone's.
+        feature_weight: of loss_rpn_feature (tasks.detection.models.bottleneck), over all carried maps of the normalised
+            3x3.
+        prior_weight: of loss_rpn_prior, over the proposals' scores. As in the original it has no gradient and is only
+            logged.
+        draw_in_evaluation: draw the means in evaluation too, as in the original.
             Differs from the paper: off, so that an evaluation gives one result.
-        options: further ones of mmdet's RPNHead, which refuses any other: anchor_generator, bbox_coder, loss_cls,
-            loss_bbox, train_cfg, test_cfg, init_cfg.
+        options: of mmdet's RPNHead, which refuses any other: anchor_generator, bbox_coder, loss_cls, loss_bbox,
+            train_cfg, test_cfg, init_cfg.
 
     Raises:
         InputError: a width that tau*groups does not divide; in training an image with no anchor inside (named).
@@ -82,7 +86,7 @@ class BiDetRPNHead(RPNHead):
         if isinstance(self.bbox_coder, MeanVarianceCoder) and (self.training or self.draw_in_evaluation):
             values = self.bbox_coder.encode_size
             cells = codes.unflatten(1, (-1, values)).movedim(2, -1)
-            codes = self.bbox_coder.drawn(cells).movedim(-1, 2).flatten(1, 2)
+            codes = self.bbox_coder.draw(cells).movedim(-1, 2).flatten(1, 2)
         return scores, codes
 
     def loss_and_predict(
@@ -112,7 +116,7 @@ class BiDetRPNHead(RPNHead):
         bbox_weights: Tensor,
         avg_factor: int,
     ) -> tuple[Tensor, Tensor]:
-        """As AnchorHead's, but of the means alone where the coder has log variances too."""
+        """As AnchorHead's, but only of the means if the coder also has log variances."""
         if isinstance(self.bbox_coder, MeanVarianceCoder):
             bbox_weights = self.bbox_coder.loss_weights(bbox_weights)
         losses: tuple[Tensor, Tensor] = super().loss_by_feat_single(
@@ -138,7 +142,7 @@ class BiDetRPNHead(RPNHead):
                 raise
             height, width = img_meta["img_shape"][:2]
             raise InputError(
-                f"image {img_meta.get('img_path', '(unnamed)')} of {width}x{height} pixels has no anchor inside: "
-                f"resize images to a longer side, or give the anchors smaller scales"
+                f"image {img_meta.get('img_path', '(unnamed)')} must be large enough for an anchor, got "
+                f"{width}x{height} pixels: resize images to a longer side, or give the anchors smaller scales"
             ) from error
         return targets

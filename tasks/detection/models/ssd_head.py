@@ -1,6 +1,6 @@
 """BiDet's SSD head: real 3x3 convolutions, boxes as mean and log variance, multibox and bottleneck loss.
 
-Source: papers.md#bidet-ssd.
+See papers.md#bidet-ssd.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,28 @@ from torch.nn import functional as F
 
 from tasks.detection.mmdet.api import MODELS, InstanceData, SSDHead
 from tasks.detection.models.bottleneck import Bottleneck, class_entropies, feature_term, prior_term
-from tasks.detection.models.coder import MeanVarianceCoder
+from tasks.detection.models.coder import MeanVarianceCoder, at_least_float
 from tasks.detection.models.ssd_priors import SSDPriors
 
 NEGATIVES = 3
-"""Hard negatives an object's prior."""
+"""Hard negatives for each positive prior."""
 
 
 def multibox_loss(scores: Tensor, means: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy over positives and their hardest negatives, and smooth L1 over positives, each summed over the
-    batch and divided by its positives (at least 1).
+    """Cross entropy over positives and their hardest negatives, and smooth L1 over positives.
+
+    Each is summed over the batch and divided by the number of its positives (at least 1).
 
     Args:
-        scores: (N, P, K + 1) logits, the background last. means: (N, P, 4) coded boxes. labels: (N, P), K for the
-            background. targets: (N, P, 4).
+        scores: (N, P, K + 1) logits, the background last.
+        means: (N, P, 4) coded boxes.
+        labels: (N, P), K for the background.
+        targets: (N, P, 4) coded boxes.
     """
     background = scores.shape[-1] - 1
     positive = labels != background
     each = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    # a positive is no candidate: it ranks behind every negative
+    # a positive is not a candidate: it ranks after every negative
     rank = each.detach().masked_fill(positive, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     hard = ~positive & (rank < NEGATIVES * positive.sum(1, keepdim=True))
     count = positive.sum().clamp(min=1)
@@ -42,15 +45,21 @@ def multibox_loss(scores: Tensor, means: Tensor, labels: Tensor, targets: Tensor
 class BiDetSSDHead(SSDHead):
     """Six maps (N, C, h, w) -> per map logits (N, priors * (K + 1), h, w) and box codes (N, priors * 8, h, w).
 
-    The convolutions are real: the README of the original says otherwise, its code is as here. Their weights have the
-    background first, as the original's; forward hands it on as the last class, where mmdet expects it.
+    The convolutions are real, as in the original's code (its README differs). Their weights have the background first,
+    as in the original; forward returns it as the last class, as mmdet expects.
 
     Args:
-        num_classes: K. in_channels: of the maps. anchor_generator, bbox_coder: config of mmdet; the coder is a
-            MeanVarianceCoder. feature_weight, prior_weight: of the bottleneck terms
-            (tasks.detection.models.bottleneck).
-        prior_score, prior_iou, prior_top: what counts as a detection in the prior term.
-        train_cfg, test_cfg: as mmdet's SSDHead.
+        num_classes: K.
+        in_channels: of the maps.
+        anchor_generator: config of mmdet.
+        bbox_coder: config of mmdet, for a MeanVarianceCoder.
+        feature_weight: of the bottleneck's feature term (tasks.detection.models.bottleneck).
+        prior_weight: of the bottleneck's prior term.
+        prior_score: a detection of the prior term has a higher score.
+        prior_iou: of the NMS of the prior term.
+        prior_top: most detections of a class in the prior term.
+        train_cfg: as mmdet's SSDHead.
+        test_cfg: as mmdet's SSDHead.
     """
 
     prior_generator: SSDPriors
@@ -83,7 +92,7 @@ class BiDetSSDHead(SSDHead):
         self.prior_score, self.prior_iou, self.prior_top = prior_score, prior_iou, prior_top
 
     def _init_layers(self) -> None:
-        """mmdet's hook: the convolutions, drawn as the original draws them."""
+        """mmdet's hook: the convolutions, initialised as in the original."""
         self.cls_convs, self.reg_convs = nn.ModuleList(), nn.ModuleList()
         for channels, priors in zip(self.in_channels, self.num_base_priors, strict=True):
             self.cls_convs.append(nn.Conv2d(channels, priors * self.cls_out_channels, 3, padding=1))
@@ -97,10 +106,10 @@ class BiDetSSDHead(SSDHead):
         self.bottleneck = None
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits and box codes of every map; float32 where the network runs in a narrower type."""
+        """Logits and box codes of every map, in float32 if the network runs in half precision."""
         scores = [self._background_last(conv(y)) for conv, y in zip(self.cls_convs, x, strict=True)]
         codes = [conv(y) for conv, y in zip(self.reg_convs, x, strict=True)]
-        return [_wide(y) for y in scores], [_wide(y) for y in codes]
+        return [at_least_float(y) for y in scores], [at_least_float(y) for y in codes]
 
     def _background_last(self, scores: Tensor) -> Tensor:
         return scores.unflatten(1, (-1, self.cls_out_channels)).roll(-1, 2).flatten(1, 2)
@@ -120,9 +129,9 @@ class BiDetSSDHead(SSDHead):
         batch_img_metas: list[dict[str, Any]],
         batch_gt_instances_ignore: list[InstanceData] | None = None,
     ) -> dict[str, Tensor]:
-        """Multibox loss and, with the bottleneck on, the prior term; arguments as mmdet's heads.
+        """Multibox loss and, with the bottleneck on, the prior term; arguments as in mmdet's heads.
 
-        Difficult objects are in batch_gt_instances_ignore: their priors are background, as in the original.
+        The priors of difficult objects (batch_gt_instances_ignore) are background, as in the original.
         """
         sizes = [tuple(scores.shape[-2:]) for scores in cls_scores]
         priors, valid = self.get_anchors(sizes, batch_img_metas, device=cls_scores[0].device)
@@ -131,9 +140,9 @@ class BiDetSSDHead(SSDHead):
         )
         scores = _by_prior(cls_scores, self.cls_out_channels)
         codes = _by_prior(bbox_preds, self.bbox_coder.encode_size)
-        means = self.bbox_coder.mean(self.bbox_coder.drawn(codes))
-        wanted = self.bbox_coder.mean(torch.cat(targets, 1))
-        loss_cls, loss_bbox = multibox_loss(scores, means, torch.cat(labels, 1), wanted)
+        means = self.bbox_coder.mean(self.bbox_coder.draw(codes))
+        target_means = self.bbox_coder.mean(torch.cat(targets, 1))
+        loss_cls, loss_bbox = multibox_loss(scores, means, torch.cat(labels, 1), target_means)
         losses = {"loss_cls": loss_cls, "loss_bbox": loss_bbox}
         if self.bottleneck is not None and self.bottleneck.active and self.bottleneck.prior > 0:
             term = self._prior_term(scores, codes.detach(), torch.cat(priors[0]), batch_gt_instances, batch_img_metas)
@@ -143,7 +152,7 @@ class BiDetSSDHead(SSDHead):
     def _prior_term(
         self, scores: Tensor, codes: Tensor, priors: Tensor, objects: list[InstanceData], metas: list[dict[str, Any]]
     ) -> Tensor:
-        """The sparse prior over the images' own classes; scores (N, P, K + 1) are logits, codes (N, P, 8)."""
+        """The sparse prior over the classes of each image; scores (N, P, K + 1) are logits, codes (N, P, 8)."""
         entropies = []
         for each, code, truth, meta in zip(scores.softmax(-1), codes, objects, metas, strict=True):
             boxes = self.bbox_coder.decode(priors, code, max_shape=meta["img_shape"])
@@ -156,7 +165,3 @@ class BiDetSSDHead(SSDHead):
 def _by_prior(maps: Sequence[Tensor], values: int) -> Tensor:
     """Maps (N, priors * values, h, w) -> (N, P, values), in the order of the priors."""
     return torch.cat([y.permute(0, 2, 3, 1).reshape(len(y), -1, values) for y in maps], 1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,4 @@
-"""The priors of SSD300: default boxes of every cell of six maps, no larger than the image (papers.md#bidet-ssd)."""
+"""The priors of SSD300: boxes of every cell of six maps, no larger than the image (papers.md#bidet-ssd)."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,21 @@ RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 
 @TASK_UTILS.register_module()
 class SSDPriors(AnchorGenerator):
-    """Boxes (x1, y1, x2, y2) in pixels, by cell: a small square, a larger one, and a flat and a tall box each ratio.
+    """Boxes (x1, y1, x2, y2) in pixels, by cell: a small square, a larger one, and two boxes for each ratio.
 
-    The original holds sizes and centres to the image, mmdet's SSDAnchorGenerator neither: the last cells of the 10x10
-    map have their centres over the border. Corners may still reach over it. Here all is float64 until grid_priors is
-    told its dtype.
+    The original limits sizes and centres to the image; mmdet's SSDAnchorGenerator does not, and the last cells of its
+    10x10 map have their centres outside. Corners may be outside here too. All is float64 up to the dtype of
+    grid_priors.
 
     Args:
-        strides: pixels between the cells of each map. min_sizes, max_sizes: sides of the small square, and of the
-            larger one times itself over the small one's. ratios: of the sides. image_size: no side is longer and no
-            centre farther.
+        strides: pixels between the cells of each map.
+        min_sizes: side of the small square of each map.
+        max_sizes: the larger square has the side sqrt(min * max).
+        ratios: of the sides of the other boxes.
+        image_size: the longest side and the farthest centre.
 
     Raises:
-        InputError: not as many entries in each of the four.
+        InputError: numbers of entries that differ.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class SSDPriors(AnchorGenerator):
     ) -> None:
         lengths = [len(each) for each in (strides, min_sizes, max_sizes, ratios)]
         if len(set(lengths)) != 1:
-            raise InputError(f"strides, min_sizes, max_sizes and ratios have {lengths} entries, one a map was expected")
+            raise InputError(
+                f"strides, min_sizes, max_sizes and ratios must have one entry a map, got {lengths} entries"
+            )
         self.strides = [(stride, stride) for stride in strides]
         self.image_size = image_size
         self.use_box_type = False
@@ -67,7 +71,7 @@ class SSDPriors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cuda",
     ) -> Tensor:
-        """(h * w * priors, 4) of one map of (h, w), row by row, the priors of a cell next to each other."""
+        """Priors (h * w * priors, 4) of one map (h, w), row by row, those of a cell next to each other."""
         boxes = super().single_level_grid_priors(featmap_size, level_idx, dtype=torch.float64, device=device)
         low, high = boxes.split(2, 1)
         over = ((low + high) / 2 - self.image_size).clamp(min=0)

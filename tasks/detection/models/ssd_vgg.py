@@ -1,4 +1,4 @@
-"""The six feature maps that SSD300 detects from, out of the binary VGG-16 trunk (papers.md#bidet-ssd, #es-bidet)."""
+"""The six feature maps of SSD300, from the binary VGG-16 trunk (papers.md#bidet-ssd, #es-bidet)."""
 
 from collections import OrderedDict
 
@@ -15,13 +15,13 @@ from tasks.detection.mmdet.api import MODELS
 SOURCES = (512, 1024, 512, 256, 256, 256)
 """Nominal channels of the sources: 38x38, 19x19, 10x10, 5x5, 3x3 and 1x1 at 300x300."""
 EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
-"""Of each extra stage: width of its 1x1, width, stride and padding of its 3x3."""
+"""Each extra stage: width of its 1x1, then width, stride and padding of its 3x3."""
 
 
 class L2Norm(nn.Module):
-    """x / (its length over the channels + 1e-10) * weight, a weight a channel that starts at 20: shape and dtype of x.
+    """x / (its length over the channels + 1e-10) * weight, with one weight a channel, which starts at 20.
 
-    mmdet has the same but computes in float32 whatever it is given.
+    Shape and dtype are those of x. mmdet's own layer always computes in float32.
     """
 
     def __init__(self, channels: int, scale: float = 20.0) -> None:
@@ -37,13 +37,15 @@ class L2Norm(nn.Module):
 class ESBiDetVGG16(nn.Module):
     """(N, 3, H, W) -> six sources (N, C, h, w) of SOURCES' channels, the first one normalised.
 
-    The trunk and the extras, binary units without a shortcut or an activation, carry tau*groups times their nominal
-    width; a source is the first C channels, so that L2Norm and heads are those of the plain network
-    (papers.md#es-bidet). The first extra comes behind a ReLU, whose signs are 0 and 1 (BinaryUnit's `rectified`).
+    The trunk and the extras, binary units without a shortcut or an activation, have tau*groups times their nominal
+    width. A source is the first C channels, so that L2Norm and heads are those of the plain network
+    (papers.md#es-bidet). The first extra follows a ReLU, whose signs are 0 and 1 (BinaryUnit's `rectified`).
 
     Args:
-        tau, groups: of the expansion; 1, 1 is the plain network. variant, shortcuts: as
-            esbnn_core.models.vgg.BiDetVGG16.
+        tau: of the expansion; 1 is the plain network, with groups = 1.
+        groups: of the expansion.
+        variant: as esbnn_core.models.vgg.BiDetVGG16.
+        shortcuts: likewise.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer; an unknown variant.
@@ -65,9 +67,9 @@ class ESBiDetVGG16(nn.Module):
         stages = OrderedDict[str, nn.Module]()
         before = SOURCES[1]
         for number, (narrow, wide, stride, padding) in enumerate(EXTRAS):
-            name, behind_relu = f"extras.{number}", number == 0
+            name, rectified = f"extras.{number}", number == 0
             stages[str(number)] = nn.Sequential(
-                style.unit(before, narrow, expansion, f"{name}.0", kernel_size=1, shortcut=None, rectified=behind_relu),
+                style.unit(before, narrow, expansion, f"{name}.0", kernel_size=1, shortcut=None, rectified=rectified),
                 style.unit(narrow, wide, expansion, f"{name}.1", stride=stride, padding=padding, shortcut=None),
             )
             before = wide

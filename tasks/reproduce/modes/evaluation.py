@@ -1,4 +1,4 @@
-"""--mode eval: measures the checkpoints that are at hand, and says of every other cell what it lacks."""
+"""--mode eval: measures the checkpoints that are at hand, and names what is missing for every other cell."""
 
 import json
 import math
@@ -12,13 +12,12 @@ from esbnn_core.checkpoint.fetch import checkpoint_cache, downloaded
 from esbnn_core.errors import InputError
 from esbnn_core.files import write_atomically
 from tasks.evaluate import evaluate_name
-from tasks.reproduce.modes.lines import Measured
-from tasks.reproduce.tables.places import METRIC_NAMES, PLACES, data_folder, missing_data
+from tasks.reproduce.modes.results import Measurement, Measurements
+from tasks.reproduce.tables.datasets import METRIC_NAMES, TABLE_DATASETS, data_folder, describe_missing_data
 from tasks.reproduce.tables.table import Row, Table
 
 FOLDER = "evaluated"
-"""Below --out: what tasks.evaluate said of each checkpoint, which later runs of any mode show again."""
-Found = dict[tuple[str, str, str], Measured]
+"""Below --out: the results of tasks.evaluate, which later runs of any mode show again."""
 Evaluate = Callable[..., dict[str, Any]]
 
 
@@ -30,68 +29,73 @@ def evaluate_tables(
     evaluate: Evaluate | None = None,
     catalogue: Path = CATALOGUE,
     **options: Any,
-) -> Found:
-    """Every cell of the tables: measured, or why it is not. Nothing that is missing raises.
+) -> Measurements:
+    """Measure every cell of the tables, or say why it is not measured. Nothing that is missing raises.
 
     Args:
-        out: where the results are kept. data: --data. evaluate: in place of tasks.evaluate.evaluate_name. options: for
-            it, e.g. device.
+        tables: with the rows to measure.
+        out: folder where the results are kept.
+        data: --data.
+        evaluate: in place of tasks.evaluate.evaluate_name.
+        catalogue: the manifest.
+        options: for evaluate, e.g. device.
     """
     evaluate = evaluate or evaluate_name
     results: dict[tuple[str, str], dict[str, Any]] = {}
-    found: Found = {}
+    measured: Measurements = {}
     for row, dataset in _measured_rows(tables):
         key = (row.checkpoint, dataset)
         if row.checkpoint and key not in results:
-            results[key] = _result(row, dataset, out, data, evaluate, catalogue, options)
-        found |= _cells(row, dataset, results.get(key, {}), data)
-    return found
+            results[key] = _evaluate_row(row, dataset, out, data, evaluate, catalogue, options)
+        measured |= _read_cells(row, dataset, results.get(key, {}), data)
+    return measured
 
 
-def kept(tables: Iterable[Table], out: Path, data: str) -> Found:
-    """What an earlier evaluation into the same folder measured; cells without are not in it.
+def read_evaluated(tables: Iterable[Table], out: Path, data: str) -> Measurements:
+    """What an earlier evaluation into the same folder measured; cells without a value are left out.
 
     Raises:
-        InputError: a file in that folder that is no result, or of another checkpoint.
+        InputError: a file in that folder that is not a result, or is one of another checkpoint.
     """
-    found: Found = {}
+    measured: Measurements = {}
     for row, dataset in _measured_rows(tables):
         path = result_file(out, row.checkpoint, dataset)
         if not row.checkpoint or not path.is_file():
             continue
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            met = (result["name"], result["dataset"])
-            cells = _cells(row, dataset, result, data)
+            found = (result["name"], result["dataset"])
+            cells = _read_cells(row, dataset, result, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no result of tasks.evaluate ({error}): remove it") from error
-        if met != (row.checkpoint, PLACES[dataset].name):
+            raise InputError(f"{path} is not a result of tasks.evaluate ({error}): remove it") from error
+        if found != (row.checkpoint, TABLE_DATASETS[dataset].name):
             raise InputError(
-                f"{path} is a result of {met[0] or 'a file without a name'} on {met[1]}, one of {row.checkpoint} on "
-                f"{PLACES[dataset].name} was expected: remove it, or evaluate with --entry {row.checkpoint}"
+                f"{path} must be a result of {row.checkpoint} on {TABLE_DATASETS[dataset].name}, got one of "
+                f"{found[0] or 'a file without a name'} on {found[1]}: remove it, or evaluate with "
+                f"--entry {row.checkpoint}"
             )
-        found |= {key: value for key, value in cells.items() if value.value is not None}
-    return found
+        measured |= {key: value for key, value in cells.items() if value.value is not None}
+    return measured
 
 
 def _measured_rows(tables: Iterable[Table]) -> Iterator[tuple[Row, str]]:
     """Rows with each dataset that they are measured on."""
     for table in tables:
-        for row in () if table.counts_alone else table.rows:
+        for row in () if table.counts_only else table.rows:
             for dataset in row.cells:
                 yield row, dataset
 
 
 def result_file(out: Path, checkpoint: str, dataset: str) -> Path:
-    """Where --json of tasks.evaluate is looked for."""
-    return out / FOLDER / f"{checkpoint}-{PLACES[dataset].name}.json"
+    """The file that --json of tasks.evaluate is read from."""
+    return out / FOLDER / f"{checkpoint}-{TABLE_DATASETS[dataset].name}.json"
 
 
-def _result(
+def _evaluate_row(
     row: Row, dataset: str, out: Path, data: str, evaluate: Evaluate, catalogue: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What tasks.evaluate says of the row's checkpoint; {"lacking": sentences} where it says nothing."""
-    path, place = result_file(out, row.checkpoint, dataset), PLACES[dataset]
+    """The result of tasks.evaluate for the row's checkpoint; {"missing": sentences} without one."""
+    path, place = result_file(out, row.checkpoint, dataset), TABLE_DATASETS[dataset]
     try:
         entry = read_catalogue(catalogue).find(row.checkpoint)
         other = entry.dataset != place.name
@@ -104,59 +108,59 @@ def _result(
             words = ["python", "-m", "tasks.evaluate", "FILE", "--entry", entry.name]
             words += [*(["--dataset", place.name] if other else []), "--data", data_folder(dataset, data)]
             raise InputError(
-                f"file {entry.name} lies behind a page for people: download it at {entry.url}, then "
-                f"{shlex.join([*words, '--json', str(path)])}, and this table shows it"
+                f"file {entry.name} can only be downloaded from a web page: save {entry.url}, then run "
+                f"{shlex.join([*words, '--json', str(path)])}, and this table shows its result"
             )
-        if missing_data(dataset, data):
-            return {"lacking": []}  # nothing is fetched that could not be measured; the cell says itself what it lacks
+        if describe_missing_data(dataset, data):
+            return {"missing": []}  # nothing is fetched that could not be measured; the cell names its data itself
         print(f"evaluating {row.checkpoint} on {place.name}", flush=True)
         chosen = {"dataset": place.name} if other else {}
         result = evaluate(row.checkpoint, data=data_folder(dataset, data), **chosen, **options)
     except (InputError, OSError) as error:
-        return {"lacking": [_told(error)]}
+        return {"missing": [_sentence(error)]}
     except ModuleNotFoundError as error:
-        return {"lacking": [f"package {error.name} is not installed: pip install 'esbnn[{row.task}]'"]}
+        return {"missing": [f"package {error.name} is not installed: pip install 'esbnn[{row.task}]'"]}
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
-def _cells(row: Row, dataset: str, result: dict[str, Any], data: str) -> Found:
+def _read_cells(row: Row, dataset: str, result: dict[str, Any], data: str) -> Measurements:
     metrics = row.cells[dataset]
-    return {(row.name, dataset, metric): _cell(row, dataset, metric, result, data) for metric in metrics}
+    return {(row.name, dataset, metric): _read_cell(row, dataset, metric, result, data) for metric in metrics}
 
 
-def _cell(row: Row, dataset: str, metric: str, result: dict[str, Any], data: str) -> Measured:
+def _read_cell(row: Row, dataset: str, metric: str, result: dict[str, Any], data: str) -> Measurement:
     if not row.checkpoint:
-        return _lacks(_untrained(row), missing_data(dataset, data))
-    if "lacking" in result:
-        return _lacks(missing_data(dataset, data), *result["lacking"])
+        return _missing(_describe_unreleased(row), describe_missing_data(dataset, data))
+    if "missing" in result:
+        return _missing(describe_missing_data(dataset, data), *result["missing"])
     if not result["whole"]:
-        return _lacks(f"{row.checkpoint} was evaluated on a part of {dataset} or on other images: leave --limit out")
+        return _missing(f"{row.checkpoint} was evaluated on a part of {dataset} or on other images: leave --limit out")
     value = result["metrics"].get(METRIC_NAMES.get(metric, metric))
-    # LPIPS is a text where its weights are not at hand
+    # LPIPS is a text if its weights are not at hand
     if not isinstance(value, int | float) or not math.isfinite(value):
-        return _lacks(f"{metric} was not measured on {dataset}" + (f": {value}" if value else ""))
-    told = [f"{row.checkpoint}, sha256 {result['sha256'][:12]}, {result['images']:,} images, {result['backend']}"]
+        return _missing(f"{metric} was not measured on {dataset}" + (f": {value}" if value else ""))
+    source = [f"{row.checkpoint}, sha256 {result['sha256'][:12]}, {result['images']:,} images, {result['backend']}"]
     if result.get("within") is False:
-        told.append(f"OUTSIDE the entry's tolerance of {result['tolerance']:g} around {result['expected']:g}")
+        source.append(f"OUTSIDE the entry's tolerance of {result['tolerance']:g} around {result['expected']:g}")
     if result.get("warning"):
-        told.append(result["warning"])
-    return Measured(float(value), "; ".join(told))
+        source.append(result["warning"])
+    return Measurement(float(value), "; ".join(source))
 
 
-def _told(error: Exception) -> str:
-    from esbnn_core.lit.cli import sentence  # lightning takes seconds to import, and counting does without
+def _sentence(error: Exception) -> str:
+    from esbnn_core.lit.cli import sentence  # lightning takes seconds to import, and counting does not need it
 
     return sentence(error)
 
 
-def _untrained(row: Row) -> str:
-    """What is to be done about a row without a released file."""
+def _describe_unreleased(row: Row) -> str:
+    """What can be done about a row without a released file."""
     if not row.recipe:
         return "no file is released, and there is no recipe for it here"
     return "no file is released: the row's command trains it"
 
 
-def _lacks(*sentences: str) -> Measured:
-    """Those of the sentences that say something."""
-    return Measured(missing=tuple(filter(None, sentences)))
+def _missing(*sentences: str) -> Measurement:
+    """A cell without a value, with the sentences that are not empty."""
+    return Measurement(missing=tuple(filter(None, sentences)))

@@ -1,17 +1,16 @@
-"""What a row's network costs, counted: built without a file or an image, by each task's own rule for its input."""
+"""--mode ops: the cost of a row's network, built without a file or an image, by the rule of its task."""
 
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from esbnn_core import count, create_model, model_spec
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT
+from tasks.reproduce.tables.configs import read_setting
 from tasks.reproduce.tables.table import Row
 
 
@@ -20,8 +19,13 @@ class RowCost:
     """Cost of one input.
 
     Attributes:
-        ops: BOPs / 64 + FLOPs, regions of a two-stage detector included. ops_as_published: by the rule of the row's
-            source. bops, flops: multiply-accumulates. params: all; binary_params: those of 1 bit each. size: (C, H, W).
+        ops: BOPs / 64 + FLOPs, with the regions of a two-stage detector.
+        ops_as_published: by the rule of the row's source.
+        bops: binary multiply-accumulates.
+        flops: real multiply-accumulates.
+        params: all parameters.
+        binary_params: those of 1 bit each.
+        size: (C, H, W) of the input.
     """
 
     ops: float
@@ -34,24 +38,26 @@ class RowCost:
 
     @property
     def words(self) -> float:
-        """Parameters in words of 32 bits: a binary weight is 1/32 (BI-DiffSR's "Params")."""
+        """Parameters in words of 32 bits; a binary weight is 1/32 of one (BI-DiffSR's "Params")."""
         return self.params - self.binary_params + self.binary_params / 32
 
 
-def row_cost(row: Row) -> RowCost:
+def count_row(row: Row) -> RowCost:
     """Count the network of a row.
 
     Raises:
-        InputError: a network or option that does not exist, or a package that the task needs and that is not installed.
+        InputError: a network or option that does not exist, or a package that the task needs is not installed.
     """
     try:
         if row.task == "classification":
-            return _classifier(row.network, tuple(sorted(row.options.items())), row.size, row.ops_rule)
+            return _count_classifier(row.network, tuple(sorted(row.options.items())), row.size, row.ops_rule)
         if row.task == "detection":
-            return _detector(row.recipe, row.size, row.ops_rule)
-        # what is counted, not where it is written: many recipes have one UNet
-        unet = json.dumps([setting(row.recipe, f"model.{key}") or {} for key in ("unet", "overrides")], sort_keys=True)
-        return _upsampler(unet, row.size, row.ops_rule)
+            return _count_detector(row.recipe, row.size, row.ops_rule)
+        # by its options, not by its recipe: many recipes share one UNet, which is then counted once
+        unet = json.dumps(
+            [read_setting(row.recipe, f"model.{key}") or {} for key in ("unet", "overrides")], sort_keys=True
+        )
+        return _count_unet(unet, row.size, row.ops_rule)
     except ModuleNotFoundError as error:
         raise InputError(
             f"row {row.name} needs the package {error.name}, which is not installed: pip install 'esbnn[{row.task}]'"
@@ -59,7 +65,7 @@ def row_cost(row: Row) -> RowCost:
 
 
 @cache
-def _classifier(
+def _count_classifier(
     network: str, options: tuple[tuple[str, Any], ...], size: tuple[int, int, int] | None, rule: str
 ) -> RowCost:
     with torch.device("meta"):
@@ -73,15 +79,17 @@ def _classifier(
 
 
 @cache
-def _detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, rule: str) -> RowCost:
+def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, rule: str) -> RowCost:
     from tasks.detection.cost import detector_cost
     from tasks.detection.module import DetectionModule
 
     if size is None or rule != "papers":
-        raise InputError(f"the detector of {recipe[0]} is counted at a size and by the papers' rule: correct the row")
-    overrides = setting(recipe, "model.overrides") or {}
-    # not on the meta device: mmdet's init_weights looks at the numbers
-    module = DetectionModule(model=str(ROOT / setting(recipe, "model.model")), overrides=overrides)
+        raise InputError(
+            f"the row of {recipe[0]} must have a size and the rule papers, got {size} and {rule}: correct the row"
+        )
+    overrides = read_setting(recipe, "model.overrides") or {}
+    # not on the meta device: mmdet's init_weights reads the weights
+    module = DetectionModule(model=str(ROOT / read_setting(recipe, "model.model")), overrides=overrides)
     c = detector_cost(module.network, size)
     regions = c.regions if c.region else 0
     bops, flops = (
@@ -91,13 +99,15 @@ def _detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, rule: 
 
 
 @cache
-def _upsampler(options: str, size: tuple[int, int, int] | None, rule: str) -> RowCost:
+def _count_unet(options: str, size: tuple[int, int, int] | None, rule: str) -> RowCost:
     """options: [model.unet, model.overrides] as json."""
     from tasks.super_resolution.cost import unet_cost
     from tasks.super_resolution.module import SIDE, SuperResolutionModule
 
     if rule == "int8" or (size is not None and size[1] != size[2]):
-        raise InputError(f"a UNet has the size {size} and the rule {rule}, a square and no 8-bit layers were expected")
+        raise InputError(
+            f"a UNet must have a square size and a rule other than int8, got {size} and {rule}: correct the row"
+        )
     side = size[1] if size else SIDE
     unet, overrides = json.loads(options)
     with torch.device("meta"):
@@ -106,26 +116,3 @@ def _upsampler(options: str, size: tuple[int, int, int] | None, rule: str) -> Ro
     as_published = c.ops_with_attention if rule == "attention" else c.ops
     layers = c.layers
     return RowCost(c.ops, as_published, layers.bops, layers.flops, c.params, layers.binary_params, (3, side, side))
-
-
-def setting(recipe: tuple[str, ...], name: str) -> Any:
-    """The value of "a.b.c" in the last config that has it, as the task's command line takes it; None for none."""
-    found = None
-    for config in recipe:
-        value: Any = read_config(ROOT / config)
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        found = value if value is not None else found
-    return found
-
-
-@cache
-def read_config(path: Path) -> dict[str, Any]:
-    """A config as plain YAML. Raises InputError."""
-    try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"config {path} cannot be read ({' '.join(str(error).split())}): restore it") from error
-    if not isinstance(body, dict):
-        raise InputError(f"config {path} holds no mapping: restore it")
-    return body

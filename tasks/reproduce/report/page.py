@@ -1,13 +1,14 @@
-"""report.html: every table and picture of an --out folder in one file that needs nothing else."""
+"""report.html: every table and picture of an --out folder in one file that needs no other."""
 
 import base64
 import html
 from collections.abc import Sequence
 
-from tasks.reproduce.modes.lines import Outcome
-from tasks.reproduce.modes.proxy_rows import ProxyRow
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.modes.results import TableResult
+from tasks.reproduce.report.grids import Grid, make_cell_grid, make_cost_grid, make_proxy_grid
 from tasks.reproduce.report.pictures import Picture
-from tasks.reproduce.report.writing import PROXY_NOTE, PROXY_TITLE, Grid, cell_grid, cost_grid, proxy_grid
+from tasks.reproduce.report.text import PROXY_NOTE, PROXY_TITLE
 
 _CSS = """
 :root { color-scheme: light dark; }
@@ -26,26 +27,29 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def page(outcomes: Sequence[Outcome], proxies: Sequence[ProxyRow], pictures: Sequence[Picture]) -> str:
+def render_html(tables: Sequence[TableResult], proxies: Sequence[ProxyResult], pictures: Sequence[Picture]) -> str:
     """The whole report.
 
     Args:
-        outcomes: tables, in their order. proxies: shown in a section of their own. pictures: named after a table
-            (figure1.png), after the proxies (proxies.png, ablation.png), or shown at the end.
+        tables: in their order.
+        proxies: shown in a section of their own.
+        pictures: shown with the table or the proxies that their name says (figure1.png, proxies.png, ablation.png),
+            all others at the end.
     """
     by_name = {picture.name: picture for picture in pictures}
-    links = [(outcome.table, outcome.title) for outcome in outcomes]
+    links = [(table.table, table.title) for table in tables]
     parts = []
-    for outcome in outcomes:
-        own = by_name.pop(f"{outcome.table}.png", None) if outcome.table != "ablation" else None
-        parts.append(_table(outcome, own))
+    for table in tables:
+        # ablation.png is of the proxies, not of the table of that name
+        picture = by_name.pop(f"{table.table}.png", None) if table.table != "ablation" else None
+        parts.append(_render_table(table, picture))
     if proxies:
         links.append(("proxies", PROXY_TITLE))
         shown = [by_name.pop(name) for name in ("proxies.png", "ablation.png") if name in by_name]
-        parts.append(_proxies(proxies, shown))
+        parts.append(_render_proxies(proxies, shown))
     if by_name:
         links.append(("pictures", "Pictures"))
-        shown_last = "".join(_figure(picture) for picture in by_name.values())
+        shown_last = "".join(_render_figure(picture) for picture in by_name.values())
         parts.append(f'<section id="pictures"><h2>Pictures of runs</h2>{shown_last}</section>')
     nav = "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links)
     return (
@@ -58,19 +62,19 @@ def page(outcomes: Sequence[Outcome], proxies: Sequence[ProxyRow], pictures: Seq
     )
 
 
-def _table(outcome: Outcome, picture: Picture | None) -> str:
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in outcome.notes)
-    parts = [f'<section id="{outcome.table}"><h2>{html.escape(outcome.title)}</h2>']
+def _render_table(table: TableResult, picture: Picture | None) -> str:
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    parts = [f'<section id="{table.table}"><h2>{html.escape(table.title)}</h2>']
     if notes:
         parts.append(f'<ul class="notes">{notes}</ul>')
     if picture is not None:
-        parts.append(_figure(picture))
-    cells = cell_grid(outcome)
+        parts.append(_render_figure(picture))
+    cells = make_cell_grid(table)
     if cells is not None:
-        parts.append(_grid(cells))
+        parts.append(_render_grid(cells))
         parts.append("<h3>Operations and parameters</h3>")
-    parts.append(_grid(cost_grid(outcome)))
-    commands = dict.fromkeys((line.system, line.command) for line in outcome.lines if line.command)
+    parts.append(_render_grid(make_cost_grid(table)))
+    commands = dict.fromkeys((cell.system, cell.command) for cell in table.cells if cell.command)
     if commands:
         items = "".join(
             f"<li>{html.escape(system)}: <code>{html.escape(command)}</code></li>" for system, command in commands
@@ -79,18 +83,18 @@ def _table(outcome: Outcome, picture: Picture | None) -> str:
     return "".join([*parts, "</section>"])
 
 
-def _proxies(rows: Sequence[ProxyRow], pictures: Sequence[Picture]) -> str:
-    grid = proxy_grid(rows)
+def _render_proxies(results: Sequence[ProxyResult], pictures: Sequence[Picture]) -> str:
+    grid = make_proxy_grid(results)
     items = "".join(f"<li><code>{html.escape(line)}</code></li>" for line in grid.below)
     return (
         f'<section id="proxies" class="proxy"><h2>{PROXY_TITLE}</h2><p>{html.escape(PROXY_NOTE)}</p>'
-        + "".join(_figure(picture) for picture in pictures)
-        + _grid(Grid(grid.head, grid.body, []))
+        + "".join(_render_figure(picture) for picture in pictures)
+        + _render_grid(Grid(grid.head, grid.body, []))
         + f"<details><summary>Networks and commands</summary><ul>{items}</ul></details></section>"
     )
 
 
-def _grid(grid: Grid) -> str:
+def _render_grid(grid: Grid) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in grid.head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in grid.body)
     below = "".join(f"<li>{html.escape(line)}</li>" for line in grid.below)
@@ -98,7 +102,7 @@ def _grid(grid: Grid) -> str:
     return text + (f'<ul class="notes">{below}</ul>' if below else "")
 
 
-def _figure(picture: Picture) -> str:
+def _render_figure(picture: Picture) -> str:
     source = base64.b64encode(picture.data).decode()
     title, caption = html.escape(picture.title, quote=True), html.escape(picture.caption)
     return (

@@ -1,4 +1,4 @@
-"""Pictures of the report: Figure 1's pairs, the proxies, the ablation's curves, and pictures that runs have drawn."""
+"""Pictures of the report: Figure 1's pairs, the proxies, the ablation's curves, and what `predict` has drawn."""
 
 import io
 import re
@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from esbnn_core.errors import InputError
-from tasks.reproduce.modes.lines import Line, Outcome
-from tasks.reproduce.modes.proxy_rows import ProxyRow
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.modes.results import CellResult, TableResult
 
 COLOURS = {"base": "#8c8c8c", "es": "#c44e52", "rep": "#4c72b0"}
 OTHERS = ("#55a868", "#8172b3", "#ccb974", "#64b5cd", "#dd8452", "#937860")
@@ -22,7 +22,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the report. name: of its file; title and caption: for people; data: a PNG."""
+    """One picture of the report.
+
+    Attributes:
+        name: of its file.
+        title: for people.
+        caption: for people.
+        data: a PNG.
+    """
 
     name: str
     title: str
@@ -30,30 +37,28 @@ class Picture:
     data: bytes
 
 
-def figure1(outcome: Outcome) -> Picture:
-    """The pairs of bars: published, and measured here beside them where there is a measurement."""
-    lines = {line.name: line for line in outcome.lines}
-    pairs = [(line, lines[line.partner]) for line in outcome.lines if line.partner]
+def draw_figure1(table: TableResult) -> Picture:
+    """Draw the pairs of bars: published, with the value measured here beside it if there is one."""
+    cells = {cell.name: cell for cell in table.cells}
+    pairs = [(cell, cells[cell.partner]) for cell in table.cells if cell.partner]
     if not pairs:
-        raise InputError(
-            "table figure1 has no row with a partner, so there is nothing to draw: name partners in its rows"
-        )
-    figure, panels = _panels(len(pairs), 2.5, 3.6)
+        raise InputError("table figure1 must have a row with a partner, got none: name partners in its rows")
+    figure, panels = _make_panels(len(pairs), 2.5, 3.6)
     for panel, pair in zip(panels, pairs, strict=True):
-        _pair(panel, *pair)
-    measured = sum(line.ours is not None for line in outcome.lines)
+        _draw_pair(panel, *pair)
+    measured = sum(cell.ours is not None for cell in table.cells)
     caption = (
-        f"Grey: base, red: ES. Plain bars are published, hatched ones measured here ({measured} of {len(lines)}). The "
+        f"Grey: base, red: ES. Plain bars are published, hatched ones measured here ({measured} of {len(cells)}). The "
         f"axes do not start at 0."
     )
-    return Picture("figure1.png", outcome.title, caption, png(figure))
+    return Picture("figure1.png", table.title, caption, encode_png(figure))
 
 
-def _pair(panel: Any, base: Line, es: Line) -> None:
+def _draw_pair(panel: Any, base: CellResult, es: CellResult) -> None:
     places, values, heights = [], [], []
-    for place, (line, kind) in enumerate(((base, "base"), (es, "es"))):
-        bars = [(float(line.published), "")] if line.published else []
-        bars += [(line.ours, "//")] if line.ours is not None else []
+    for place, (cell, kind) in enumerate(((base, "base"), (es, "es"))):
+        bars = [(float(cell.published), "")] if cell.published else []
+        bars += [(cell.ours, "//")] if cell.ours is not None else []
         for number, (value, hatch) in enumerate(bars):
             x = place + (number - (len(bars) - 1) / 2) * 0.4
             panel.bar(x, value, 0.38, color=COLOURS[kind], hatch=hatch, edgecolor="white" if not hatch else "black")
@@ -77,25 +82,25 @@ def _pair(panel: Any, base: Line, es: Line) -> None:
     panel.set_title(f"{base.dataset}\n{base.metric}", fontsize=9)
 
 
-def proxies(rows: Sequence[ProxyRow]) -> Picture:
-    """Every proxy but the ablation: mean with its 95 % interval, and each seed as a dot."""
-    rows = [row for row in rows if row.system != "ablation"]
-    groups: dict[tuple[str, str, str], list[ProxyRow]] = {}
-    for row in rows:
-        groups.setdefault((row.system, row.dataset, row.metric_name), []).append(row)
+def draw_proxies(results: Sequence[ProxyResult]) -> Picture:
+    """Draw every proxy except the ablation: the mean with its 95 % interval, and each seed as a dot."""
+    groups: dict[tuple[str, str, str], list[ProxyResult]] = {}
+    for result in results:
+        if result.system != "ablation":
+            groups.setdefault((result.system, result.dataset, result.metric_name), []).append(result)
     if not groups:
         raise InputError("there is no proxy to draw: python -m tasks.reproduce figure1 --mode proxy trains them")
     most = max(len(members) for members in groups.values())
-    figure, panels = _panels(len(groups), max(2.6, 0.85 * most), 3.6, most=3)
+    figure, panels = _make_panels(len(groups), max(2.6, 0.85 * most), 3.6, most=3)
     for panel, ((system, dataset, metric), members) in zip(panels, groups.items(), strict=True):
-        for place, row in enumerate(members):
-            colour = COLOURS.get(row.variant, OTHERS[place % len(OTHERS)])
-            panel.plot([place] * len(row.values), row.values, "o", color=colour, alpha=0.4, markersize=4)
-            width = row.half_width if len(row.values) > 1 else None
-            panel.errorbar(place, row.mean, yerr=width, fmt="D", color=colour, capsize=5, markersize=6)
-            # beside the mean, where no interval runs through it
-            panel.text(place + 0.12, row.mean, f"{row.mean:.2f}", va="center", fontsize=8)
-        panel.set_xticks(range(len(members)), [textwrap.fill(row.variant, 9) for row in members], fontsize=8)
+        for place, result in enumerate(members):
+            colour = COLOURS.get(result.variant, OTHERS[place % len(OTHERS)])
+            panel.plot([place] * len(result.values), result.values, "o", color=colour, alpha=0.4, markersize=4)
+            width = result.half_width if len(result.values) > 1 else None
+            panel.errorbar(place, result.mean, yerr=width, fmt="D", color=colour, capsize=5, markersize=6)
+            # beside the mean, clear of its interval
+            panel.text(place + 0.12, result.mean, f"{result.mean:.2f}", va="center", fontsize=8)
+        panel.set_xticks(range(len(members)), [textwrap.fill(result.variant, 9) for result in members], fontsize=8)
         panel.set_xlim(-0.5, len(members) - 0.2)
         panel.margins(y=0.12)
         panel.set_title(f"{system}\n{dataset}, {metric}", fontsize=9)
@@ -104,36 +109,40 @@ def proxies(rows: Sequence[ProxyRow]) -> Picture:
         "Proxies: small networks, short runs, equal operations. Diamond: mean over the seeds with its 95 % interval "
         "(none for one seed); dots: the seeds. No value compares with a published one."
     )
-    return Picture("proxies.png", "Proxy comparisons", caption, png(figure))
+    return Picture("proxies.png", "Proxy comparisons", caption, encode_png(figure))
 
 
-def ablation(rows: Sequence[ProxyRow]) -> Picture:
-    """Curves over tau, one for each number of groups (and whatever else the variants name)."""
-    curves: dict[str, list[tuple[int, ProxyRow]]] = {}
-    flat: list[ProxyRow] = []
-    for row in (row for row in rows if row.system == "ablation"):
-        met = re.fullmatch(r"tau=(\d+) +(g=\d+.*)", row.variant)
-        if met:
-            curves.setdefault(met.group(2), []).append((int(met.group(1)), row))
+def draw_ablation(results: Sequence[ProxyResult]) -> Picture:
+    """Draw curves over tau, one for each number of groups and whatever else the variants name."""
+    curves: dict[str, list[tuple[int, ProxyResult]]] = {}
+    flat: list[ProxyResult] = []
+    for result in (result for result in results if result.system == "ablation"):
+        match = re.fullmatch(r"tau=(\d+) +(g=\d+.*)", result.variant)
+        if match:
+            curves.setdefault(match.group(2), []).append((int(match.group(1)), result))
         else:
-            flat.append(row)
+            flat.append(result)
     if not curves:
         raise InputError("there is no ablation to draw: python -m tasks.reproduce ablation --mode proxy trains it")
-    figure, (scores, sizes) = _panels(2, 4.2, 3.6)
+    figure, (scores, sizes) = _make_panels(2, 4.2, 3.6)
     shift = 1.0
     for place, (label, points) in enumerate(curves.items()):
         points.sort(key=lambda point: point[0])
         colour = OTHERS[place % len(OTHERS)]
         taus = [tau * shift for tau, _ in points]
-        means = [row.mean for _, row in points]
-        widths = [row.half_width if len(row.values) > 1 else 0.0 for _, row in points]
+        means = [result.mean for _, result in points]
+        widths = [result.half_width if len(result.values) > 1 else 0.0 for _, result in points]
         scores.errorbar(taus, means, yerr=widths, marker="o", capsize=4, color=colour, label=label)
         sizes.plot(
-            [tau for tau, _ in points], [row.params / 1e3 for _, row in points], marker="o", color=colour, label=label
+            [tau for tau, _ in points],
+            [result.params / 1e3 for _, result in points],
+            marker="o",
+            color=colour,
+            label=label,
         )
         shift *= 1.03  # intervals side by side, not on one another
-    for row in flat:
-        scores.axhline(row.mean, linestyle="--", color="black", linewidth=1, label=row.variant)
+    for result in flat:
+        scores.axhline(result.mean, linestyle="--", color="black", linewidth=1, label=result.variant)
     first = next(iter(curves.values()))[0][1]
     scores.set_title(f"{first.metric} on {first.dataset}", fontsize=9)
     sizes.set_title("parameters, thousands", fontsize=9)
@@ -145,20 +154,20 @@ def ablation(rows: Sequence[ProxyRow]) -> Picture:
         panel.set_xlabel("tau")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    ops = sorted({round(row.ops) for points in curves.values() for _, row in points})
+    ops = sorted({round(result.ops) for points in curves.values() for _, result in points})
     equal = f"{ops[0] / 1e6:.3f} M OPs in every point" if len(ops) == 1 else f"{ops[0]:,} to {ops[-1]:,} OPs"
     caption = f"Proxy: {equal}. Bars are 95 % intervals over the seeds (none for one seed)."
-    return Picture("ablation.png", "Ablation: tau and groups", caption, png(figure))
+    return Picture("ablation.png", "Ablation: tau and groups", caption, encode_png(figure))
 
 
-def drawn(folders: Iterable[tuple[str, Path]]) -> list[Picture]:
-    """Pictures that `predict` has left in folders: the sheet of super-resolution, the boxes of a detector.
+def gather_pictures(folders: Iterable[tuple[str, Path]]) -> list[Picture]:
+    """Pictures that `predict` has written to folders: the sheet of super-resolution, the boxes of a detector.
 
     Args:
-        folders: (title, folder). One that does not exist is left out.
+        folders: (title, folder); one that does not exist is left out.
 
     Raises:
-        InputError: a file with a picture's name that is none.
+        InputError: a file with the suffix of a picture that is not one.
     """
     found = []
     for title, folder in folders:
@@ -169,7 +178,7 @@ def drawn(folders: Iterable[tuple[str, Path]]) -> list[Picture]:
         if not files:
             continue
         stem = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-        image = _opened(sheets[0]) if sheets else _side_by_side([_opened(path) for path in files[:MOST]])
+        image = _open_image(sheets[0]) if sheets else _paste_images([_open_image(path) for path in files[:MOST]])
         image.thumbnail((WIDTH, 4 * WIDTH))
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", optimize=True)
@@ -180,7 +189,7 @@ def drawn(folders: Iterable[tuple[str, Path]]) -> list[Picture]:
     return found
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -188,10 +197,14 @@ def _opened(path: Path) -> Image.Image:
         raise InputError(f"picture {path} cannot be read ({error}): remove it or run predict anew") from error
 
 
-def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Up to three in a row, all of one width."""
+def _paste_images(images: Sequence[Image.Image]) -> Image.Image:
+    """At most three a row, on a page of WIDTH pixels."""
     columns = min(3, len(images))
-    width = WIDTH // columns
+    return paste_grid(images, columns, WIDTH // columns)
+
+
+def paste_grid(images: Sequence[Image.Image], columns: int, width: int) -> Image.Image:
+    """Images on a white page, so many a row and all of one width in pixels."""
     scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image in images]
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     heights = [max(image.height for image in row) for row in rows]
@@ -202,8 +215,8 @@ def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def _panels(number: int, width: float, height: float, most: int = 5) -> tuple[Any, list[Any]]:
-    """A figure with at most `most` panels in a row; matplotlib is imported here, what draws nothing does without."""
+def _make_panels(number: int, width: float, height: float, most: int = 5) -> tuple[Any, list[Any]]:
+    """A figure with at most `most` panels in a row. Imports matplotlib, which a run without pictures does not need."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -224,8 +237,8 @@ def _panels(number: int, width: float, height: float, most: int = 5) -> tuple[An
     return figure, panels[:number]
 
 
-def png(figure: Any) -> bytes:
-    """A figure of matplotlib as a file, which is closed with it."""
+def encode_png(figure: Any) -> bytes:
+    """A figure of matplotlib as a PNG; closes the figure."""
     from matplotlib import pyplot as plt
 
     buffer = io.BytesIO()

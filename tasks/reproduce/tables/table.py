@@ -1,6 +1,6 @@
-"""configs/tables/NAME.yaml: which systems a table has, read strictly, every published cell looked up."""
+"""configs/tables/NAME.yaml: the systems of a table, read strictly, with every published cell looked up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,22 +8,22 @@ from typing import Any
 import yaml
 
 from esbnn_core.checkpoint.catalogue import TASKS
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.files import ROOT
-from tasks.reproduce.tables.published import Cell, Key, find
+from tasks.reproduce.tables.published import Cell, Key, find_cell, read_published
 
 TABLES = ROOT / "configs" / "tables"
 NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "ops")
 SYSTEMS = ("reactnet", "bnext", "binaryvit", "bidet", "bidiffsr", "recu", "ablation", "spread", "rates", "width")
 OPS_RULES = ("papers", "int8", "attention")
-"""papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, BNext's README. attention: with the products of attention as well."""
+"""papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""
 METRICS = {
     "ImageNet-1k": ("top1", "top5"),
     "CIFAR-10": ("top1",),
     "VOC07 test": ("mAP",),
     **dict.fromkeys(("Set5", "B100", "Urban100", "Manga109"), ("PSNR_dB", "SSIM", "LPIPS")),
 }
-"""Data of the tables and what is measured on it, by the names of published.csv."""
+"""Data sets of the tables and what is measured on them, by the names of published.csv."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,22 @@ class Row:
     """One system of a table.
 
     Attributes:
-        name: unique in the table. system: as people read it. task: of TASKS.
-        network, options: for create_model, classification alone. recipe: configs, laid behind one another; the network
-            of a detection or super-resolution row is that of its recipe. size: of the input that is counted, None for
-            the network's own.
-        cells: dataset -> metrics that are to be measured. published: (table, method, variant) of published.csv, None
-            where nothing is published. ops_rule: of OPS_RULES, how the source counts.
+        name: unique in the table.
+        system: the name that people read.
+        task: of TASKS.
+        network: for create_model; classification only.
+        options: of the network, for create_model.
+        recipe: configs, the later over the earlier. The network of a detection or super-resolution row is built by it.
+        size: of the counted input, None for the network's own.
+        cells: dataset -> metrics to be measured.
+        published: (table, method, variant) of published.csv, None if nothing is published.
+        ops_rule: of OPS_RULES, how the source counts.
         checkpoint: name of an entry of checkpoints/manifest.json, or "".
-        before: recipes that run first, one after another, each a list of configs. words: further words of the command.
-            run: folder of the run where it is not the recipe's own. trainer: config of the machine that the recipe is
-            written for.
-        partner: row of the same table that is this one with ES, or "".
+        before: recipes that run first, in order.
+        words: further words of the command.
+        run: folder of the run, if it is not the recipe's own.
+        trainer: config of the machine that the recipe is written for.
+        partner: the row of the same table that is this one with ES, or "".
     """
 
     name: str
@@ -64,10 +69,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its rows, the published cells that they refer to by row and (dataset, metric), its proxy systems.
+    """A table: its rows, the published cells that they refer to, and its proxy systems.
 
     Attributes:
-        name: of NAMES. title, notes: for people. proxy: systems that --mode proxy trains small.
+        name: of NAMES.
+        title: for people.
+        notes: for people.
+        proxy: systems that --mode proxy trains small.
+        rows: in their order.
         published: (row, dataset, metric) -> cell.
     """
 
@@ -79,8 +88,8 @@ class Table:
     published: Mapping[tuple[str, str, str], Cell]
 
     @property
-    def counts_alone(self) -> bool:
-        """Whether it is about operations, with nothing to evaluate or train."""
+    def counts_only(self) -> bool:
+        """Whether the table is about operations only, with nothing to evaluate or train."""
         return self.name == "ops"
 
     def row(self, name: str) -> Row:
@@ -100,8 +109,8 @@ def read_table(name: str, published: Mapping[Key, Cell], folder: Path = TABLES) 
     """Read and check one table.
 
     Raises:
-        InputError: a file that is missing or no YAML, an unknown or missing key, a value of a wrong type, a name twice,
-            a config or partner that does not exist, a published cell that published.csv has not.
+        InputError: a missing file or one that is not YAML, an unknown or missing key, a value of a wrong type, a
+            repeated name, a config or partner that does not exist, a cell that is not in published.csv.
     """
     path = folder / f"{name}.yaml"
     try:
@@ -109,39 +118,46 @@ def read_table(name: str, published: Mapping[Key, Cell], folder: Path = TABLES) 
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"table {path} cannot be read ({error}): restore the file") from error
     except yaml.YAMLError as error:
-        raise InputError(f"table {path} is no YAML ({' '.join(str(error).split())}): correct that place") from error
+        raise InputError(f"table {path} is not YAML ({' '.join(str(error).split())}): correct that place") from error
     if not isinstance(body, dict):
-        raise InputError(f"table {path} holds no mapping: title, notes, proxy, defaults and rows were expected")
-    _known(body, {"title", "notes", "proxy", "defaults", "rows"}, str(path))
+        raise InputError(
+            f"table {path} must be a mapping with title, notes, proxy, defaults and rows, got {type(body).__name__}"
+        )
+    _check_keys(body, {"title", "notes", "proxy", "defaults", "rows"}, str(path))
     title, notes, proxy = body.get("title"), body.get("notes", []), body.get("proxy", [])
-    if not isinstance(title, str) or not _texts(notes) or not _texts(proxy):
-        raise InputError(f"table {path} has a wrong head: title is a text, notes and proxy are lists of texts")
+    if not isinstance(title, str) or not _are_texts(notes) or not _are_texts(proxy):
+        raise InputError(f"table {path}: title must be a text, notes and proxy must be lists of texts")
     for system in proxy:
-        if system not in SYSTEMS:
-            raise InputError(f"{path} has the proxy system {system!r}, one of {', '.join(SYSTEMS)} was expected")
+        check_choice(f"{path}: proxy system", system, SYSTEMS)
     defaults, entries = body.get("defaults", {}), body.get("rows")
     if not isinstance(defaults, dict) or not isinstance(entries, list) or not entries:
-        raise InputError(f"table {path} needs rows, a list of mappings, and defaults, if any, as a mapping")
-    rows = [_row(entry, defaults, f"{path} row {place}") for place, entry in enumerate(entries, 1)]
+        raise InputError(f"table {path}: rows must be a list of mappings and not empty, defaults a mapping")
+    rows = [_read_row(entry, defaults, f"{path} row {number}") for number, entry in enumerate(entries, 1)]
     names = [row.name for row in rows]
     cells: dict[tuple[str, str, str], Cell] = {}
     for row in rows:
         where = f"{path} row {row.name}"
         if names.count(row.name) > 1:
-            raise InputError(f"{path} has the row {row.name} twice: give each its own name")
+            raise InputError(f"{path} has two rows of the name {row.name}: give each its own name")
         if row.partner and (row.partner not in names or row.partner == row.name):
-            raise InputError(f"{where} has the partner {row.partner!r}: name another row of the table")
+            raise InputError(f"{where}: partner must be another row of the table, got {row.partner!r}")
         for dataset, metrics in row.cells.items() if row.published else ():
             for metric in metrics:
-                cells[row.name, dataset, metric] = find(published, (*row.published, dataset, metric), where)
+                cells[row.name, dataset, metric] = find_cell(published, (*row.published, dataset, metric), where)
     return Table(name, title, tuple(notes), tuple(proxy), tuple(rows), cells)
 
 
-def _row(entry: Any, defaults: dict[str, Any], where: str) -> Row:
+def read_tables(names: Iterable[str], folder: Path = TABLES) -> list[Table]:
+    """The tables of those names, with the published.csv of the same folder. Raises InputError, see read_table."""
+    published = read_published(folder / "published.csv")
+    return [read_table(name, published, folder) for name in names]
+
+
+def _read_row(entry: Any, defaults: dict[str, Any], where: str) -> Row:
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is no mapping of keys: {', '.join(sorted(_KEYS))}")
-    _known(defaults, _KEYS - {"name"}, f"{where} (defaults)")
-    _known(entry, _KEYS, where)
+        raise InputError(f"{where} must be a mapping of {', '.join(sorted(_KEYS))}, got {type(entry).__name__}")
+    _check_keys(defaults, _KEYS - {"name"}, f"{where} (defaults)")
+    _check_keys(entry, _KEYS, where)
     given = {**defaults, **entry}
     where = f"{where} ({given.get('name', 'without a name')})"
     for key in ("name", "system", "task"):
@@ -149,15 +165,15 @@ def _row(entry: Any, defaults: dict[str, Any], where: str) -> Row:
             raise InputError(f"{where} lacks {key}: add it")
     for key in _TEXT & given.keys():
         if not isinstance(given[key], str):
-            raise InputError(f"{where} has {key} {given[key]!r}, a text was expected")
+            raise InputError(f"{where}: {key} must be a text, got {given[key]!r}")
     for key in _TEXTS & given.keys():
-        if not _texts(given[key]):
-            raise InputError(f"{where} has {key} {given[key]!r}, a list of texts was expected")
+        if not _are_texts(given[key]):
+            raise InputError(f"{where}: {key} must be a list of texts, got {given[key]!r}")
         given[key] = tuple(given[key])
     _check_choices(given, where)
     before = given.get("before", [])
-    if not isinstance(before, list) or not all(_texts(stage) and stage for stage in before):
-        raise InputError(f"{where} has before {before!r}, a list of lists of configs was expected")
+    if not isinstance(before, list) or not all(_are_texts(stage) and stage for stage in before):
+        raise InputError(f"{where}: before must be a list of lists of configs, got {before!r}")
     given["before"] = tuple(tuple(stage) for stage in before)
     for config in (*given.get("recipe", ()), *(c for stage in before for c in stage), given.get("trainer", "")):
         if config and not (ROOT / config).is_file():
@@ -166,45 +182,47 @@ def _row(entry: Any, defaults: dict[str, Any], where: str) -> Row:
 
 
 def _check_choices(given: dict[str, Any], where: str) -> None:
-    """Task, network, size, cells and published of one row, turned into what Row has."""
+    """Check task, network, size, cells and published of one row, and turn them into the fields of Row."""
     for key, choices in (("task", TASKS), ("ops_rule", OPS_RULES)):
-        if given.get(key, choices[0]) not in choices:
-            raise InputError(f"{where} has {key} {given[key]!r}, one of {', '.join(choices)} was expected")
+        check_choice(f"{where}: {key}", given.get(key, choices[0]), choices)
     options = given.get("options", {})
     if not isinstance(options, dict):
-        raise InputError(f"{where} has options {options!r}, a mapping was expected")
+        raise InputError(f"{where}: options must be a mapping, got {options!r}")
     classifier = given["task"] == "classification"
     if classifier != bool(given.get("network")) or (not classifier and (options or not given.get("recipe"))):
         raise InputError(
-            f"{where} does not say its network as its task does: classification has network and options, the others "
-            f"a recipe"
+            f"{where} must name its network as its task does: classification by network and options, the others by a "
+            f"recipe"
         )
     size = given.get("size")
     if size is not None:
         if not (isinstance(size, list) and len(size) == 3 and all(type(side) is int and side > 0 for side in size)):
-            raise InputError(f"{where} has size {size!r}, [channels, height, width] was expected")
+            raise InputError(f"{where}: size must be [channels, height, width], got {size!r}")
         given["size"] = tuple(size)
     cells = given.get("cells", {})
-    if not isinstance(cells, dict) or not all(_texts(metrics) and metrics for metrics in cells.values()):
-        raise InputError(f"{where} has cells {cells!r}, a mapping from dataset to a list of metrics was expected")
+    if not isinstance(cells, dict) or not all(_are_texts(metrics) and metrics for metrics in cells.values()):
+        raise InputError(f"{where}: cells must map each dataset to a list of metrics, got {cells!r}")
     for dataset, metrics in cells.items():
         if wrong := [metric for metric in metrics if metric not in METRICS.get(dataset, ())]:
             known = "; ".join(f"{name}: {', '.join(all_)}" for name, all_ in METRICS.items())
-            raise InputError(f"{where} has the cell {dataset}/{wrong[0]}, of these one was expected: {known}")
+            raise InputError(f"{where}: a cell must be one of {known}, got {dataset}/{wrong[0]}")
     given["cells"] = {dataset: tuple(metrics) for dataset, metrics in cells.items()}
     published = given.get("published")
     if published is not None:
         keys = ("table", "method", "variant")
-        if not isinstance(published, dict) or sorted(published) != sorted(keys) or not _texts([*published.values()]):
-            raise InputError(f"{where} has published {published!r}, table, method and variant were expected as texts")
+        if (
+            not isinstance(published, dict)
+            or sorted(published) != sorted(keys)
+            or not _are_texts([*published.values()])
+        ):
+            raise InputError(f"{where}: published must be the texts table, method and variant, got {published!r}")
         given["published"] = tuple(published[key] for key in keys)
 
 
-def _texts(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
-def _known(given: Mapping[str, Any], keys: set[str], where: str) -> None:
+def _check_keys(given: Mapping[str, Any], keys: set[str], where: str) -> None:
     for key in given:
-        if key not in keys:
-            raise InputError(f"{where} has the unknown key {key!r}, one of {', '.join(sorted(keys))} was expected")
+        check_choice(f"{where}: key", key, sorted(keys))

@@ -73,5 +73,5 @@ def test_overlaps_are_those_of_the_sets_of_pixels() -> None:
 
 def test_overlaps_of_nothing_and_of_an_unknown_kind() -> None:
     assert PixelOverlaps()(torch.zeros(0, 4), random_boxes(3, 0)).shape == (0, 3)
-    with pytest.raises(ValueError, match="mode='giou'"):
+    with pytest.raises(ValueError, match="mode must be one of iou, iof, got 'giou'"):
         PixelOverlaps()(random_boxes(1, 0), random_boxes(1, 1), mode="giou")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esbnn_core.errors import InputError
-from tasks.detection.annotations import image_size, read_record, read_split
+from tasks.detection.annotations import read_image_size, read_record, read_split
 from tasks.detection.mmdet import api as mm
 from tests.helpers.detection.tiny import EMBEDDED
 
@@ -56,24 +56,33 @@ def box(xmin: object, ymin: object, xmax: object, ymax: object, name: str = "dog
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda v: write(v, "000521", box(1, 1, 600, 20)),
-        r"000521\.xml has a dog whose box \(1, 1, 600, 20\) lies outside",
+        r"000521\.xml has a dog whose box \(1, 1, 600, 20\) is outside",
     ),
     (
         lambda v: write(v, "000521", box(-5, 1, 60, 20)),
-        r"000521\.xml has a dog whose box \(-5, 1, 60, 20\) lies outside",
+        r"000521\.xml has a dog whose box \(-5, 1, 60, 20\) is outside",
     ),
     (lambda v: write(v, "000521", box(30, 1, 30, 20)), r"000521\.xml has a dog whose box \(30, 1, 30, 20\) is empty"),
-    (lambda v: write(v, "000521", box("left", 1, 30, 20)), r"000521\.xml has xmin='left' in <bndbox>, a number"),
-    (lambda v: write(v, "000521", box("nan", 1, 30, 20)), r"000521\.xml has xmin='nan'"),
-    (lambda v: write(v, "000521", box(1, 1, 9, 9, "unicorn")), r"000521\.xml has an object of the class 'unicorn'"),
+    (
+        lambda v: write(v, "000521", box("left", 1, 30, 20)),
+        r"xmin in <bndbox> of annotation .*000521\.xml must be a number, got 'left'",
+    ),
+    (lambda v: write(v, "000521", box("nan", 1, 30, 20)), r"000521\.xml must be a number, got 'nan'"),
+    (lambda v: write(v, "000521", box(1, 1, 9, 9, "unicorn")), r"000521\.xml must be among the 20 .*, got 'unicorn'"),
     (lambda v: write(v, "000521", "<object><name>dog</name></object>"), r"000521\.xml has a dog without <bndbox>"),
     (
         lambda v: write(v, "000521", GOOD, "<size><width>50</width><height>40</height></size>"),
-        r"000521\.xml says 50x40 pixels and image .*000521\.jpg has ",
+        r"000521\.xml must be the .* of image .*000521\.jpg, got 50x40",
     ),
     (lambda v: (v / "VOC2007/Annotations/000521.xml").write_text(""), r"000521\.xml is an empty file"),
-    (lambda v: (v / "VOC2007/Annotations/000521.xml").write_text("<annotation><obj"), r"000521\.xml is no whole XML"),
-    (lambda v: (v / "VOC2007/Annotations/000521.xml").write_text("<html/>"), r"000521\.xml begins with <html>"),
+    (
+        lambda v: (v / "VOC2007/Annotations/000521.xml").write_text("<annotation><obj"),
+        r"000521\.xml is not a whole XML",
+    ),
+    (
+        lambda v: (v / "VOC2007/Annotations/000521.xml").write_text("<html/>"),
+        r"000521\.xml must begin with <annotation> .*, got <html>",
+    ),
     (lambda v: (v / "VOC2007/Annotations/000521.xml").unlink(), r"annotation .*000521\.xml does not exist"),
     (lambda v: (v / "VOC2007/JPEGImages/000521.jpg").unlink(), r"image .*000521\.jpg does not exist"),
     (lambda v: (v / "VOC2007/JPEGImages/000521.jpg").write_bytes(b""), r"000521\.jpg cannot be read as an image"),
@@ -103,7 +112,7 @@ def test_a_fault_is_one_sentence_and_skip_bad_passes_over_it(
 
 
 def test_an_edge_of_one_pixel_and_an_image_without_objects_are_no_faults(voc: Path) -> None:
-    width, height = image_size(voc / "VOC2007/JPEGImages/000521.jpg")
+    width, height = read_image_size(voc / "VOC2007/JPEGImages/000521.jpg")
     write(voc, "000521", box(0, 0, width + 1, height + 1) + box("1.9", 1, 10, 10))
     boxes = [i["bbox"] for i in read_record(voc / "VOC2007", "000521")["instances"]]
     assert boxes == [[-1, -1, width, height], [0, 0, 9, 9]]
@@ -115,10 +124,10 @@ def test_an_edge_of_one_pixel_and_an_image_without_objects_are_no_faults(voc: Pa
     ("name", "text", "sentence"),
     [
         ("VOC2007/none", None, r"image list .*none\.txt does not exist"),
-        ("VOC2012/train", None, r"holds no folder VOC2012"),
-        ("train", None, r"image list 'train' was named, YEAR/LIST was expected"),
-        ("VOC2007/train", "\n", r"train\.txt is empty"),
-        ("VOC2007/train", "000521  1\n", r"train\.txt has the line '000521 1', one image id a line"),
+        ("VOC2012/train", None, r"has no folder VOC2012"),
+        ("train", None, r"image list must be YEAR/LIST, .*, got 'train'"),
+        ("VOC2007/train", "\n", r"train\.txt must have one image id a line, got none"),
+        ("VOC2007/train", "000521  1\n", r"train\.txt must have one image id a line, got '000521 1'"),
     ],
 )
 def test_a_wrong_list_is_one_sentence(voc: Path, name: str, text: str | None, sentence: str) -> None:
@@ -131,7 +140,7 @@ def test_a_wrong_list_is_one_sentence(voc: Path, name: str, text: str | None, se
 def test_a_list_of_bad_images_alone_is_an_error_even_when_they_may_be_skipped(voc: Path) -> None:
     for path in (voc / "VOC2007" / "Annotations").iterdir():
         path.write_text("")
-    with pytest.raises(InputError, match="has no image left, all 8 were skipped, the first because annotation"):
+    with pytest.raises(InputError, match="has no image left because all 8 were skipped, the first because annotation"):
         read_split(voc, "VOC2007/train", skip_bad=True)
 
 

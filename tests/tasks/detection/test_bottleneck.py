@@ -11,9 +11,9 @@ from tasks.detection.models.bottleneck import (
     Bottleneck,
     class_entropies,
     feature_term,
-    kept,
     posterior_entropy,
     prior_term,
+    select_detections,
 )
 
 
@@ -74,7 +74,7 @@ def test_what_is_kept_is_what_greedy_suppression_keeps(seed: int, number: int, t
     for i in scores[:, 0].argsort(descending=True).tolist():
         if scores[i, 0] > 0.2 and all(overlap[i, j] <= 0.45 for j in want):
             want.append(i)
-    assert kept(boxes, scores[:, 0], 0.2, 0.45, top).tolist() == want[:top] and len(want) > 5
+    assert select_detections(boxes, scores[:, 0], 0.2, 0.45, top).tolist() == want[:top] and len(want) > 5
 
 
 def test_only_present_classes_with_more_detections_than_objects_count() -> None:
@@ -84,7 +84,7 @@ def test_only_present_classes_with_more_detections_than_objects_count() -> None:
     scores.requires_grad_()
     labels = torch.tensor([0, 2, 0])
     terms = class_entropies(boxes, scores, labels, 0.03, 0.45)
-    found = scores[kept(boxes, scores[:, 0], 0.03, 0.45, 200), 0].detach()
+    found = scores[select_detections(boxes, scores[:, 0], 0.03, 0.45, 200), 0].detach()
     share = found / found.sum()
     assert len(terms) == 1
     assert terms[0].item() == pytest.approx(-(share * (share + 1e-6).log()).sum().item() / 2)

@@ -57,7 +57,7 @@ def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data.root=nowhere"], "nowhere holds no folder VOC2007"),
+        (["--data.root=nowhere"], "nowhere has no folder VOC2007"),
         (["--model.from_scratch=false"], "the detector has no trained backbone to start from"),
         (["--model.model=gone.py"], "config gone.py does not exist"),
         (["--model.overrides={backbone.depth: 19}"], "model SingleStageDetector of the config cannot be built"),

@@ -104,7 +104,7 @@ def test_predict_takes_a_folder_or_the_test_list(make_voc: MakeVoc, tmp_path: Pa
     folder = make_voc(predict=str(EMBEDDED / "VOC2007" / "JPEGImages"), test_size=2)
     folder.setup("predict")
     assert len(folder.splits["predict"]) == 12
-    for path, sentence in ((tmp_path, "holds no image"), (tmp_path / "none", "does not exist")):
+    for path, sentence in ((tmp_path, "has no image"), (tmp_path / "none", "does not exist")):
         with pytest.raises(InputError, match=sentence):
             make_voc(predict=str(path)).setup("predict")
     source = (EMBEDDED / "VOC2007/JPEGImages/000243.jpg").read_bytes()
@@ -117,11 +117,11 @@ def test_predict_takes_a_folder_or_the_test_list(make_voc: MakeVoc, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch_size": 0}, "data.batch_size=0"),
-        ({"train": []}, "data.train names no image list"),
-        ({"classes": ["dog", "dog"]}, "names that differ"),
+        ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1, got 0"),
+        ({"train": []}, "data.train must name at least one image list"),
+        ({"classes": ["dog", "dog"]}, "must be different names"),
         ({"pipeline": "none.py"}, "config none.py does not exist"),
-        ({"root": "nowhere"}, "nowhere holds no folder VOC2007"),
+        ({"root": "nowhere"}, "nowhere has no folder VOC2007"),
     ],
 )
 def test_wrong_options_are_one_sentence(make_voc: MakeVoc, options: dict[str, Any], sentence: str) -> None:

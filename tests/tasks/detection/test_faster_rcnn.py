@@ -140,7 +140,9 @@ def test_without_expansion_es_is_the_plain_detector() -> None:
 
 def test_an_image_without_room_for_an_anchor_is_named() -> None:
     model = made("bidet")
-    with pytest.raises(InputError, match=r"image street\.jpg of 80x64 pixels has no anchor inside: resize images"):
+    with pytest.raises(
+        InputError, match=r"image street\.jpg must be large enough for an anchor, got 80x64 pixels: resize images"
+    ):
         losses(model, torch.randn(1, 3, 64, 80), [sample(64, 80, [[1, 2, 30, 40]], [0])])
 
 
@@ -155,14 +157,24 @@ def test_wrong_options_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "place", "value", "sentence"),
     [
-        ("es_bidet", "rpn_head__tau", 1, r"rpn_head has tau=1, the backbone asks for 2: leave rpn_head\.tau out"),
-        ("bidet", "roi_head__shared_head__groups", 2, r"shared_head has groups=2, the backbone asks for 1"),
-        ("xnor", "rpn_head__variant", "bidet", r"rpn_head has variant=bidet, the backbone asks for xnor"),
-        ("xnor", "roi_head__shared_head__shortcuts", True, r"has shortcuts=True, the backbone asks for False"),
-        ("es_bidet", "roi_head__bbox_roi_extractor__out_channels", 256, r"out_channels=256, the backbone asks for 512"),
-        ("es_bidet", "roi_head__shared_head__type", "BiDetResLayer", r"is a BiDetResLayer without tau.*has tau=2"),
-        ("bidet", "backbone__type", "ResNet", r"was given the backbone ResNet, ESBiDetResNet18 or"),
-        ("bidet", "rpn_head__type", "RPNHaed", r"RPNHaed is in no registry of mmdet"),
+        ("es_bidet", "rpn_head__tau", 1, r"rpn_head\.tau must be the backbone's 2, got 1: leave it out"),
+        ("bidet", "roi_head__shared_head__groups", 2, r"shared_head\.groups must be the backbone's 1, got 2"),
+        ("xnor", "rpn_head__variant", "bidet", r"rpn_head\.variant must be the backbone's xnor, got bidet"),
+        ("xnor", "roi_head__shared_head__shortcuts", True, r"shortcuts must be the backbone's False, got True"),
+        (
+            "es_bidet",
+            "roi_head__bbox_roi_extractor__out_channels",
+            256,
+            r"out_channels must be the backbone's 512, got 256",
+        ),
+        (
+            "es_bidet",
+            "roi_head__shared_head__type",
+            "BiDetResLayer",
+            r"must take the backbone's tau=2, got a BiDetResLayer without tau",
+        ),
+        ("bidet", "backbone__type", "ResNet", r"must be ESBiDetResNet18 or BiDetResNet18, got ResNet"),
+        ("bidet", "rpn_head__type", "RPNHaed", r"RPNHaed is not in a registry of mmdet"),
     ],
 )
 def test_parts_that_do_not_fit_the_backbone_are_named(name: str, place: str, value: object, sentence: str) -> None:

@@ -124,8 +124,8 @@ def test_what_a_config_would_fetch_is_named_and_left_out() -> None:
         "backbone": {"type": "ResNet", "init_cfg": {"type": "Pretrained", "checkpoint": "torchvision://resnet18"}},
         "heads": [{"pretrained": "a.pth", "init_cfg": {"type": "Xavier"}}],
     }
-    assert mm.pretrained(whole) == ["torchvision://resnet18", "a.pth"]
-    assert mm.without_pretrained(whole) == {
+    assert mm.list_pretrained(whole) == ["torchvision://resnet18", "a.pth"]
+    assert mm.drop_pretrained(whole) == {
         "backbone": {"type": "ResNet", "init_cfg": None},
         "heads": [{"pretrained": None, "init_cfg": {"type": "Xavier"}}],
     }
@@ -158,11 +158,11 @@ def test_a_stock_config_gives_losses_and_predictions_on_real_images(name: str) -
     """The file as mmdet ships it, its pipelines and its model; Faster R-CNN then sees the images at a sixth."""
     path = str(STOCK / name)
     torch.manual_seed(0)
-    train, evaluation = pipelines.from_config(path)
+    train, evaluation = pipelines.read_pipelines(path)
     records = read_split(EMBEDDED, "VOC2007/train").records[:2]
     first = DetectionItems(records, pipelines.compose(train), random=True)[0, 0]
     assert first["inputs"].shape[0] == 3 and len(first["data_samples"].gt_instances) > 0
-    smaller = pipelines.without_augmentation(train, evaluation)
+    smaller = pipelines.drop_augmentation(train, evaluation)
     if "faster" in name:
         assert min(first["inputs"].shape[1:]) == 600
         smaller = [{**s, "scale": (160, 96)} if s["type"] == "Resize" else s for s in smaller]
@@ -174,7 +174,7 @@ def test_a_stock_config_gives_losses_and_predictions_on_real_images(name: str) -
         assert (module.network.neck.l2_norm.weight == 20).all()
     module.train()
     batch = collate([items[0, 0], items[1, 0]])
-    data = module.prepared(batch, training=True)
+    data = module.prepare(batch, training=True)
     loss, parts = module.network.parse_losses(module.network(**data, mode="loss"))
     loss.backward()
     assert {"loss_cls", "loss_bbox"} <= set(parts) and torch.isfinite(loss) and loss > 0

@@ -186,7 +186,7 @@ def test_training_needs_a_start_and_evaluation_weights(
     for run in ("validate", "test", "predict"):
         with pytest.raises(InputError, match=f"there are no trained weights to {run}"):
             getattr(make_trainer(), run)(make_detector(from_scratch=False), make_voc())
-    with pytest.raises(InputError, match=r"from_scratch and the file a\.pth were both given"):
+    with pytest.raises(InputError, match=r"from_scratch must be given without a file of weights, got a\.pth too"):
         DetectionModule(TINY, from_scratch=True, backbone="a.pth")
 
 

@@ -68,7 +68,7 @@ def test_the_cache_is_mended_before_anything_of_mmdet_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines == ["mmcv dump_whole", "mmengine dump_whole", "yapf dump_whole", "False"]
+    assert lines == ["mmcv dump_atomically", "mmengine dump_atomically", "yapf dump_atomically", "False"]
 
 
 def test_ssd_predicts_with_the_patch_alone() -> None:

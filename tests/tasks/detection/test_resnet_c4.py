@@ -58,7 +58,9 @@ def test_a_trunk_that_does_not_fit_is_refused_and_nothing_changes() -> None:
     with pytest.raises(InputError, match=r"checkpoint the trunk's layer4 does not fit the network: layer4\.0"):
         load_trunk_(detector, trunk)
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
-    with pytest.raises(InputError, match="the detector has a ResNet and a ResLayer"):
+    with pytest.raises(
+        InputError, match="must be built on a BiDet ResNet-18 and its layer4, got a ResNet and a ResLayer"
+    ):
         load_trunk_(made("real"), trunk)
 
 

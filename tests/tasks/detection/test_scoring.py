@@ -9,7 +9,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from tasks.detection.annotations import VOC_CLASSES
 from tasks.detection.mmdet import api as mm
-from tasks.detection.scoring import Found, coco_results, gather, score
+from tasks.detection.scoring import ImageResult, coco_results, collect, score
 
 CLASSES = ("cat", "dog", "cow")
 NONE: tuple[Any, Any] = (np.zeros((0, 4), np.float32), np.zeros(0, int))
@@ -17,9 +17,9 @@ NONE: tuple[Any, Any] = (np.zeros((0, 4), np.float32), np.zeros(0, int))
 
 def image(
     name: str, objects: tuple[Any, Any] = NONE, found: Any = NONE, scores: Any = (), ignored: tuple[Any, Any] = NONE
-) -> Found:
+) -> ImageResult:
     parts = [(np.asarray(b, np.float32).reshape(-1, 4), np.asarray(k, int)) for b, k in (objects, ignored, found)]
-    return Found(name, 100, 100, *parts[0], *parts[1], *parts[2], np.asarray(scores, np.float32))
+    return ImageResult(name, 100, 100, *parts[0], *parts[1], *parts[2], np.asarray(scores, np.float32))
 
 
 A, B, C = [10, 10, 40, 40], [50, 50, 90, 90], [5, 60, 30, 95]
@@ -57,7 +57,7 @@ def test_difficult_objects_neither_count_nor_harm() -> None:
     assert counted.map_area == pytest.approx(50)
 
 
-def noisy(seed: int, number: int = 12) -> list[Found]:
+def noisy(seed: int, number: int = 12) -> list[ImageResult]:
     """Images with objects of VOC's classes, detections near some of them, misses and inventions."""
     draw = np.random.default_rng(seed)
     images = []
@@ -127,7 +127,7 @@ def test_gather_takes_real_images_alone_and_numbers_of_any_precision() -> None:
         )
         return one
 
-    (found,) = gather([sample(False), sample(True)])
+    (found,) = collect([sample(False), sample(True)])
     assert (found.identity, found.height, found.width) == ("x", 30, 40) and found.boxes.shape == (0, 4)
     assert coco_results([found], {"x": 7}) == [
         {"image_id": 7, "category_id": 2, "bbox": [1.0, 2.0, 2.0, 3.0], "score": 0.5}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esbnn_core import InputError
 from tasks.detection.mmdet.api import TASK_UTILS, InstanceData, build, load_config, scope
-from tasks.detection.models.bottleneck import Bottleneck, kept
+from tasks.detection.models.bottleneck import Bottleneck, select_detections
 from tasks.detection.models.ssd_head import multibox_loss
 from tasks.detection.models.ssd_priors import SSDPriors
 from tests.helpers.detection.ssd300 import sample
@@ -62,7 +62,7 @@ def test_the_priors_are_mmdets_but_for_what_is_held_to_the_image() -> None:
     torch.testing.assert_close(ours, torch.cat([middle - side / 2, middle + side / 2], 1), rtol=0, atol=1e-3)
     changed = (ours - theirs).abs().amax(1) > 1e-2
     assert 100 < changed.sum() < 500
-    with pytest.raises(InputError, match=r"have \[1, 2, 2, 2\] entries, one a map was expected"):
+    with pytest.raises(InputError, match=r"must have one entry a map, got \[1, 2, 2, 2\] entries"):
         SSDPriors([8], [30, 60], [60, 90], [[2], [2]])
 
 
@@ -132,7 +132,7 @@ def test_the_bottleneck_begins_when_it_is_switched_on() -> None:
         boxes = ours.bbox_coder.decode(priors, codes[number], max_shape=(300, 300))
         for label in each.gt_instances.labels.tolist():  # every class once
             chance = scores[number].softmax(-1)[:, label]
-            found = chance[kept(boxes, chance, 0.03, 0.45, 200)]
+            found = chance[select_detections(boxes, chance, 0.03, 0.45, 200)]
             share = found / found.sum()
             entropies.append(-(share * (share + 1e-6).log()).sum().item())
     assert after["loss_prior"].item() == pytest.approx(0.2 * sum(entropies) / 4, rel=1e-4) and min(entropies) > 1

@@ -97,13 +97,13 @@ def test_two_processes_train_and_count_every_image_once(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--data.root=nowhere"], "nowhere holds no images of the set manga-like-train"),
-        (["--data.scale=0"], "data.scale=0 was given"),
+        (["--data.root=nowhere"], "nowhere must have a folder manga-like-train, "),
+        (["--data.scale=0"], "data.scale must be a whole number of at least 2, got 0"),
         (["--model.weights=gone.safetensors"], "checkpoint gone.safetensors does not exist"),
         (["--ckpt_path=gone.ckpt"], "checkpoint gone.ckpt does not exist: check ckpt_path"),
         (["--model.sampler=Nope"], "scheduler 'Nope' is not one of diffusers'"),
-        (["--model.overrides={depth: 3}"], "model.unet has no option 'depth'"),
-        (["--data.patch=36"], "data.patch=36 was given"),
+        (["--model.overrides={depth: 3}"], "an option of model.unet must be one of in_channels"),
+        (["--data.patch=36"], "data.patch must be a multiple of 8 and of the scale 2, got 36"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

@@ -12,8 +12,8 @@ from torch import Tensor
 from esbnn_core.errors import InputError
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.datasets import Item
-from tasks.super_resolution.image_files import read_picture
-from tasks.super_resolution.patches import cut, mod_crop
+from tasks.super_resolution.image_files import read_image
+from tasks.super_resolution.patches import crop_to_multiple, cut_patch
 from tasks.super_resolution.resize import cubic_upsample, imresize
 from tests.helpers.super_resolution.images import EMBEDDED, low, place
 
@@ -52,12 +52,12 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("made", [True, False])
 def test_a_patch_is_bit_for_bit_that_of_the_whole_image(scale: int, made: bool) -> None:
-    hr = mod_crop(read_picture(EMBEDDED / "HR" / "woman.webp").rgb, scale)
+    hr = crop_to_multiple(read_image(EMBEDDED / "HR" / "woman.webp").rgb, scale)
     hr = hr[: 30 * scale, : 25 * scale]
     lr = imresize(hr, 1 / scale)
     whole = cubic_upsample(lr, scale)
     for top, left, side in ((0, 0, 8), (22, 17, 8), (3, 1, 20), (0, 12, 6), (29, 24, 1), (5, 0, 25)):
-        patch, condition = cut(hr, None if made else lr, scale, top, left, side)
+        patch, condition = cut_patch(hr, None if made else lr, scale, top, left, side)
         area = slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale)
         assert np.array_equal(patch, hr[area]) and np.array_equal(condition, whole[area])
 
@@ -67,7 +67,7 @@ def test_hr_and_condition_show_the_same_piece_in_all_eight_ways(scale: int, lr: 
     data = make(train=["Set5"], lr=lr, scale=scale, repeat=8, batch_size=4)
     found = batches(data)
     assert len(found) == 10 and found[0]["hr"].shape == found[0]["condition"].shape == (4, 3, 32, 32)
-    images = [read_picture(path).rgb for path in sorted((EMBEDDED / "HR").iterdir())]
+    images = [read_image(path).rgb for path in sorted((EMBEDDED / "HR").iterdir())]
     conditions = [cubic_upsample(imresize(image, 1 / scale), scale) for image in images]
     colours, ways = [packed(image) for image in images], set()
     for batch in found:
@@ -173,8 +173,8 @@ def test_items_are_whole_images(lr: str) -> None:
     assert [[item.name for item in batch] for batch in found] == [["baby", "bird"], ["butterfly", "head"], ["woman"]]
     item = found[2][0]
     # the folder's own LR, which is what MATLAB makes
-    assert np.array_equal(item.lr, read_picture(EMBEDDED / "LR_bicubic/X4/womanx4.png").rgb)
-    assert item.hr is not None and np.array_equal(item.hr, read_picture(EMBEDDED / "HR/woman.webp").rgb)
+    assert np.array_equal(item.lr, read_image(EMBEDDED / "LR_bicubic/X4/womanx4.png").rgb)
+    assert item.hr is not None and np.array_equal(item.hr, read_image(EMBEDDED / "HR/woman.webp").rgb)
     path = "LR_bicubic/X4/womanx4.png" if lr == "read" else "HR/woman.webp"
     assert (item.path, item.mode, item.alpha, item.padded) == (str(EMBEDDED / path), "RGB", None, False)
 
@@ -194,7 +194,7 @@ def test_hr_is_cropped_to_the_scale_and_grey_and_alpha_are_known(tmp_path: Path)
         ("grey_alpha", "LA", True),
     ]
     for item in items:
-        whole = read_picture(item.path)
+        whole = read_image(item.path)
         assert np.array_equal(item.hr, whole.rgb[:36, :48])
         assert np.array_equal(item.lr, imresize(whole.rgb[:36, :48], 1 / 3))
         if item.alpha is not None and whole.alpha is not None:
@@ -223,7 +223,7 @@ def test_sets_are_joined_limited_and_their_faults_told(tmp_path: Path, caplog: p
     low(tmp_path, "a/small.png")
     (tmp_path / "b" / "y.png").write_text("words")
     options: dict[str, Any] = {"root": str(tmp_path), "train": ["a", "b"], "val": ["b"], "repeat": 3}
-    with pytest.raises(InputError, match=r"small\.png has 24x18 pixels, 32x32"):
+    with pytest.raises(InputError, match=r"small\.png must have at least 32x32 pixels .*, got 24x18"):
         make(**options).setup("fit")
     caplog.set_level("INFO")
     data = make(**options, skip_bad=True)
@@ -239,18 +239,18 @@ def test_sets_are_joined_limited_and_their_faults_told(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"train": []}, r"data\.train=\[\] was given, one set or several"),
-        ({"test": ["Set5", "Set5"]}, r"data\.test=\['Set5', 'Set5'\]"),
-        ({"scale": 1}, r"data\.scale=1 was given, a whole number from 2"),
-        ({"batch_size": 0}, r"data\.batch_size=0"),
-        ({"repeat": 0}, r"data\.repeat=0"),
-        ({"patch": 36}, r"data\.patch=36 was given, a multiple of 8 and of the scale 2"),
-        ({"patch": 32, "scale": 3}, r"data\.patch=32 was given, a multiple of 8 and of the scale 3"),
-        ({"lr": "guess"}, r"data\.lr=guess was given, make or read"),
-        ({"hr": "folder"}, r"data\.hr=folder was given without data\.images"),
-        ({"root": "nowhere"}, "nowhere holds no images of the set manga-like-train"),
-        ({"patch": 512}, r"bird\.webp has 288x288 pixels, 512x512 or more"),
-        ({"lr": "read"}, r"manga-like-train.* has no LR images of scale 2"),
+        ({"train": []}, r"data\.train must be one or several different sets, got \[\]"),
+        ({"test": ["Set5", "Set5"]}, r"data\.test must be .*, got \['Set5', 'Set5'\]"),
+        ({"scale": 1}, r"data\.scale must be a whole number of at least 2, got 1"),
+        ({"batch_size": 0}, r"data\.batch_size must be .*, got 0"),
+        ({"repeat": 0}, r"data\.repeat must be .*, got 0"),
+        ({"patch": 36}, r"data\.patch must be a multiple of 8 and of the scale 2, got 36"),
+        ({"patch": 32, "scale": 3}, r"data\.patch must be a multiple of 8 and of the scale 3, got 32"),
+        ({"lr": "guess"}, r"data\.lr must be one of make, read, got 'guess'"),
+        ({"hr": "folder"}, r"data\.hr must be given with data\.images, got data\.hr=folder alone"),
+        ({"root": "nowhere"}, "nowhere must have a folder manga-like-train"),
+        ({"patch": 512}, r"bird\.webp must have at least 512x512 pixels .*, got 288x288"),
+        ({"lr": "read"}, r"manga-like-train.* must have LR images of scale 2"),
     ],
 )
 def test_wrong_options_are_one_sentence(options: dict[str, Any], sentence: str) -> None:

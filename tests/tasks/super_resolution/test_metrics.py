@@ -12,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from esbnn_core.errors import InputError
 from tasks.super_resolution import metrics
-from tasks.super_resolution.image_files import read_picture
+from tasks.super_resolution.image_files import read_image
 from tasks.super_resolution.metrics import Lpips, psnr_y, rgb_to_y, ssim_y
 from tasks.super_resolution.resize import imresize
 from tests.helpers.super_resolution.images import EMBEDDED
@@ -34,8 +34,8 @@ def noisy(seed: int, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
 def test_bicubic_on_set5_scores_as_published(scale: int) -> None:
     scores = []
     for path in sorted((EMBEDDED / "HR").iterdir()):
-        hr = read_picture(path).rgb
-        sr = imresize(read_picture(EMBEDDED / f"LR_bicubic/X{scale}/{path.stem}x{scale}.png").rgb, scale)
+        hr = read_image(path).rgb
+        sr = imresize(read_image(EMBEDDED / f"LR_bicubic/X{scale}/{path.stem}x{scale}.png").rgb, scale)
         scores.append((psnr_y(sr, hr, scale), ssim_y(sr, hr, scale)))
     psnr, ssim = np.mean(scores, axis=0)
     assert len(scores) == 5
@@ -101,10 +101,15 @@ def test_scores_do_not_wrap_around_in_eight_bits() -> None:
 @pytest.mark.parametrize(
     ("sr", "hr", "border", "sentence"),
     [
-        (np.zeros((20, 20, 3), np.uint8), np.zeros((20, 22, 3), np.uint8), 2, r"\(20, 20, 3\) .* of one size"),
-        (np.zeros((20, 20, 3)), np.zeros((20, 20, 3)), 2, "float64 .* uint8"),
+        (np.zeros((20, 20, 3), np.uint8), np.zeros((20, 22, 3), np.uint8), 2, r"of one size, got uint8 \(20, 20, 3\)"),
+        (np.zeros((20, 20, 3)), np.zeros((20, 20, 3)), 2, "two of uint8 .*, got float64"),
         (np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8), 2, r"\(20, 20\)"),
-        (np.zeros((14, 40, 3), np.uint8), np.zeros((14, 40, 3), np.uint8), 2, "40x14 pixels .* border of 2, 11 pixels"),
+        (
+            np.zeros((14, 40, 3), np.uint8),
+            np.zeros((14, 40, 3), np.uint8),
+            2,
+            "at least 11 pixels a side .* border of 2, got 40x14",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(sr: Pixels, hr: Pixels, border: int, sentence: str) -> None:
@@ -125,7 +130,7 @@ def test_lpips_without_weights_says_how_to_get_them_and_gets_none(hub: Path, mon
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     found = Lpips.find()
-    assert isinstance(found, str) and "not measured" in found and f"at {hub / metrics.ALEXNET}, fetch" in found
+    assert isinstance(found, str) and "not measured" in found and f"at {hub / metrics.ALEXNET}: fetch" in found
     hub.mkdir(parents=True)
     (hub / metrics.ALEXNET).write_bytes(b"half a file")
     found = Lpips.find()
@@ -154,7 +159,7 @@ def test_lpips_is_the_paper_s_formula(hub: Path, monkeypatch: pytest.MonkeyPatch
     assert lpips(sr, hr, 1) != got and lpips(hr, hr, 2) == 0
     sr[0] = 255 - sr[0]
     assert lpips(sr, hr, 4) > got
-    with pytest.raises(InputError, match="32 pixels or more"):
+    with pytest.raises(InputError, match="at least 32 pixels a side"):
         lpips(sr[:31], hr[:31])
 
 

@@ -318,16 +318,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(sets: Path, make_trainer
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, sets: Path, make_trainer: MakeTrainer) -> None:
-    with pytest.raises(InputError, match=r"model\.unet has no option 'depth', one of in_channels, .* was expected"):
+    with pytest.raises(InputError, match=r"an option of model\.unet must be one of in_channels, .*, got 'depth'"):
         make_module(unet={"depth": 3})
-    with pytest.raises(InputError, match=r"model\.unet has total_steps=1000, training has 2000"):
+    with pytest.raises(InputError, match=r"total_steps of model\.unet must be the 2000 of training, got 1000"):
         make_module(unet={"total_steps": 1000})
-    with pytest.raises(InputError, match="val_steps=0 was given"):
+    with pytest.raises(InputError, match="val_steps must be a whole number of at least 1, got 0"):
         make_module(val_steps=0)
     for run in ("validate", "test", "predict"):
         with pytest.raises(InputError, match=f"there are no trained weights to {run}: give a file"):
             getattr(make_trainer(), run)(make_module(), make_sets(sets))
-    with pytest.raises(InputError, match=r"data\.scale=4 and model\.scale=2 were given"):
+    with pytest.raises(InputError, match=r"data\.scale and model\.scale must be equal, got 4 and 2"):
         make_trainer(max_epochs=1).fit(make_module(), make_sets(sets, scale=4))
     with pytest.raises(InputError, match="does not fit the network"):
         make_module(unet={"tau": 2}, weights=saved(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from esbnn_core.errors import InputError
-from tasks.super_resolution.image_files import picture_paths, picture_size, read_picture, to_picture
+from tasks.super_resolution.image_files import convert_image, list_images, read_image, read_image_size
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -30,7 +30,7 @@ def saved(tmp_path: Path, image: Image.Image, **options: object) -> Path:
     ],
 )
 def test_eight_bits_come_as_they_are(tmp_path: Path, array: np.ndarray, mode: str) -> None:
-    picture = read_picture(saved(tmp_path, Image.fromarray(array)))
+    picture = read_image(saved(tmp_path, Image.fromarray(array)))
     assert picture.mode == mode and picture.rgb.dtype == np.uint8 and picture.rgb.shape == (6, 9, 3)
     colours = array.reshape(6, 9, -1)
     channels = 1 if mode[0] == "L" else 3
@@ -44,55 +44,55 @@ def test_eight_bits_come_as_they_are(tmp_path: Path, array: np.ndarray, mode: st
 def test_palettes_are_spelled_out(tmp_path: Path) -> None:
     image = Image.fromarray(COLOUR).quantize(16)
     plain = np.array(image.convert("RGB"))
-    picture = read_picture(saved(tmp_path, image))
+    picture = read_image(saved(tmp_path, image))
     assert picture.mode == "RGB" and picture.alpha is None and np.array_equal(picture.rgb, plain)
     clear = int(np.array(image)[2, 3])
-    see_through = read_picture(saved(tmp_path, image, transparency=clear))
+    see_through = read_image(saved(tmp_path, image, transparency=clear))
     assert see_through.mode == "RGBA" and see_through.alpha is not None and np.array_equal(see_through.rgb, plain)
     assert np.array_equal(see_through.alpha, np.where(np.array(image) == clear, 0, 255))
 
 
 def test_one_bit_and_sixteen_are_grey_in_eight(tmp_path: Path) -> None:
-    picture = read_picture(saved(tmp_path, Image.fromarray(GREY > 127)))
+    picture = read_image(saved(tmp_path, Image.fromarray(GREY > 127)))
     assert picture.mode == "L" and np.array_equal(picture.rgb[..., 0], np.where(GREY > 127, 255, 0))
     deep = GREY.astype(np.uint16) * 257
     deep[0, :3] = 0, 65535, 257 * 100 + 129
-    picture = read_picture(saved(tmp_path, Image.fromarray(deep)))
+    picture = read_image(saved(tmp_path, Image.fromarray(deep)))
     assert picture.mode == "L" and picture.rgb[0, :3, 1].tolist() == [0, 255, 101]
     assert np.array_equal(picture.rgb[1:, :, 2], GREY[1:])
 
 
 def test_print_colours_and_what_lies_on_its_side(tmp_path: Path) -> None:
     cmyk = Image.fromarray(COLOUR).convert("CMYK")
-    assert to_picture(cmyk).mode == "RGB" and np.array_equal(to_picture(cmyk).rgb, np.array(cmyk.convert("RGB")))
+    assert convert_image(cmyk).mode == "RGB" and np.array_equal(convert_image(cmyk).rgb, np.array(cmyk.convert("RGB")))
     exif = Image.Exif()
     exif[0x0112] = 6
     path = saved(tmp_path, Image.fromarray(COLOUR), exif=exif)
-    assert picture_size(path) == (6, 9)
-    assert np.array_equal(read_picture(path).rgb, np.rot90(COLOUR, -1))
+    assert read_image_size(path) == (6, 9)
+    assert np.array_equal(read_image(path).rgb, np.rot90(COLOUR, -1))
 
 
 def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
-    for read in (read_picture, picture_size):
+    for read in (read_image, read_image_size):
         with pytest.raises(InputError, match=r"b\.png does not exist"):
             read(tmp_path / "b.png")
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(InputError, match=r"b\.png cannot be read as an image"):
-        picture_size(tmp_path / "b.png")
+        read_image_size(tmp_path / "b.png")
     whole = saved(tmp_path, Image.fromarray(COLOUR.repeat(9, 0).repeat(9, 1))).read_bytes()
     for name, picture in (("c.png", whole[:-30]), ("d.png", whole[:300] + bytes(600) + whole[900:])):
         (tmp_path / name).write_bytes(picture)
         with pytest.raises(InputError, match=rf"{name} cannot be read to its end"):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
     with pytest.raises(InputError, match=r"c\.png is cut off"):
-        picture_size(tmp_path / "c.png")
+        read_image_size(tmp_path / "c.png")
     for mode in ("I", "F"):
-        with pytest.raises(InputError, match="pixels of 32 bits"):
-            to_picture(Image.new(mode, (3, 3)))
+        with pytest.raises(InputError, match="must have 8 or 16 bits, got 32"):
+            convert_image(Image.new(mode, (3, 3)))
 
 
 def test_a_folder_s_images_are_its_visible_image_files_by_name(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "._a.jpg", "LICENSE.txt", "c.webp", "d"):
         (tmp_path / name).write_text("")
     (tmp_path / "e.png").mkdir()
-    assert [path.name for path in picture_paths(tmp_path)] == ["a.jpg", "b.PNG", "c.webp"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.webp"]

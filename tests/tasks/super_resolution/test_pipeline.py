@@ -15,8 +15,9 @@ from torch import Tensor
 
 from esbnn_core import pack_
 from esbnn_core.errors import InputError
-from tasks.super_resolution.pipeline import SuperResolutionPipeline, default_scheduler, make_scheduler
+from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.resize import cubic_upsample, imresize
+from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tests.helpers.super_resolution.tiny import make_unet
 
 
@@ -193,7 +194,9 @@ def test_a_scheduler_by_name_has_the_noise_of_training() -> None:
     assert scheduler.config.solver_order == 3
     with pytest.raises(InputError, match=r"scheduler 'Nope' is not one of diffusers'"):
         make_scheduler("Nope")
-    with pytest.raises(InputError, match=r"DDIMScheduler has no option 'steps', one of num_train_timesteps, "):
+    with pytest.raises(
+        InputError, match=r"an option of DDIMScheduler must be one of num_train_timesteps, .*, got 'steps'"
+    ):
         make_scheduler("DDIMScheduler", {"steps": 3})
     with pytest.raises(InputError, match=r"DPMSolverMultistepScheduler cannot be made with .*'nope'"):
         make_scheduler("DPMSolverMultistepScheduler", {"algorithm_type": "nope"})
@@ -220,7 +223,7 @@ def test_a_packed_network_upsamples_and_is_not_saved(tmp_path: Path) -> None:
     pack_(pipe.unet)
     (packed,) = pipe(image, 2, 3, seeded(1), output_type="pt").images
     assert torch.allclose(latent, packed, atol=1e-3)
-    with pytest.raises(InputError, match="the network of the pipeline is packed"):
+    with pytest.raises(InputError, match="the network of the pipeline must be latent"):
         pipe.save_pretrained(tmp_path / "packed")
     assert not list(tmp_path.iterdir())
 
@@ -259,22 +262,22 @@ def test_the_progress_bar_counts_every_step(capsys: pytest.CaptureFixture[str]) 
 
 def bad_calls() -> Iterator[tuple[dict[str, Any], str]]:
     image = picture(4, 4)
-    yield {"image": "manga.png"}, "image is a str, a PIL image, a list of them or a tensor"
-    yield {"image": []}, "image is an empty list"
-    yield {"image": [image, None]}, "image 1 of the list is a NoneType, a PIL image was expected"
-    yield {"image": Image.new("RGB", (0, 3))}, "image 0 of the list is 0x3 pixels large"
-    yield {"image": Image.new("F", (3, 3))}, r"image 0 of the list has pixels of 32 bits \(mode F\)"
-    yield {"image": torch.zeros(3, 4, 4)}, r"image is a tensor \(3, 4, 4\) of torch.float32"
-    yield {"image": torch.full((1, 3, 4, 4), 255.0)}, r"values outside of \[0, 1\]"
-    yield {"image": torch.full((1, 3, 4, 4), float("nan"))}, r"values outside of \[0, 1\]"
-    yield {"image": image, "scale": 0}, "scale=0 was given, a whole number from 1 was expected"
-    yield {"image": image, "scale": 1.5}, r"scale=1\.5 was given"
-    yield {"image": image, "num_inference_steps": 2001}, "num_inference_steps=2001 was given, .* from 1 to 2000"
-    yield {"image": image, "batch_size": 0}, "batch_size=0 was given"
-    yield {"image": image, "strength": 1.5}, r"strength=1\.5 was given with num_inference_steps=1, a share above 0"
-    yield {"image": image, "strength": 0.5}, "leaves one step or more was expected"
-    yield {"image": image, "output_type": "latent"}, "output_type='latent' was given, one of pil, np, pt"
-    yield {"image": image, "generator": seeded(1, 2)}, "2 generators were given for 1 images"
+    yield {"image": "manga.png"}, "image must be a PIL image, a list of them or a tensor .*, got a str"
+    yield {"image": []}, "must be at least one PIL image, got an empty list"
+    yield {"image": [image, None]}, "image 1 of the list must be a PIL image, got a NoneType"
+    yield {"image": Image.new("RGB", (0, 3))}, "image 0 of the list must have pixels, got 0x3"
+    yield {"image": Image.new("F", (3, 3))}, r"pixels of image 0 of the list must have 8 or 16 bits, got 32 \(mode F\)"
+    yield {"image": torch.zeros(3, 4, 4)}, r"an image tensor must be .*, got \(3, 4, 4\) of torch.float32"
+    yield {"image": torch.full((1, 3, 4, 4), 255.0)}, r"must be in \[0, 1\], got other values"
+    yield {"image": torch.full((1, 3, 4, 4), float("nan"))}, r"must be in \[0, 1\], got other values"
+    yield {"image": image, "scale": 0}, "scale must be a whole number of at least 1, got 0"
+    yield {"image": image, "scale": 1.5}, r"scale must be .*, got 1\.5"
+    yield {"image": image, "num_inference_steps": 2001}, "num_inference_steps must be .* at most 2000, got 2001"
+    yield {"image": image, "batch_size": 0}, "batch_size must be .*, got 0"
+    yield {"image": image, "strength": 1.5}, r"strength must be above 0, at most 1 .* num_inference_steps=1, got 1\.5"
+    yield {"image": image, "strength": 0.5}, "leave a step of num_inference_steps=1, got 0.5"
+    yield {"image": image, "output_type": "latent"}, "output_type must be one of pil, np, pt, got 'latent'"
+    yield {"image": image, "generator": seeded(1, 2)}, "generator must be one, or one for each of 1 images, got 2"
 
 
 @pytest.mark.parametrize(("call", "sentence"), bad_calls())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import AbsMean, Libra, PlainSign
 from esbnn_core.units.timestep import TimestepUnit
-from tasks.super_resolution.conv_variants import VARIANTS, RealConv, Recipe
+from tasks.super_resolution.conv_variants import VARIANTS, ConvStyle, RealConv
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
@@ -36,7 +36,7 @@ def scale_of(variant: str, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("variant", BINARY)
 def test_what_a_convolution_of_the_variant_computes(variant: str) -> None:
     torch.manual_seed(0)
-    unit = Recipe(variant).conv(6, 3, "unit").double().eval()  # type: ignore[arg-type]
+    unit = ConvStyle(variant).conv(6, 3, "unit").double().eval()  # type: ignore[arg-type]
     assert isinstance(unit, TimestepUnit)
     assert unit.timestep_groups == (5 if variant == "bi" else 1)
     with torch.no_grad():
