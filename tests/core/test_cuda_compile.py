@@ -16,6 +16,7 @@ from esbnn_core import InputError
 from esbnn_core.kernels import cuda
 from esbnn_core.kernels.cuda import launch, library
 from esbnn_core.kernels.cuda.library import Gpu, Kernel
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 F32, F16, BF16, INT32 = 0, 1, 2, 3
@@ -211,5 +212,5 @@ def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
         "code, log = compiled(Kernel('pack'), 'sm_90')\n"
         "print(repr(log), code[:4], [value for value in range(256) if bytes([value])[0] != value])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = processes.run([sys.executable, "-c", code], ROOT)
     assert done.stdout.split(maxsplit=2) == ["''", r"b'\x7fELF'", "[]\n"]

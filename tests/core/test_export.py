@@ -13,6 +13,7 @@ from torch.export import Dim
 from esbnn_core import create_model, pack_
 from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.packed.layers import PackedLayer
+from tests.helpers import processes
 from tests.helpers.networks import stir
 
 ROOT = Path(__file__).parents[2]
@@ -92,17 +93,14 @@ def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
         "print(torch.equal(runs(x), want))"
     )
     for backend in ("", "naive", "portable"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={
-                **{"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())},
-                # the real stem sums in another order on another number of threads
-                **{"ESBNN_BACKEND": backend, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-            },
-        )
+        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home()), "ESBNN_BACKEND": backend}
+        # the real stem sums in another order on another number of threads
+        env["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        command = [sys.executable, "-c", code]
+        if backend:
+            done = processes.run(command, tmp_path, env)
+        else:  # this one has imported nothing yet
+            done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         if backend == "portable" and "was asked for, but" in done.stderr:
             continue  # no compiler here
         assert done.stdout.split() == ["True"], done.stderr[-2000:]
