@@ -33,19 +33,20 @@ BLOCK = steps(launch.PRELU | launch.SIGNS | launch.RING | WHOLE, F16, F16, 1)
 
 FULL = launch.PRELU | launch.RPRELU | launch.SIGNS | launch.SIGN_SHIFT | launch.RING
 STEPS = {
-    "block": BLOCK,
-    "every step, float32": steps(FULL | WHOLE, F32, F32, 2),
-    "every step, odd channels, bfloat16": steps(FULL, BF16, BF16, 0),
-    "bare sums": steps(launch.RING | launch.WIDE, None, INT32, 2),
+    "block": (BLOCK, ("Large", "Small")),
+    "every step, float32": (steps(FULL | WHOLE, F32, F32, 2), ("Large",)),
+    "every step, odd channels, bfloat16": (steps(FULL, BF16, BF16, 0), ("Small",)),
+    "bare sums": (steps(launch.RING | launch.WIDE, None, INT32, 2), ("Large",)),
 }
+"""What a kernel does by name, and the tiles that it is compiled for."""
 
 
 def variants(architecture: int) -> list[tuple[str, Kernel]]:
-    """All on one chip of each path, the block alone on the others."""
+    """All on one chip of each path, the block's large tile on the others; the packing on each."""
     path, _ = cuda.path_of((architecture // 10, architecture % 10))
     assert path is not None
-    chosen = STEPS if architecture in (90, 100) else {"block": BLOCK}
-    found = [(name, Kernel("conv", tile, path, value)) for name, value in chosen.items() for tile in ("Large", "Small")]
+    chosen = STEPS if architecture in (90, 100) else {"block": (BLOCK, ("Large",))}
+    found = [(name, Kernel("conv", tile, path, value)) for name, (value, tiles) in chosen.items() for tile in tiles]
     return [*found, ("pack", Kernel("pack"))]
 
 
