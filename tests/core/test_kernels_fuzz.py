@@ -1,4 +1,7 @@
-"""The packed sums against torch's convolution and matrix product as exact whole numbers, over drawn geometries."""
+"""The packed sums against torch's convolution and matrix product as exact whole numbers, over drawn geometries.
+
+Every implementation computes the same cases: their arguments and the expected sums are made once.
+"""
 
 import math
 
@@ -11,9 +14,6 @@ from esbnn_core import kernels
 from esbnn_core.kernels.reference import pack_bits, popcount_, unpack_bits
 from tests.helpers import paths
 from tests.helpers.fuzz import FUZZ, Case, cases, signs
-
-USABLE = paths.usable()
-"""Every implementation computes the same drawn cases: their arguments and the expected sums are made once."""
 
 
 def test_packed_convolution_is_torchs_convolution() -> None:
@@ -29,7 +29,7 @@ def test_packed_convolution_is_torchs_convolution() -> None:
         weight = signs(generator, c.groups * c.outer, c.inner, *c.kernel)
         ring = F.pad(x, (c.padding[1], c.padding[1], c.padding[0], c.padding[0]), value=float(c.pad_value))
         want = F.conv2d(ring, weight, None, c.stride, 0, c.dilation, c.groups)
-        for path in USABLE:
+        for path in paths.usable():
             with paths.forced(path):
                 bits = kernels.pack_sign(x, None, c.groups, 1)
                 rows = kernels.pack_sign(weight, None, 1, 1)
@@ -66,7 +66,7 @@ def test_packed_product_is_torchs_product() -> None:
         weight = signs(generator, groups * outer, inner)
         blocks = x.unflatten(-1, (groups, inner)).unsqueeze(-2) * weight.unflatten(0, (groups, outer))
         want = blocks.sum(-1).flatten(-2)
-        for path in USABLE:
+        for path in paths.usable():
             with paths.forced(path):
                 bits, rows = kernels.pack_sign(x, None, groups, -1), kernels.pack_sign(weight, None, 1, -1)
                 got = kernels.binary_linear(bits, rows, groups * inner, groups, copies, None, None)
@@ -99,7 +99,7 @@ def test_bits_are_those_of_a_plain_python_packing() -> None:
                 words.append(word - 2**32 if word >= 2**31 else word)
         x = torch.tensor(values, dtype=torch.float32)
         x = x.view(1, -1, 1, 1).expand(2, -1, 3, 1) if dim == 1 else x.expand(2, 3, 1, -1)
-        for path in USABLE:
+        for path in paths.usable():
             with paths.forced(path):
                 got = kernels.pack_sign(x, None, groups, dim)
             assert got.dtype == torch.int32 and got.is_contiguous(), path

@@ -1,6 +1,7 @@
 """The implementations of the CPU operators that this machine can run, and how a test forces one."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ def force(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "choose", lambda: (forced, Status(path, "forced", ())))
 
 
+@functools.cache
 def usable() -> list[str]:
     """The implementations that run on this machine, `naive` first."""
     library, _ = choose()
