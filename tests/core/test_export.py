@@ -54,7 +54,7 @@ def runs_of(model: nn.Module, kind: type[nn.Module], x: Tensor) -> int:
     [
         ("es_reactnet_resnet8", 32),
         ("reactnet_a", 64),
-        ("es_bnext_tiny", 64),
+        ("es_bnext_micro", 64),
         ("bidet_resnet18", 64),
         ("binaryvit", 64),
     ],
