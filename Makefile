@@ -1,10 +1,10 @@
-# make install | make demo | make test | make lint        (PYTHON=python3.12 make install picks another interpreter)
+# make install | make demo | make check | make test | make lint        (PYTHON=python3.12 make install picks another interpreter)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint sanitize bench gpu-check lock clean
+.PHONY: install demo test check lint sanitize bench gpu-check lock clean
 
 install: $(STAMP)
 
@@ -17,9 +17,15 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 demo: $(STAMP)
 	$(PY) -m tasks.classification.demo --out results/demo
 
-# two processes, whole files each: what a file compiles or trains once is made once
+# two processes, whole files each, the longest first: what a file compiles or trains once is made once
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# between two edits: one case of each test but the slow ones, and one of each file
+check: $(STAMP)
+	$(PYTEST) -m quick
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

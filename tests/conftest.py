@@ -1,5 +1,26 @@
-"""One thread a test process: two that spin for each other's core make a loaded machine many times slower."""
+"""One thread a test process, the order of the files, and which cases `make check` runs."""
 
+import pytest
 import torch
 
+# two that spin for each other's core make a loaded machine many times slower
 torch.set_num_threads(1)
+
+LONG = ("tasks/test_two_steps.py",)
+"""Files of the longest runs, longest first: the two processes of `make test` begin with them and end together."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, and mark as `quick` the last case of each test that is not `slow`.
+
+    The last case, because lists of parameters begin with the plainest. Of a file of slow tests alone one is marked too:
+    each file holds what its first sentence promises, and `make check` leaves none out.
+    """
+    place = {f"tests/{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+    last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}
+    kept = {item.path for item in last.values()}
+    alone = {item.path: item for item in reversed(items) if item.path not in kept}
+    for item in (*last.values(), *alone.values()):
+        item.add_marker("quick")

@@ -5,11 +5,12 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,13 +58,7 @@ def test_commands_that_are_marked_end_with_code_0(page: str, tmp_path: Path) -> 
     for line in COMMANDS[page]:
         words = shlex.split(line)
         start = {"python": [], "esbnn": ["-m", "esbnn_core.cli"]}[words[0]]
-        done = subprocess.run(
-            [sys.executable, *start, *words[1:]],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
+        done = processes.run([sys.executable, *start, *words[1:]], tmp_path, {**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert done.stdout.strip(), line
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from esbnn_core import bit_training_report, create_model, train_on_bits_
 from esbnn_core.units.conv import BinaryUnit
+from tests.helpers import processes
 from tests.helpers.units import randn, relative
 
 BATCHES = (3, 5)
@@ -62,7 +62,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_plain_gradients_and_share_statistics(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    processes.start(worker, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     names = [name for name in first if " bits " in name]
     assert len(names) > 50

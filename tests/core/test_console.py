@@ -11,15 +11,9 @@ from esbnn_core import create_model, list_models, load_checkpoint, save_checkpoi
 from esbnn_core.cli import main
 from esbnn_core.kernels import cpu
 from esbnn_core.version import __version__
-from tests.helpers import paths
+from tests.helpers import paths, processes
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "esbnn_core.cli", *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -38,7 +32,8 @@ def values(text: str) -> dict[str, list[str]]:
 
 
 def test_count_in_a_process_prints_the_published_digits() -> None:
-    done = run("count", "es_reactnet_resnet18", "--tau", "4", "--groups", "2")
+    command = [sys.executable, "-m", "esbnn_core.cli", "count", "es_reactnet_resnet18", "--tau", "4", "--groups", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
     summary = values(done.stdout)
     assert summary["BOPs"][:2] == ["1.6763", "G"] and summary["FLOPs"] == ["1.3779e8"]
@@ -48,7 +43,7 @@ def test_count_in_a_process_prints_the_published_digits() -> None:
 
 def test_an_error_in_a_process_is_one_line_and_exit_code_2() -> None:
     for argv in (["count", "reactnt_resnet18"], ["pack", "no_such.safetensors", "out.safetensors"]):
-        done = run(*argv)
+        done = processes.run([sys.executable, "-m", "esbnn_core.cli", *argv], ROOT)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and argv[1] in done.stderr and "Traceback" not in done.stderr
     assert not (ROOT / "out.safetensors").exists()

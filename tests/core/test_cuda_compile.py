@@ -16,6 +16,7 @@ from esbnn_core import InputError
 from esbnn_core.kernels import backend, cuda
 from esbnn_core.kernels.cuda import launch, library
 from esbnn_core.kernels.cuda.library import Gpu, Kernel
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 F32, F16, BF16, INT32 = 0, 1, 2, 3
@@ -32,19 +33,20 @@ BLOCK = steps(launch.PRELU | launch.SIGNS | launch.RING | WHOLE, F16, F16, 1)
 
 FULL = launch.PRELU | launch.RPRELU | launch.SIGNS | launch.SIGN_SHIFT | launch.RING
 STEPS = {
-    "block": BLOCK,
-    "every step, float32": steps(FULL | WHOLE, F32, F32, 2),
-    "every step, odd channels, bfloat16": steps(FULL, BF16, BF16, 0),
-    "bare sums": steps(launch.RING | launch.WIDE, None, INT32, 2),
+    "block": (BLOCK, ("Large", "Small")),
+    "every step, float32": (steps(FULL | WHOLE, F32, F32, 2), ("Large",)),
+    "every step, odd channels, bfloat16": (steps(FULL, BF16, BF16, 0), ("Small",)),
+    "bare sums": (steps(launch.RING | launch.WIDE, None, INT32, 2), ("Large",)),
 }
+"""What a kernel does by name, and the tiles that it is compiled for."""
 
 
 def variants(architecture: int) -> list[tuple[str, Kernel]]:
-    """All on one chip of each path, the block alone on the others."""
+    """All on one chip of each path, the block's large tile on the others; the packing on each."""
     path, _ = cuda.path_of((architecture // 10, architecture % 10))
     assert path is not None
-    chosen = STEPS if architecture in (90, 100) else {"block": BLOCK}
-    found = [(name, Kernel("conv", tile, path, value)) for name, value in chosen.items() for tile in ("Large", "Small")]
+    chosen = STEPS if architecture in (90, 100) else {"block": (BLOCK, ("Large",))}
+    found = [(name, Kernel("conv", tile, path, value)) for name, (value, tiles) in chosen.items() for tile in tiles]
     return [*found, ("pack", Kernel("pack"))]
 
 
@@ -211,5 +213,5 @@ def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
         "code, log = compiled(Kernel('pack'), 'sm_90')\n"
         "print(repr(log), code[:4], [value for value in range(256) if bytes([value])[0] != value])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = processes.run([sys.executable, "-c", code], ROOT)
     assert done.stdout.split(maxsplit=2) == ["''", r"b'\x7fELF'", "[]\n"]

@@ -1,8 +1,10 @@
-"""The packed sums against torch's convolution and matrix product as exact whole numbers, over drawn geometries."""
+"""The packed sums against torch's convolution and matrix product as exact whole numbers, over drawn geometries.
+
+Every implementation computes the same cases: their arguments and the expected sums are made once.
+"""
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,11 +15,6 @@ from esbnn_core.kernels import Geometry
 from esbnn_core.kernels.reference import pack_bits, popcount_, unpack_bits
 from tests.helpers import paths
 from tests.helpers.fuzz import FUZZ, Case, cases, signs
-
-
-@pytest.fixture(params=paths.ALL, autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths.force(request.param, monkeypatch)
 
 
 def test_packed_convolution_is_torchs_convolution() -> None:
@@ -31,14 +28,16 @@ def test_packed_convolution_is_torchs_convolution() -> None:
         generator = torch.Generator().manual_seed(c.seed)
         x = signs(generator, c.batch, c.groups * c.inner, *c.size)
         weight = signs(generator, c.groups * c.outer, c.inner, *c.kernel)
-        bits = kernels.pack_sign(x, None, c.groups, 1)
-        rows = kernels.pack_sign(weight, None, 1, 1)
-        geometry = Geometry(c.groups * c.inner, c.stride, c.padding, c.pad_value, c.dilation, c.groups)
-        got, signs_out = kernels.binary_conv2d(bits, rows, geometry)
         ring = F.pad(x, (c.padding[1], c.padding[1], c.padding[0], c.padding[0]), value=float(c.pad_value))
         want = F.conv2d(ring, weight, None, c.stride, 0, c.dilation, c.groups)
-        assert got.dtype == torch.int32 and signs_out.numel() == 0
-        assert torch.equal(got.double(), want)
+        for path in paths.usable():
+            with paths.forced(path):
+                bits = kernels.pack_sign(x, None, c.groups, 1)
+                rows = kernels.pack_sign(weight, None, 1, 1)
+                geometry = Geometry(c.groups * c.inner, c.stride, c.padding, c.pad_value, c.dilation, c.groups)
+                got, signs_out = kernels.binary_conv2d(bits, rows, geometry)
+            assert got.dtype == torch.int32 and signs_out.numel() == 0, path
+            assert torch.equal(got.double(), want), path
         executed += 1
         tails += c.inner % 32 != 0
         corners += c.pad_value == 0 and max(c.padding) > 0
@@ -64,18 +63,13 @@ def test_packed_product_is_torchs_product() -> None:
         generator = torch.Generator().manual_seed(seed)
         x = signs(generator, *lead, groups * inner)
         weight = signs(generator, groups * outer, inner)
-        got = kernels.binary_linear(
-            kernels.pack_sign(x, None, groups, -1),
-            kernels.pack_sign(weight, None, 1, -1),
-            groups * inner,
-            groups,
-            copies,
-            None,
-            None,
-        )
         blocks = x.unflatten(-1, (groups, inner)).unsqueeze(-2) * weight.unflatten(0, (groups, outer))
         want = blocks.sum(-1).flatten(-2)
-        assert torch.equal(got.double(), torch.cat([want] * copies, -1))
+        for path in paths.usable():
+            with paths.forced(path):
+                bits, rows = kernels.pack_sign(x, None, groups, -1), kernels.pack_sign(weight, None, 1, -1)
+                got = kernels.binary_linear(bits, rows, groups * inner, groups, copies, None, None)
+            assert torch.equal(got.double(), torch.cat([want] * copies, -1)), path
         executed += 1
 
     check()
@@ -104,10 +98,12 @@ def test_bits_are_those_of_a_plain_python_packing() -> None:
                 words.append(word - 2**32 if word >= 2**31 else word)
         x = torch.tensor(values, dtype=torch.float32)
         x = x.view(1, -1, 1, 1).expand(2, -1, 3, 1) if dim == 1 else x.expand(2, 3, 1, -1)
-        got = kernels.pack_sign(x, None, groups, dim)
-        assert got.dtype == torch.int32 and got.is_contiguous()
-        assert got.shape == (2, 3, 1, kernels.words_of(len(values), groups))
-        assert got.view(6, -1).tolist() == [words] * 6
+        for path in paths.usable():
+            with paths.forced(path):
+                got = kernels.pack_sign(x, None, groups, dim)
+            assert got.dtype == torch.int32 and got.is_contiguous(), path
+            assert got.shape == (2, 3, 1, kernels.words_of(len(values), groups)), path
+            assert got.view(6, -1).tolist() == [words] * 6, path
         executed += 1
 
     check()

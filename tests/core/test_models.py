@@ -10,7 +10,7 @@ from esbnn_core.models import LatentResNet
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
-from tests.helpers.networks import LIGHT, PLAIN, WITHOUT_REP
+from tests.helpers.networks import BRICKS, PLAIN, WITHOUT_REP
 
 # in millions to three places, or exactly (papers.md#operations)
 PUBLISHED = {
@@ -46,7 +46,7 @@ def test_the_catalogue_holds_the_families() -> None:
     assert list_models("no such name") == []
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", BRICKS)
 def test_every_network_trains(name: str) -> None:
     model = create_small(name)
     assert model.training

@@ -17,7 +17,7 @@ from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.units.conv import BinaryUnit
-from tests.helpers.networks import LIGHT, agree, annealed, stir
+from tests.helpers.networks import BRICKS, agree, annealed, stir
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -33,7 +33,7 @@ def small(name: str, **options: Any) -> nn.Module:
     return create_model(name, num_classes=7, **options)
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", BRICKS)
 def test_every_network_packs_bit_for_bit(name: str) -> None:
     model = stir(annealed(small(name)))
     packed: nn.Module = model

@@ -43,7 +43,7 @@ def warmed(model: nn.Module, images: Tensor) -> nn.Module:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_es_reactnet_resnet18_predicts_the_same_packed(groups: int, memory_format: torch.memory_format) -> None:
     torch.manual_seed(groups)
-    images = real_images(256, 48).contiguous(memory_format=memory_format)
+    images = real_images(128, 48).contiguous(memory_format=memory_format)
     model = warmed(create_model("es_reactnet_resnet18", num_classes=10, tau=2, groups=groups), images[:64])
     model = model.to(memory_format=memory_format)
     with torch.no_grad():

@@ -16,6 +16,9 @@ VIT = [name for name in list_models() if "binaryvit" in name]
 """Networks with a fixed image size; tests/core/test_binaryvit.py has them."""
 
 LIGHT = [name for name in list_models(kind="classifier") if not name.endswith(HEAVY) and name not in VIT]
+BRICKS = [name for name in LIGHT if not name.endswith(("resnet34", "bnext_tiny"))]
+"""One network for each way of building: a ResNet-34 repeats a ResNet-18, bnext_tiny repeats bnext_micro."""
+
 PLAIN = [name for name in LIGHT if not name.startswith(("es_", "rep_"))]
 WITHOUT_REP = ("latent_resnet18", "latent_resnet34", "bidet_resnet18_classifier", "bidet_vgg16_classifier")
 """Plain networks that have an es_ version only."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esbnn_core import kernels
 from esbnn_core.kernels import reference
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,3 +110,61 @@ def in_words(number: int) -> Args:
         "shift": None,
         "out_dtype": r.choice(KINDS),
     }
+
+
+ORDER = (
+    "x", "weight", "channels", "stride", "padding", "pad_value", "dilation", "groups", "copies",
+    "scale", "bias", "prelu", "residual", "rprelu", "sign_shift", "sign_groups",
+)  # fmt: skip
+
+
+def gen(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def conv_arguments(
+    steps: str = "", channels: int = 40, filters: int = 6, groups: int = 2, copies: int = 2, seed: int = 0,
+    dtype: torch.dtype = torch.float32, size: tuple[int, int, int] = (3, 7, 5), pad_value: int = 0, stride: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Arguments by name; `steps` names the optional ones: a(ffine) p(relu) r(esidual) q (rprelu) s(ign) t (shift)."""
+    g, out = gen(seed), copies * filters
+    batch, height, width = size
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    sides = [(side + 2 - 3) // stride + 1 for side in (height, width)]
+    return {
+        "x": kernels.pack_sign(randn(batch, channels, height, width), None, groups, 1),
+        "weight": kernels.pack_sign(randn(filters, channels // groups, 3, 3), None, 1, 1),
+        "channels": channels,
+        "stride": [stride, stride],
+        "padding": [1, 1],
+        "pad_value": pad_value,
+        "dilation": [1, 1],
+        "groups": groups,
+        "copies": copies,
+        "scale": randn(out) if "a" in steps else None,
+        "bias": randn(out) if "a" in steps else None,
+        "prelu": randn(out) if "p" in steps else None,
+        "residual": randn(batch, out, *sides) if "r" in steps else None,
+        "rprelu": randn(3, out) if "q" in steps else None,
+        "sign_shift": randn(out) if "t" in steps else None,
+        "sign_groups": 2 if "s" in steps else 0,
+    }
+
+
+def call(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    y, bits = torch.ops.esbnn.binary_conv2d.default(*(arguments[name] for name in ORDER))
+    return y, bits
+
+
+STEPS = ["", "a", "ap", "ar", "aq", "aprq", "as", "ast", "arqst", "aprqst"]
+"""Letters for conv_arguments, as networks combine them."""
+
+
+def linear_arguments(copies: int = 1, affine: bool = False) -> list[Any]:
+    x = kernels.pack_sign(torch.randn(2, 3, 66, generator=gen(0)), None, 2, -1)
+    weight = kernels.pack_sign(torch.randn(4, 33, generator=gen(1)), None, 1, -1)
+    pair = [torch.randn(4 * copies, generator=gen(s)) if affine else None for s in (2, 3)]
+    return [x, weight, 66, 2, copies, *pair]

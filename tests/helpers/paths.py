@@ -1,5 +1,9 @@
 """The implementations of the CPU operators that this machine can run, and how a test forces one."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
+
 import pytest
 
 from esbnn_core.kernels import cpu
@@ -22,3 +26,18 @@ def force(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"this processor has no {path}")
     forced = Library(library.handle, names.index(path), path)
     monkeypatch.setattr(cpu, "choose", lambda: (forced, Status(path, "forced", ())))
+
+
+@functools.cache
+def usable() -> list[str]:
+    """The implementations that run on this machine, `naive` first."""
+    library, _ = choose()
+    return ["naive", *(name for name, here in (paths(library.handle) if library else []) if here)]
+
+
+@contextlib.contextmanager
+def forced(path: str) -> Iterator[None]:
+    """Let `path` serve inside the with statement."""
+    with pytest.MonkeyPatch.context() as patch:
+        force(path, patch)
+        yield

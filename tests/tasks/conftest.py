@@ -1,14 +1,15 @@
 """Shared pieces of the classification tests: the embedded real images and a trainer without noise."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 
-from esbnn_core.lit.callbacks import EpochSeed
 from tasks.classification.data import ClassificationDataModule
+from tests.helpers.classification import quiet_trainer
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data(data_root: str) -> Callable[..., ClassificationDataModule]:
     """A small data module over the embedded images."""
 
@@ -35,18 +36,4 @@ def make_data(data_root: str) -> Callable[..., ClassificationDataModule]:
 def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
     """A CPU trainer that writes under tmp_path and reseeds every epoch."""
 
-    def make(**options: Any) -> L.Trainer:
-        defaults: dict[str, Any] = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "use_distributed_sampler": False,
-            "default_root_dir": str(tmp_path),
-            "callbacks": [EpochSeed(0)],
-        }
-        return L.Trainer(**{**defaults, **options})
-
-    return make
+    return partial(quiet_trainer, tmp_path)

@@ -13,6 +13,7 @@ from esbnn_core.lit.cli import TaskCLI
 from esbnn_core.lit.cli import run as run_task
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
@@ -21,18 +22,18 @@ CONFIGS = [
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`python -m tasks.classification WORDS` in `folder`."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tasks.classification", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+COMMAND = [sys.executable, "-m", "tasks.classification", "fit"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.slow
 def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) -> None:
     config = str(ROOT / "configs/classification/demo_es.yaml")
     small = ["--data.train_size=256", "--data.val_size=100", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
-    done = run(tmp_path, "fit", "--config", config, "--config", str(ROOT / "configs/trainer/cpu.yaml"), *small)
+    words = ["--config", config, "--config", str(ROOT / "configs/trainer/cpu.yaml"), *small]
+    done = subprocess.run(
+        [*COMMAND, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "runs" / "demo_es"
     names = {path.name for path in folder.iterdir()}
@@ -44,7 +45,6 @@ def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) 
     assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "es_reactnet_resnet8"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -58,10 +58,10 @@ def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) 
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[str], sentence: str) -> None:
-    base = ["fit", "--model.network", "es_reactnet_resnet8", "--trainer.logger=false"]
+    base = ["--model.network", "es_reactnet_resnet8", "--trainer.logger=false"]
     if "--model.network_options" not in words:
         base += ["--model.network_options", "{in_channels: 1}"]
-    done = run(tmp_path, *base, *words)
+    done = processes.run([*COMMAND, *base, *words], tmp_path, ENVIRONMENT)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and sentence in last

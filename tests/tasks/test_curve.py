@@ -57,26 +57,37 @@ def told(found: Sequence[dict[str, str]], without: int) -> list[list[tuple[str, 
     return sorted(sorted(row.items()) for row in rows)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_root: str) -> Path:
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    command(folder, data_root, "fit")
+    assert len(rows(folder)) > 12
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(whole, tmp_path / "again"))
+
+
 @pytest.mark.parametrize(("step", "broken"), [(4, -1), (6, 7)])
 def test_the_curve_of_a_resumed_run_is_the_uninterrupted_ones(
-    tmp_path: Path, data_root: str, step: int, broken: int
+    folder: Path, whole: Path, data_root: str, step: int, broken: int
 ) -> None:
-    """From the end of an epoch and from the middle of one; what was written behind the checkpoint is written once."""
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    command(whole, data_root, "fit")
-    assert len(rows(whole)) > 12
+    """From the end of an epoch and from the middle of one; what was written after the checkpoint is written once."""
     (checkpoint,) = whole.rglob(f"step={step}.ckpt")
-    shutil.copytree(whole, again)
-    command(again, data_root, "fit", "--ckpt_path", str(checkpoint))
-    assert told(rows(again), broken) == told(rows(whole), broken)
-    # without a checkpoint a training into the same folder is another run, with a curve of its own
-    command(again, data_root, "fit", "--trainer.max_epochs", "1")
-    assert {row.get("epoch", "0") for row in rows(again)} == {"0"}
+    command(folder, data_root, "fit", "--ckpt_path", str(checkpoint))
+    assert told(rows(folder), broken) == told(rows(whole), broken)
 
 
-def test_an_evaluation_leaves_curve_and_config_and_adds_its_row(tmp_path: Path, data_root: str) -> None:
-    folder = tmp_path / "run"
-    command(folder, data_root, "fit")
+def test_a_training_into_the_same_folder_without_a_checkpoint_is_another_run(folder: Path, data_root: str) -> None:
+    command(folder, data_root, "fit", "--trainer.max_epochs", "1")
+    assert {row.get("epoch", "0") for row in rows(folder)} == {"0"}
+
+
+def test_an_evaluation_leaves_curve_and_config_and_adds_its_row(folder: Path, data_root: str) -> None:
     before, config = rows(folder), (folder / "config.yaml").read_text()
     (checkpoint,) = folder.rglob("step=12.ckpt")
     for sub in ("test", "validate"):

@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasks.classification import demo
+from tasks.classification.data import ClassificationDataModule
 from tasks.classification.demo_report import markdown
+from tests.helpers import processes
 
 
 @pytest.fixture
@@ -39,6 +43,8 @@ def rows() -> list[demo.Row]:
 @pytest.mark.slow
 def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=processes.run))
+    monkeypatch.setattr(demo, "ClassificationDataModule", partial(ClassificationDataModule, test_size=500))
     small = ["--trainer.max_epochs=1", "--data.train_size=256"]
     assert demo.main(["--out", "out", "--", *small]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from esbnn_core.layers.quantizers import Temperature
 from tasks.classification.augment import IMAGENET, Augmentation, evaluation_recipe
 from tasks.classification.generated import GeneratedImages
 from tasks.evaluate.command import main
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT.parent / "shared" / "data" / "imagenet-mini"
@@ -283,9 +282,7 @@ def test_training_recipes_evaluate_as_the_command_does(config: Path) -> None:
 
 def test_the_command_itself() -> None:
     command = [sys.executable, "-m", "tasks.evaluate", "none.pth", "--model", "reactnet_resnet18"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
-    )
+    done = processes.run(command, ROOT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == (
         "error: checkpoint none.pth does not exist: give the path of a file, or a name of --list"

@@ -3,13 +3,12 @@
 import json
 import math
 import runpy
-import subprocess
 import threading
 import time
-import types
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from tasks.reproduce.modes import proxy, proxy_run
 from tasks.reproduce.modes.proxy_results import ProxyResult, compare_with_base, compute_half_width
 from tasks.reproduce.tables import proxies
 from tasks.reproduce.tables.table import SYSTEMS
+from tests.helpers import processes
 from tests.helpers.tables import proxy as proxy_row
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +138,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "reactnet.yaml").write_text(yaml.safe_dump(body))
     monkeypatch.setattr(proxies, "FOLDER", tmp_path / "configs")
+    monkeypatch.setattr(proxy_run, "subprocess", SimpleNamespace(run=processes.run))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -213,18 +214,16 @@ def test_a_run_that_was_cut_off_goes_on(
     (whole,) = proxy.run_proxy("reactnet", Path("whole"), data="none", only=["base"])
 
     def killed(command: list[str], **options: Any) -> Any:
-        process = subprocess.Popen(command, **options)
+        log = Path(options["stdout"].name)
+        process = processes.Child(command, log, log, env=options["env"])
         while process.poll() is None and not Path("cut", "reactnet", "base-seed3", proxy_run.LAST).exists():
             time.sleep(0.001)
         process.kill()
-        return types.SimpleNamespace(returncode=process.wait() or -9)
+        return SimpleNamespace(returncode=process.wait() or -9)
 
-    monkeypatch.setattr(proxy_run.subprocess, "run", killed)
-    with pytest.raises(InputError, match="ended with exit code -9"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="ended with exit code -9"):
+        patch.setattr(proxy_run.subprocess, "run", killed)
         proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
-    monkeypatch.undo()
-    monkeypatch.setattr(proxies, "FOLDER", small / "configs")
-    monkeypatch.chdir(small)
     (again,) = proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
     assert "--ckpt_path cut/reactnet/base-seed3/checkpoints/last.ckpt" in capfd.readouterr().out
     assert again.values == whole.values

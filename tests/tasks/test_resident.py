@@ -111,10 +111,9 @@ def test_resume_in_an_epoch_differs_by_nothing(
 ) -> None:
     options = {"on_device": True, "num_workers": workers}
     straight = make_module()
-    make_trainer(max_epochs=2).fit(straight, make_data(**options))
     keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(0), keep])
-    trainer.fit(make_module(), make_data(**options))
+    trainer.fit(straight, make_data(**options))
     path = sorted(tmp_path.glob("*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))[2]
     resumed = make_module()
     make_trainer(max_epochs=2).fit(resumed, make_data(**options), ckpt_path=path)

@@ -1,7 +1,6 @@
 """The smoke trainer: any recipe for two steps on generated images, to its files; and runs that end with a sentence."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from esbnn_core import load_checkpoint, read_checkpoint
 from esbnn_core.lit.cli import TaskCLI, run
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs/trainer/smoke.yaml"
@@ -124,7 +124,7 @@ def test_two_processes_export_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tasks.classification", "fit", "--config", str(path("recu_r20_cifar10"))]
     command += ["--config", str(SMOKE), "--data.image_size=32", "--trainer.devices=2", "--trainer.strategy=ddp"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    done = processes.run(command, tmp_path, env)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "runs" / "smoke"
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

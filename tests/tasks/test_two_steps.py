@@ -1,6 +1,7 @@
 """The two-step recipe: a strict hand-over, and a run that was stopped anywhere ends as one that was not."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from esbnn_core.lit.callbacks import EpochSeed, ExportWeights, FlipRatio
 from esbnn_core.lit.resumable import ResumableLoader, ResumableSampler
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
-from tasks.classification import data as data_room
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
-from tests.helpers.classification import make_module
+from tests.helpers.classification import make_module, quiet_trainer
 
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]
@@ -89,10 +89,19 @@ def run(
     return states
 
 
-@pytest.fixture
-def resumable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_room, "EpochSampler", ResumableSampler, raising=False)
-    monkeypatch.setattr(data_room, "DataLoader", ResumableLoader, raising=False)
+@pytest.fixture(scope="module")
+def few(make_data: MakeData) -> MakeData:
+    """100 images, four steps an epoch."""
+    return partial(make_data, train_size=100, batch_size=24)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, few: MakeData) -> dict[str, State]:
+    """Both steps without an interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    states = run(folder, few, partial(quiet_trainer, folder))
+    assert all(difference(states[f"start{step}"], states[f"end{step}"]) > 0 for step in (1, 2))
+    return states
 
 
 @pytest.mark.slow
@@ -101,11 +110,8 @@ def resumable(monkeypatch: pytest.MonkeyPatch) -> None:
     [("epoch", 0), ("first batch", 0), ("third batch", 2), ("last batch", 0)],
 )
 def test_both_steps_resumed_anywhere_differ_by_nothing(
-    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer, resumable: None, when: str, workers: int
+    tmp_path: Path, few: MakeData, make_trainer: MakeTrainer, whole: dict[str, State], when: str, workers: int
 ) -> None:
-    def data(**options: Any) -> ClassificationDataModule:
-        return make_data(train_size=100, batch_size=24, num_workers=workers, **options)
-
     stops: dict[str, Callable[[L.Trainer], bool]] = {
         # four batches an epoch: behind the first epoch, or in the middle of the second or first
         "epoch": lambda trainer: trainer.current_epoch == 1,
@@ -114,11 +120,9 @@ def test_both_steps_resumed_anywhere_differ_by_nothing(
         "third batch": lambda trainer: trainer.global_step == 8,
         "last batch": lambda trainer: trainer.global_step == 5,
     }
-    whole = run(tmp_path / "whole", make_data=data, make_trainer=make_trainer)
-    broken = run(tmp_path / "broken", data, make_trainer, stops[when])
+    broken = run(tmp_path, partial(few, num_workers=workers), make_trainer, stops[when])
     for part in ("end1", "start2", "end2"):
         assert difference(whole[part], broken[part]) == 0.0, part
-    assert difference(whole["start1"], whole["end1"]) > 0 and difference(whole["start2"], whole["end2"]) > 0
 
 
 @pytest.mark.parametrize("name", ["reactnet_resnet8", "es_reactnet_resnet8"])
@@ -235,7 +239,7 @@ def test_the_loader_refuses_another_batch_size_and_another_sampler() -> None:
 
 
 def test_noise_in_the_middle_of_an_epoch_is_the_uninterrupted_runs(
-    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer, resumable: None
+    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:
     class Noisy(nn.Module):
         """Dropout between network and loss."""

@@ -121,11 +121,11 @@ def under_a_handler(patched: bool) -> None:
             evaluate()
 
 
-def ends(target: Callable[[bool], None], patched: bool) -> bool:
-    """Whether a forked process comes to its end; whatever it leaves is killed."""
+def ends(target: Callable[[bool], None], patched: bool, seconds: float) -> bool:
+    """Whether a forked process comes to its end in so many seconds; whatever it leaves is killed."""
     process = multiprocessing.get_context("fork").Process(target=target, args=(patched,))
     process.start()
-    process.join(6)
+    process.join(seconds)
     done = process.exitcode == 0
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid or 0, signal.SIGKILL)
@@ -134,5 +134,5 @@ def ends(target: Callable[[bool], None], patched: bool) -> bool:
 
 
 def test_map_ends_under_a_sigterm_handler_with_the_patch_alone() -> None:
-    assert ends(under_a_handler, patched=True)
-    assert not ends(under_a_handler, patched=False)
+    assert ends(under_a_handler, patched=True, seconds=30)
+    assert not ends(under_a_handler, patched=False, seconds=3)

@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 
 from esbnn_core.lit.callbacks import EpochSeed
+from tests.helpers import processes
 from tests.helpers.detection.small_bidet import detector, images
 from tests.helpers.detection.tiny import make_detector
 
@@ -70,7 +70,7 @@ def test_two_processes_train_one_network_and_score_every_image_once(tmp_path: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (str(tmp_path), port), nprocs=2)
+    processes.start(worker, 2, str(tmp_path), port)
     for name in NAMES:
         (first, scores), (second, others) = (
             torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)

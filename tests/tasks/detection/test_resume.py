@@ -67,7 +67,7 @@ def gradients(model: Any, loss: Callable[[Any], dict[str, Tensor]]) -> dict[str,
     return {**found, **values, **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("name", ["bidet", "es_bidet", "ssd"])
+@pytest.mark.parametrize("name", ["es_bidet", "ssd"])
 @pytest.mark.filterwarnings("ignore:1 binary units or layers train on plain layers")
 def test_a_step_on_bits_has_the_plain_steps_gradients(name: str) -> None:
     """In float64: in float32 a rounding turns signs near 0, and with them regions that are drawn."""
