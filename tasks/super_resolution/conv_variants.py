@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import InputError
-from esbnn_core.layers.widths import es_widths, tile
+from esbnn_core.layers.widths import PLAIN, Expansion, es_widths, tile
 from esbnn_core.units.timestep import TimestepUnit
 
 Variant = Literal["bi", "real", "bnn", "dorefa", "xnor", "irnet", "reactnet", "bbcu"]
@@ -68,12 +68,15 @@ class RealConv(nn.Conv2d):
     """Ordinary convolution with bias in a unit's place: (N, tau*g*C, H, W) -> the same shape, shrunk and tiled.
 
     Args:
-        channels: nominal C. kernel_size: odd. tau, groups: as TimestepUnit; 1 and 1 are the plain convolution.
+        channels: nominal C.
+        kernel_size: odd.
+        expansion: as TimestepUnit; without it the plain convolution.
+        name: for errors alone.
     """
 
-    def __init__(self, channels: int, kernel_size: int, tau: int = 1, groups: int = 1, name: str = "") -> None:
-        widths = es_widths(channels, channels, tau, groups, layer=name)
-        super().__init__(widths.carried_in, widths.filters, kernel_size, padding=kernel_size // 2, groups=groups)
+    def __init__(self, channels: int, kernel_size: int, expansion: Expansion = PLAIN, name: str = "") -> None:
+        widths = es_widths(channels, channels, expansion, layer=name)
+        super().__init__(widths.carried_in, widths.filters, kernel_size, padding=kernel_size // 2, groups=widths.groups)
         self.copies = widths.copies
 
     def forward(self, x: Tensor, group: Tensor) -> Tensor:  # type: ignore[override]
@@ -85,7 +88,9 @@ class Recipe:
     """How a part of the UNet is made.
 
     Attributes:
-        variant: a key of VARIANTS. timestep_groups: K, of "bi". tau, groups: of the expansion. copy_spread: as RSign.
+        variant: a key of VARIANTS.
+        timestep_groups: K, of "bi".
+        expansion: of every convolution.
         copy_rule: "block" does what the plain network does to its channels inside each of the tau*g copies, "mix" does
             it to all channels at once.
 
@@ -95,9 +100,7 @@ class Recipe:
 
     variant: Variant = "bi"
     timestep_groups: int = 5
-    tau: int = 1
-    groups: int = 1
-    copy_spread: float = 0.0
+    expansion: Expansion = PLAIN
     copy_rule: CopyRule = "block"
 
     def __post_init__(self) -> None:
@@ -107,16 +110,17 @@ class Recipe:
         ):
             if given not in known:
                 raise InputError(f"{what}={given!r} was given, one of {', '.join(known)} was expected")
-        if self.copy_spread and (self.variant == "real" or not VARIANTS[self.variant].get("shift", True)):
+        spread = self.expansion.copy_spread
+        if spread and (self.variant == "real" or not VARIANTS[self.variant].get("shift", True)):
             raise InputError(
-                f"copy_spread={self.copy_spread} was given with variant {self.variant!r}, which has no shift to "
+                f"copy_spread={spread} was given with variant {self.variant!r}, which has no shift to "
                 f"spread: leave it at 0 or choose bi, reactnet or bbcu"
             )
 
     @property
     def wide(self) -> int:
         """tau*g, how many copies of the nominal channels are carried."""
-        return self.tau * self.groups
+        return self.expansion.wide
 
     @property
     def blocks(self) -> int:
@@ -126,10 +130,9 @@ class Recipe:
     def conv(self, channels: int, kernel_size: int, name: str) -> nn.Module:
         """C -> C at the carried width, called with (x, group)."""
         if self.variant == "real":
-            return RealConv(channels, kernel_size, self.tau, self.groups, name)
+            return RealConv(channels, kernel_size, self.expansion, name)
         options: dict[str, Any] = {"timestep_groups": self.timestep_groups, **VARIANTS[self.variant]}
-        options |= {"tau": self.tau, "groups": self.groups, "copy_spread": self.copy_spread}
-        return TimestepUnit(channels, kernel_size, name=name, **options)
+        return TimestepUnit(channels, kernel_size, expansion=self.expansion, name=name, **options)
 
 
 def taken(x: Tensor, blocks: int, channels: slice) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from esbnn_core import InputError
 from esbnn_core.errors import check_counts, check_factors
 from esbnn_core.layers import timestep_group
-from esbnn_core.layers.widths import tile
+from esbnn_core.layers.widths import Expansion, tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
 from tasks.super_resolution.conv_variants import CopyRule, Moment, RealPath, Recipe, Variant
 
@@ -107,11 +107,11 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
                 f"real_resolutions={list(real_resolutions)} was given, sides of levels of an image of {image_size} "
                 f"were expected: {', '.join(f'{side:g}' for side in sides)}"
             )
-        trunk = Recipe(variant, timestep_groups, tau, groups, copy_spread, copy_rule)
+        trunk = Recipe(variant, timestep_groups, Expansion(tau, groups, copy_spread), copy_rule)
         if real_path == "slice":
             real = Recipe("real")
         else:
-            real = Recipe("real", tau=tau, groups=groups, copy_rule=copy_rule)
+            real = Recipe("real", expansion=Expansion(tau, groups), copy_rule=copy_rule)
         up = [real if side in real_resolutions else trunk for side in sides]
         if real.wide != trunk.wide and any(up[i] is trunk and up[i + 1] is real for i in range(len(up) - 1)):
             raise InputError(

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.layers import Sign
-from esbnn_core.layers.quantizers import STE
+from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE
 from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of
 
 
 class SignRule(NamedTuple):
-    """The estimator of a layer's sign; `standardised`: it divides the input by its sample's deviation ("tent")."""
+    """The estimator of a layer's sign; `standardised`: it divides the input by its sample's deviation."""
 
     ste: STE
     clip: float
@@ -26,7 +26,7 @@ class SignRule(NamedTuple):
     @property
     def reads_values(self) -> bool:
         """Whether its derivative depends on more than a mask."""
-        return self.ste in ("poly2", "tent")
+        return self.ste in ("poly2", UNIT_VARIANCE)
 
 
 def sign_rule(sign: nn.Module) -> SignRule | None:
@@ -34,7 +34,7 @@ def sign_rule(sign: nn.Module) -> SignRule | None:
     if type(sign) is nn.Identity:
         return SignRule("identity", 1.0, False)
     if isinstance(sign, Sign) and type(sign).forward is Sign.forward:
-        return SignRule(sign.ste, sign.clip, sign.ste == "tent")
+        return SignRule(sign.ste, sign.clip, sign.ste == UNIT_VARIANCE)
     return None
 
 

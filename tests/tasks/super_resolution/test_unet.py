@@ -230,7 +230,7 @@ def test_a_folder_that_does_not_fit_is_refused(
     ("options", "words"),
     [
         ({"tau": 3}, "width 8, which tau=3"),
-        ({"tau": 0}, "tau=0"),
+        ({"tau": 0}, "tau must be a whole number"),
         ({"inner_channels": 7, "norm_groups": 7}, "a level of 7 channels"),
         ({"norm_groups": 3}, "norm_groups=3"),
         ({"channel_mults": (1, 2, 3)}, "each twice the one before"),
@@ -241,7 +241,7 @@ def test_a_folder_that_does_not_fit_is_refused(
         ({"group_rule": "last"}, "group_rule='last'"),
         ({"real_path": "cut"}, "real_path='cut'"),
         ({"copy_rule": "shuffle"}, "copy_rule='shuffle'"),
-        ({"timestep_groups": 0}, "timestep_groups=0"),
+        ({"timestep_groups": 0}, "timestep_groups must be a whole number"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"variant": "xnor", "tau": 2, "copy_spread": 0.3}, "'xnor', which has no shift to spread"),
         ({"variant": "real", "tau": 2, "copy_spread": 0.3}, "'real', which has no shift to spread"),
