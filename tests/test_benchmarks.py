@@ -14,6 +14,7 @@ from benchmarks.evidence import tables as evidence
 from benchmarks.evidence.copies import measure_copy_agreement
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
+from esbnn_core.layers import Expansion
 from esbnn_core.units.conv import BinaryUnit
 from tasks.reproduce.modes.proxy import read_proxy_results
 from tasks.reproduce.modes.proxy_run import fit_command
@@ -125,7 +126,7 @@ def test_copies_agree_as_often_as_their_thresholds_say(tau: int, groups: int) ->
     """One copy is +1 everywhere, the others are the input's sign: pairs with it agree on the positive share."""
     torch.manual_seed(0)
     copies = tau * groups
-    unit = BinaryUnit(8, 8, tau=tau, groups=groups)
+    unit = BinaryUnit(8, 8, expansion=Expansion(tau, groups))
     images = torch.randn(3, 8, 5, 6).repeat(1, copies, 1, 1)
     with torch.no_grad():
         unit.conv.sign.shift.view(-1)[:8] = 1e6

@@ -8,6 +8,7 @@ from esbnn_core.layers.shortcut import PadShortcut
 from esbnn_core.layers.squeeze_excite import SqueezeExcite
 from esbnn_core.layers.tile import SliceChannels, Tile
 from esbnn_core.layers.timestep import TimestepRPReLU, TimestepShift, timestep_group
+from esbnn_core.layers.widths import Expansion
 
 __all__ = [
     "BinaryConv2d",
@@ -16,6 +17,7 @@ __all__ = [
     "BinarySoftmax",
     "ESBinaryConv2d",
     "ESBinaryLinear",
+    "Expansion",
     "LayerScale",
     "PadShortcut",
     "PositiveSign",

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers.quantizers import STE, sign_ste
-from esbnn_core.layers.widths import thermometer_shift
+from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE, current_name, sign_ste
+from esbnn_core.layers.widths import Expansion, thermometer_shift
 
 
 def per_channel(parameter: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -17,17 +17,22 @@ def per_channel(parameter: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 class Sign(nn.Module):
-    """sign(x) with a straight-through estimator; with "tent" the gradient is that of ReCU.
+    """sign(x) with a straight-through estimator.
 
-    For "tent" in training the input is first divided by the deviation of its sample (over all but the batch), which
-    leaves the sign alone and rescales the gradient (papers.md#recu).
+    With "poly2_unit_variance" a training forward first divides each sample by its standard deviation over all
+    dimensions but the batch. The sign stays, the gradient is rescaled (papers.md#recu).
+
+    Args:
+        ste: estimator, see sign_ste.
+        clip: half width of the "clip" estimator.
+        channel_dim: dimension of the channels, 1 for (N, C, H, W) and -1 for (B, N, C).
     """
 
     shift: Tensor | None
 
     def __init__(self, ste: STE = "poly2", clip: float = 1.0, channel_dim: int = 1) -> None:
         super().__init__()
-        self.ste: STE = ste
+        self.ste: STE = current_name(ste)
         self.clip = clip
         self.channel_dim = channel_dim
         self.register_parameter("shift", None)
@@ -35,7 +40,7 @@ class Sign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.shift is not None:
             x = x + per_channel(self.shift, x, self.channel_dim)
-        if self.ste == "tent" and self.training:
+        if self.ste == UNIT_VARIANCE and self.training:
             deviation = (x.flatten(1).var(1) + 1e-5).sqrt()
             x = x / deviation.view(-1, *[1] * (x.dim() - 1))
         return sign_ste(x, self.ste, self.clip)
@@ -48,9 +53,13 @@ class RSign(Sign):
     """sign(x + b) with a learnable b per channel (ReActNet, papers.md#reactnet-activations).
 
     Args:
-        channels: C. ste, clip: of the sign. channel_dim: 1 for (N, C, H, W), -1 for (B, N, C).
-        copies: how many tiled copies the input holds. copy_spread: 0 is the paper's zero start; s > 0 starts the
-            copies as a thermometer code (esbnn_core.layers.widths.thermometer_shift; Differs from the paper).
+        channels: C.
+        ste: estimator, see sign_ste.
+        clip: half width of the "clip" estimator.
+        channel_dim: dimension of the channels, 1 for (N, C, H, W) and -1 for (B, N, C).
+        copies: how many tiled copies the input holds.
+        copy_spread: 0 starts at zero, as the paper does. s > 0 starts the copies as a thermometer code
+            (thermometer_shift of esbnn_core.layers.widths).
     """
 
     def __init__(
@@ -68,19 +77,21 @@ class RSign(Sign):
 
 
 class PositiveSign(Sign):
-    """+1 where x > 0, else -1: for what comes out of a ReLU, whose zeros are half of its news.
+    """+1 where x > 0, else -1: for the output of a ReLU, whose zeros would all become +1.
 
-    Twice the gradient of Sign: BinaryUnit(rectified=True) halves the sums. `shift`, not saved, is what gives the same
-    signs as sign(x + shift): packed layers know no other rule.
+    The gradient is twice that of Sign, because BinaryUnit(rectified=True) halves the sums. `shift`, which is not saved,
+    makes sign(x + shift) the same signs: the only rule that packed layers have.
 
     Args:
-        channels: C. ste, clip: as Sign.
+        channels: C.
+        ste: estimator, see sign_ste.
+        clip: half width of the "clip" estimator.
     """
 
     def __init__(self, channels: int, ste: STE = "poly2", clip: float = 1.0) -> None:
         super().__init__(ste, clip)
         del self.shift
-        # the smallest number of full precision: bfloat16 has it too
+        # the smallest normal number of float32, which bfloat16 has too
         self.register_buffer("shift", torch.full((channels,), -torch.finfo(torch.float32).tiny), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,27 +100,39 @@ class PositiveSign(Sign):
 
 
 def spread_sign(
-    channels: int, copies: int, copy_spread: float, activation: "STE | Sign | None", clip: float = 1.0, dim: int = 1
-) -> "STE | Sign | None":
-    """`activation` as it is for copy_spread = 0, else the RSign whose `copies` start as a thermometer code.
+    channels: int, expansion: Expansion, activation: STE | Sign | None, clip: float, channel_dim: int = 1
+) -> STE | Sign | None:
+    """`activation` unchanged for a copy_spread of 0, else an RSign whose copies start as a thermometer code.
+
+    Args:
+        channels: carried input width.
+        expansion: its copies and copy_spread.
+        activation: STE, or a Sign module or None where no spread is asked for.
+        clip: half width of the "clip" estimator.
+        channel_dim: as Sign.
 
     Raises:
-        InputError: a spread is asked for where there is no estimator to build the RSign with.
+        InputError: a spread with a Sign module or None as activation.
     """
-    if not copy_spread:
+    spread = expansion.copy_spread
+    if not spread:
         return activation
     if activation is None or isinstance(activation, Sign):
         raise InputError(
-            f"copy_spread={copy_spread} was given with activation={activation}: the spread sets the start of the "
-            f"layer's own RSign, so name an STE as activation"
+            f"activation of a layer with copy_spread={spread} must be the name of an estimator, got {activation}: the "
+            f"layer makes its own RSign with it"
         )
-    return RSign(channels, activation, clip, dim, copies, copy_spread)
+    return RSign(channels, activation, clip, channel_dim, expansion.copies, spread)
 
 
 class RPReLU(nn.Module):
     """PReLU(x + b_in) + b_out, everything per channel (ReActNet, papers.md#reactnet-activations).
 
-    Slope starts at 0.25, shifts at 0.
+    The slope starts at 0.25, the shifts at 0.
+
+    Args:
+        channels: C.
+        channel_dim: dimension of the channels, 1 for (N, C, H, W) and -1 for (B, N, C).
     """
 
     def __init__(self, channels: int, channel_dim: int = 1) -> None:
@@ -121,7 +144,7 @@ class RPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + per_channel(self.shift_in, x, self.channel_dim)
-        # torch's PReLU knows the channels in dimension 1 only
+        # torch's PReLU expects the channels in dimension 1
         if self.channel_dim in (1, 1 - x.dim()):
             x = F.prelu(x, self.slope)
         elif self.channel_dim in (-1, x.dim() - 1):

@@ -1,6 +1,6 @@
-"""Parts of binary attention: 1-bit probabilities, products of binary tensors, LayerScale (BinaryViT.
+"""Parts of BinaryViT's attention: 1-bit probabilities, products of binary tensors, LayerScale.
 
-Papers.md#binaryvit-attention).
+papers.md#binaryvit-attention
 """
 
 from typing import Any
@@ -31,19 +31,20 @@ class _Probabilities(torch.autograd.Function):
 def binarize_probabilities(p: Tensor, threshold: Tensor) -> Tensor:
     """clip(round(p / c), 0, 1) * c: probabilities become 0 or c, halves round to even (papers.md#binaryvit-attention).
 
-    Args:
-        p: attention probabilities, any shape. threshold: the learned scalar c (0-d), above 0.
+    The gradient of p passes where 0 <= p/c <= 1. That of c is round(p/c) - p/c there and 1 above.
 
-    Gradients: to p where 0 <= p/c <= 1; to c round(p/c) - p/c there and 1 above.
+    Args:
+        p: attention probabilities, any shape.
+        threshold: the learned scalar c (0-d), above 0.
     """
     out: Tensor = _Probabilities.apply(p, threshold)
     return out
 
 
 class BinarySoftmax(nn.Module):
-    """Softmax over the last dimension, binarised to {0, c} with one learned c (start 0.005).
+    """Softmax over the last dimension, binarised to {0, c} with one learned c that starts at 0.005.
 
-    Outside training the output is {0, 1} and the caller multiplies its exact sums by `threshold`.
+    Outside training the output is {0, 1}, and the caller multiplies its exact sums by `threshold`.
     """
 
     LOWEST = 1e-6
@@ -57,7 +58,7 @@ class BinarySoftmax(nn.Module):
         return p if self.training else p / self.threshold
 
     def project_(self) -> None:
-        """Keep c above 0, where p/c has a value.
+        """Keep c above 0, so that p/c has a value.
 
         The optimizer hook of esbnn_core.training.latent_clip calls it after every step.
         """
@@ -65,9 +66,9 @@ class BinarySoftmax(nn.Module):
 
 
 class BinaryMatmul(nn.Module):
-    """a @ b of two binary tensors: (..., M, K) x (..., K, N) -> (..., M, N); a module so that counting sees it.
+    """a @ b of two binary tensors: (..., M, K) x (..., K, N) -> (..., M, N). A module, so that counting sees it.
 
-    Outside training never in a narrower type than float32 by autocast: the sums stay exact.
+    Outside training autocast does not make it narrower than float32: the sums stay exact.
     """
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -79,10 +80,11 @@ class BinaryMatmul(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """alpha * x + move, per channel of the last dimension (BinaryViT's own form; papers.md#binaryvit-attention).
+    """alpha * x + move, per channel of the last dimension (BinaryViT's own form, papers.md#binaryvit-attention).
 
     Args:
-        channels: C. alpha: its start value; move starts at 0.
+        channels: C.
+        alpha: start value of alpha; move starts at 0.
     """
 
     def __init__(self, channels: int, alpha: float) -> None:

@@ -1,4 +1,4 @@
-"""What binary convolution and binary linear layers share: latent weight, quantizer, output scale, start values."""
+"""What binary convolutions and binary linear layers share: latent weight, quantizer, output scale, start values."""
 
 import math
 from collections.abc import Callable
@@ -8,29 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import check_choice
 from esbnn_core.layers.activations import Sign
-from esbnn_core.layers.quantizers import STE, WeightQuantizer, make_weight_quantizer
+from esbnn_core.layers.quantizers import STE, QuantizerChoice, make_weight_quantizer
 
 LatentInit = Literal["uniform", "normal", "kaiming", "xavier", "fan_in"]
+"""Start of a latent weight: U(-1e-3, 1e-3), N(0, 1e-3), the normal forms of Kaiming and Xavier, or "fan_in",
+U(+-1/sqrt(fan-in)), torch's own start of linear layers and convolutions.
+
+Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1."""
 
 TrainingPath = Callable[[Any, Tensor], Tensor | None]
-"""(module, input) -> output of the module's training forward, or None where the plain one has to serve."""
+"""(module, input) -> output of the module's training forward, or None to use the plain one."""
 
 
 class BinaryLayer(nn.Module):
     """A layer with a latent `weight` (O, I/groups, *k) that is binarised in forward.
 
     Args:
-        weight_shape: of the latent weight. bias: real bias (O,) added after the scale.
-        weight_quantizer: name or instance (esbnn_core.layers.quantizers). activation: STE of the input's sign, a Sign
-        or
-            RSign module, or None where the input is +-1 already. clip: half width of the "clip" STE.
-        learned_scale: a learnable scale (O,) of the output, start U[0, 1) (ReCU).
-        latent_init: start of the latent weight: "uniform" U(-1e-3, 1e-3), "normal" N(0, 1e-3), "kaiming" and
-            "xavier" their normal forms, "fan_in" U(+-1/sqrt(fan-in)), torch's own start of linear layers and
-            convolutions.
-            Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1.
+        weight_shape: (O, I/groups, *k).
+        bias: a real bias (O,), added after the scale.
+        weight_quantizer: see make_weight_quantizer of esbnn_core.layers.quantizers.
+        activation: STE of the input's sign, a Sign or RSign module, or None for an input that is +-1 already.
+        clip: half width of the "clip" STE.
+        learned_scale: a learnable scale (O,) of the output that starts at U[0, 1) (ReCU).
+        latent_init: start of the latent weight, see LatentInit.
+
+    Raises:
+        InputError: an unknown quantizer or latent_init.
     """
 
     training_path: TrainingPath | None = None
@@ -40,7 +45,7 @@ class BinaryLayer(nn.Module):
         self,
         weight_shape: tuple[int, ...],
         bias: bool,
-        weight_quantizer: str | WeightQuantizer,
+        weight_quantizer: QuantizerChoice,
         activation: STE | Sign | None,
         clip: float,
         learned_scale: bool,
@@ -56,8 +61,7 @@ class BinaryLayer(nn.Module):
         else:
             self.sign = activation if isinstance(activation, Sign) else Sign(activation, clip)
         self.learned_scale = nn.Parameter(torch.empty(out_channels)) if learned_scale else None
-        if latent_init not in get_args(LatentInit):
-            raise InputError(f"latent_init {latent_init!r} is not known, one of {get_args(LatentInit)} was expected")
+        check_choice("latent_init", latent_init, get_args(LatentInit))
         self.latent_init: LatentInit = latent_init
         self.reset_parameters()
 
@@ -81,7 +85,7 @@ class BinaryLayer(nn.Module):
             init.uniform_(self.learned_scale, 0.0, 1.0)
 
     def total(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The bare sums: product(sign(x), binary weight), in training by `training_path` where that serves."""
+        """The bare sums product(sign(x), binary weight); in training those of `training_path`, if it gives any."""
         if self.training and self.training_path is not None:
             total = self.training_path(self, x)
             if total is not None:
@@ -96,10 +100,10 @@ class BinaryLayer(nn.Module):
         return alpha * self.learned_scale
 
     def exact(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """product(x, binary weight); outside training never in a narrower type than float32 by autocast.
+        """product(x, binary weight); outside training autocast does not make it narrower than float32.
 
-        bfloat16 holds whole numbers up to 256 only: a validation under autocast would see other sums than the packed
-        network computes.
+        bfloat16 holds whole numbers up to 256 only, so a validation under autocast would compute other sums than the
+        packed network.
         """
         weight = self.quantizer.binary(self.weight)
         kind = x.device.type
@@ -109,7 +113,7 @@ class BinaryLayer(nn.Module):
         return product(x, weight)
 
     def scaled(self, total: Tensor, channel_shape: tuple[int, ...]) -> Tensor:
-        """total * scale + bias, each where there is one; `channel_shape` lays (O,) along the output's channels."""
+        """total * scale + bias, either of which may be missing; `channel_shape` is (O,) along the output's channels."""
         scale = self.output_scale()
         if scale is not None:
             total = total * scale.view(channel_shape)
@@ -123,7 +127,7 @@ def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:
 
 @torch.no_grad()
 def exact_zeros(model: nn.Module) -> int:
-    """How many numbers are exactly 0 that a latent weight's sign is taken of: +1 here, 0 by torch.sign."""
+    """How many numbers whose sign is a binary weight are exactly 0: their sign is +1 here, 0 with torch.sign."""
     return sum(int((layer.quantizer.signed(layer.weight) == 0).sum()) for _, layer in binary_layers(model))
 
 

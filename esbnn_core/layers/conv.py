@@ -1,14 +1,17 @@
-"""BinaryConv2d and its expand-shrink version (papers.md#weight-quantizers, #borders, #es)."""
+"""BinaryConv2d and its expand-shrink form ESBinaryConv2d (papers.md#weight-quantizers, #borders, #es)."""
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers.activations import Sign, spread_sign
 from esbnn_core.layers.base import BinaryLayer, LatentInit
-from esbnn_core.layers.quantizers import STE, WeightQuantizer
-from esbnn_core.layers.widths import es_widths, tile
+from esbnn_core.layers.quantizers import STE, QuantizerChoice
+from esbnn_core.layers.widths import Expansion, es_widths, tile
+
+PAD_VALUES = (0, -1)
+"""What the border of a binary convolution may hold, after the sign."""
 
 
 class BinaryConv2d(BinaryLayer):
@@ -17,16 +20,26 @@ class BinaryConv2d(BinaryLayer):
     The sum of +-1 products is formed first, exactly, then multiplied by the output scale.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as torch.nn.Conv2d.
-        pad_value: what the border holds after the sign: 0 (most papers) or -1 (BiDet) (papers.md#borders).
-        weight_quantizer: "absmean" (default), another name of esbnn_core.layers.quantizers, or an instance.
-        activation: STE of the input's sign (default "poly2") or a Sign/RSign module; None promises +-1 input.
-        clip, learned_scale, latent_init: see BinaryLayer.
+        in_channels: I.
+        out_channels: O.
+        kernel_size: as torch.nn.Conv2d, like stride, padding, dilation, groups and bias.
+        stride: of the convolution.
+        padding: pixels added on each side, after the sign.
+        pad_value: of the border after the sign: 0 (most papers) or -1 (BiDet, papers.md#borders).
+        dilation: of the kernel.
+        groups: of the convolution.
+        bias: a real bias (O,), added after the scale.
+        weight_quantizer: a name of WEIGHT_QUANTIZERS (esbnn_core.layers.quantizers), a function, or an instance.
+        activation: STE of the input's sign or a Sign or RSign module; None promises an input of +-1.
+        clip: half width of the "clip" STE.
+        learned_scale: a learnable scale (O,) of the output.
+        latent_init: start of the latent weight, see LatentInit of esbnn_core.layers.base.
 
-    dtype: float32 or float64 give exact sums; under autocast training runs in the narrow type, evaluation does not.
+    Sums are exact in float32 and float64. Under autocast training runs in the narrow type, evaluation does not.
 
     Raises:
-        InputError: a pad value that is not 0 or -1, groups that do not divide the channels.
+        InputError: a pad_value other than 0 and -1; groups that do not divide the channels; an unknown quantizer or
+            latent_init.
     """
 
     def __init__(
@@ -41,16 +54,15 @@ class BinaryConv2d(BinaryLayer):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = False,
-        weight_quantizer: str | WeightQuantizer = "absmean",
+        weight_quantizer: QuantizerChoice = "absmean",
         activation: STE | Sign | None = "poly2",
         clip: float = 1.0,
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
     ) -> None:
-        if pad_value not in (0, -1):
-            raise InputError(f"pad_value={pad_value!r} was given, 0 or -1 was expected")
+        check_choice("pad_value", pad_value, PAD_VALUES)
         if in_channels % groups or out_channels % groups:
-            raise InputError(f"groups={groups} was given, a divisor of {in_channels} and {out_channels} was expected")
+            raise InputError(f"groups must divide the channels {in_channels} and {out_channels}, got {groups}")
         kernel = _pair(kernel_size)
         shape = (out_channels, in_channels // groups, *kernel)
         super().__init__(shape, bias, weight_quantizer, activation, clip, learned_scale, latent_init)
@@ -63,7 +75,7 @@ class BinaryConv2d(BinaryLayer):
         self.copies = 1
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
-        """Scaled output, or with scaled=False the bare sum of +-1 products."""
+        """The scaled output, or the bare sum of +-1 products with scaled=False."""
         total = self.total(x, self._convolve)
         return self.scaled(total, (1, -1, 1, 1)) if scaled else total
 
@@ -86,17 +98,21 @@ class BinaryConv2d(BinaryLayer):
 class ESBinaryConv2d(BinaryConv2d):
     """Expand-shrink binary convolution on a carried map: (N, tau*g*C, H, W) -> (N, tau*g*O, H', W') (Figure 2b, 2c).
 
-    O/tau filters in g groups over tau*g*C channels, tiled tau^2*g times: operations and weights of C -> O. What makes
-    the copies differ, a BatchNorm over the tau*g*O channels, comes after it (BinaryUnit has both).
+    O/tau filters in g groups over tau*g*C channels, tiled tau^2*g times: the operations and weights of C -> O. A
+    BatchNorm over the tau*g*O channels has to follow, because it makes the copies differ (BinaryUnit has both).
 
     Args:
-        in_channels, out_channels: nominal widths C and O. tau, groups: expansion factor and groups g.
-        copy_spread: > 0 makes the input's sign an RSign whose copies start as a thermometer code
-            (esbnn_core.layers.widths.thermometer_shift; Differs from the paper); 0 leaves it as `activation` says.
-        name: the layer's name, for errors alone. The others: as BinaryConv2d.
+        in_channels: nominal C.
+        out_channels: nominal O.
+        kernel_size: as BinaryConv2d, like every argument not named here.
+        tau: expansion factor.
+        groups: groups g.
+        copy_spread: s > 0 makes the input's sign an RSign whose copies start as a thermometer code
+            (thermometer_shift of esbnn_core.layers.widths); 0 leaves it as `activation` gives it.
+        name: the layer's name, for errors alone.
 
     Raises:
-        InputError: tau*groups does not divide out_channels; copy_spread without an activation to shift.
+        InputError: tau*groups does not divide out_channels; a copy_spread without an estimator's name as activation.
     """
 
     def __init__(
@@ -112,14 +128,15 @@ class ESBinaryConv2d(BinaryConv2d):
         copy_spread: float = 0.0,
         pad_value: int = 0,
         dilation: int | tuple[int, int] = 1,
-        weight_quantizer: str | WeightQuantizer = "absmean",
+        weight_quantizer: QuantizerChoice = "absmean",
         activation: STE | Sign | None = "poly2",
         clip: float = 1.0,
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
         name: str = "",
     ) -> None:
-        widths = es_widths(in_channels, out_channels, tau, groups, layer=name)
+        expansion = Expansion(tau, groups, copy_spread)
+        widths = es_widths(in_channels, out_channels, expansion, layer=name)
         super().__init__(
             widths.carried_in,
             widths.filters,
@@ -130,7 +147,7 @@ class ESBinaryConv2d(BinaryConv2d):
             dilation=dilation,
             groups=groups,
             weight_quantizer=weight_quantizer,
-            activation=spread_sign(widths.carried_in, widths.copies, copy_spread, activation, clip),
+            activation=spread_sign(widths.carried_in, expansion, activation, clip),
             clip=clip,
             learned_scale=learned_scale,
             latent_init=latent_init,
@@ -138,7 +155,7 @@ class ESBinaryConv2d(BinaryConv2d):
         self.tau, self.copies = tau, widths.copies
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
-        """Tiled output, scaled or the bare sum as BinaryConv2d."""
+        """The tiled output, or the tiled bare sum with scaled=False."""
         return tile(super().forward(x, scaled), self.copies)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""BinaryLinear and its expand-shrink version (papers.md#weight-quantizers, #es-transformer)."""
+"""BinaryLinear and its expand-shrink form ESBinaryLinear (papers.md#weight-quantizers, #es-transformer)."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,23 @@ from torch.nn import functional as F
 from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign, spread_sign
 from esbnn_core.layers.base import BinaryLayer, LatentInit
-from esbnn_core.layers.quantizers import STE, WeightQuantizer
-from esbnn_core.layers.widths import es_widths, tile
+from esbnn_core.layers.quantizers import STE, QuantizerChoice
+from esbnn_core.layers.widths import Expansion, es_widths, tile
 
 
 class BinaryLinear(BinaryLayer):
     """Matrix product of +-1 features with +-1 weights: (..., I) -> (..., O).
 
     Args:
-        in_features, out_features, bias: as torch.nn.Linear. groups: as in a convolution, over contiguous features.
-        The others: as BinaryConv2d; `activation` signs over the last dimension.
+        in_features: I.
+        out_features: O.
+        bias: a real bias (O,), added after the scale.
+        groups: as in a convolution, over contiguous features.
+        weight_quantizer: as BinaryConv2d, like every argument not named here.
+        activation: as BinaryConv2d, over the last dimension.
+
+    Raises:
+        InputError: groups that do not divide the features; an unknown quantizer or latent_init.
     """
 
     def __init__(
@@ -26,21 +33,21 @@ class BinaryLinear(BinaryLayer):
         bias: bool = False,
         *,
         groups: int = 1,
-        weight_quantizer: str | WeightQuantizer = "absmean",
+        weight_quantizer: QuantizerChoice = "absmean",
         activation: STE | Sign | None = "poly2",
         clip: float = 1.0,
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
     ) -> None:
         if in_features % groups or out_features % groups:
-            raise InputError(f"groups={groups} was given, a divisor of {in_features} and {out_features} was expected")
+            raise InputError(f"groups must divide the features {in_features} and {out_features}, got {groups}")
         shape = (out_features, in_features // groups)
         super().__init__(shape, bias, weight_quantizer, activation, clip, learned_scale, latent_init)
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
         self.copies = 1
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
-        """Scaled output, or with scaled=False the bare sum of +-1 products."""
+        """The scaled output, or the bare sum of +-1 products with scaled=False."""
         total = self.total(x, self._multiply)
         return self.scaled(total, (-1,)) if scaled else total
 
@@ -55,7 +62,7 @@ class BinaryLinear(BinaryLayer):
 
 
 class ESBinaryLinear(BinaryLinear):
-    """Expand-shrink binary linear on carried features: (..., tau*g*I) -> (..., tau*g*O); as ESBinaryConv2d."""
+    """Expand-shrink binary linear layer on carried features: (..., tau*g*I) -> (..., tau*g*O), as ESBinaryConv2d."""
 
     def __init__(
         self,
@@ -65,20 +72,21 @@ class ESBinaryLinear(BinaryLinear):
         tau: int = 2,
         groups: int = 1,
         copy_spread: float = 0.0,
-        weight_quantizer: str | WeightQuantizer = "absmean",
+        weight_quantizer: QuantizerChoice = "absmean",
         activation: STE | Sign | None = "poly2",
         clip: float = 1.0,
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
         name: str = "",
     ) -> None:
-        widths = es_widths(in_features, out_features, tau, groups, layer=name)
+        expansion = Expansion(tau, groups, copy_spread)
+        widths = es_widths(in_features, out_features, expansion, layer=name)
         super().__init__(
             widths.carried_in,
             widths.filters,
             groups=groups,
             weight_quantizer=weight_quantizer,
-            activation=spread_sign(widths.carried_in, widths.copies, copy_spread, activation, clip, dim=-1),
+            activation=spread_sign(widths.carried_in, expansion, activation, clip, channel_dim=-1),
             clip=clip,
             learned_scale=learned_scale,
             latent_init=latent_init,
@@ -86,5 +94,5 @@ class ESBinaryLinear(BinaryLinear):
         self.tau, self.copies = tau, widths.copies
 
     def forward(self, x: Tensor, scaled: bool = True) -> Tensor:
-        """Tiled output, scaled or the bare sum as BinaryLinear."""
+        """The tiled output, or the tiled bare sum with scaled=False."""
         return tile(super().forward(x, scaled), self.copies, dim=-1)

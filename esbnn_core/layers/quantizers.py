@@ -1,19 +1,32 @@
 """sign with its straight-through estimators, and the weight quantizers.
 
-Everywhere sign(0) = +1, in training and on packed bits alike. Differs from the paper: the original code uses
-torch.sign, whose value at 0 is 0, a third value that one bit cannot hold (papers.md#sign-of-zero).
+sign(0) = +1 everywhere, in training and on packed bits.
+Differs from the paper: the original code uses torch.sign, which is 0 at 0, a third value that one bit cannot hold
+(papers.md#sign-of-zero).
 """
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import check_choice
 
-STE = Literal["poly2", "clip", "identity", "tent"]
+STE = Literal["poly2", "clip", "identity", "poly2_unit_variance", "tent"]
+"""Straight-through estimators, see sign_ste; "tent" is the earlier name of "poly2_unit_variance"."""
+
+UNIT_VARIANCE: STE = "poly2_unit_variance"
+"""ReCU's: as poly2, for an input that Sign first divides by the standard deviation of its sample (papers.md#recu)."""
+
+
+def current_name(ste: STE) -> STE:
+    """The estimator's name, with an earlier one replaced."""
+    return UNIT_VARIANCE if ste == "tent" else ste
 
 
 def hard_sign(x: Tensor) -> Tensor:
@@ -37,7 +50,7 @@ class _Sign(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if ctx.ste == "clip":
             return grad * (x.abs() <= ctx.clip), None, None
-        # poly2 is 2+2x on [-1,0) and 2-2x on [0,1), which is the tent 2-2|x| cut at zero
+        # poly2 is 2+2x on [-1,0) and 2-2x on [0,1): 2-2|x| without its negative part
         return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad), None, None
 
 
@@ -47,18 +60,20 @@ def sign_ste(x: Tensor, ste: STE = "poly2", clip: float = 1.0) -> Tensor:
     Args:
         x: any shape, floating dtype.
         ste: derivative used in backward. "poly2": 2-2|x| inside [-1, 1], 0 outside (Bi-Real, ReActNet).
-            "clip": 1 on [-clip, clip], ends included. "identity": 1.
-            "tent": as poly2, for a variance-normalised x (ReCU).
+            "clip": 1 on [-clip, clip], ends included. "identity": 1. "poly2_unit_variance": as poly2; the caller
+            scales x to unit variance first (ReCU; esbnn_core.layers.Sign does so).
         clip: half width of "clip" (1 for XNOR-style weights, 1.5 for BNext activations).
+
+    Raises:
+        InputError: an unknown estimator.
     """
-    if ste not in get_args(STE):
-        raise InputError(f"STE {ste!r} is not known, one of {', '.join(get_args(STE))} was expected")
+    check_choice("ste", ste, get_args(STE))
     out: Tensor = _Sign.apply(x, ste, clip)
     return out
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward gives `value`, backward hands the gradient to `x` unchanged."""
+    """Forward returns `value`, backward passes the gradient to `x` unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
@@ -75,19 +90,23 @@ def centre(weight: Tensor) -> Tensor:
 
 
 class WeightQuantizer(nn.Module):
-    """From a latent weight (O, I, *k) to what the layer convolves with, and a scale for its output.
+    """From a latent weight (O, I, *k) to the weight of the convolution, and a scale for its output.
 
-    The layer convolves with `binary(weight)` and multiplies the result by `scale(weight)`, never the weight itself:
-    sums of +-1 products are exact in float32 below 2^24, so the latent and the packed path agree bit for bit.
+    The layer convolves with `binary(weight)` and multiplies the sums, not the weight, by `scale(weight)`: sums of +-1
+    products are exact in float32 below 2^24, so the latent and the packed path agree bit for bit.
     Subclasses override one or both methods.
+
+    Args:
+        ste: estimator of the weight's sign, see sign_ste.
+        clip: half width of the "clip" estimator.
     """
 
     precision = 1
-    """Bits per weight; counting and packing read it."""
+    """Bits per weight, read by counting and packing."""
     latent_clip: float | None = None
-    """The optimizer hook keeps latent weights inside +-latent_clip (see esbnn_core.training.latent_clip)."""
+    """Bound that the optimizer hook keeps latent weights inside, +-latent_clip (esbnn_core.training.latent_clip)."""
     to_sign_mode = ""
-    """Why `sign_mode` may be False and what changes that, for errors."""
+    """Why `sign_mode` is False and how to change that, for errors."""
 
     def __init__(self, ste: STE = "clip", clip: float = 1.0) -> None:
         super().__init__()
@@ -95,11 +114,11 @@ class WeightQuantizer(nn.Module):
         self.clip = clip
 
     def signed(self, weight: Tensor) -> Tensor:
-        """What the sign is taken of, same shape: the weight itself, or centred."""
+        """The numbers whose sign is the binary weight, same shape: the weight itself, or centred."""
         return weight
 
     def binary(self, weight: Tensor) -> Tensor:
-        """Weight of the convolution, same shape; exactly +-1 in sign mode."""
+        """The weight of the convolution, same shape; exactly +-1 in sign mode."""
         return sign_ste(self.signed(weight), self.ste, self.clip)
 
     def scale(self, weight: Tensor) -> Tensor | None:
@@ -107,7 +126,7 @@ class WeightQuantizer(nn.Module):
         return None
 
     def sign_mode(self) -> bool:
-        """Whether `binary` gives exactly +-1, which packing needs."""
+        """Whether `binary` returns exactly +-1, as packing needs."""
         return True
 
     def extra_repr(self) -> str:
@@ -115,23 +134,29 @@ class WeightQuantizer(nn.Module):
 
 
 class PlainSign(WeightQuantizer):
-    """sign(W), no scale."""
+    """sign(W), without a scale.
+
+    Args:
+        ste: estimator of the sign.
+        clip: half width of the "clip" estimator.
+        latent_clip: bound of the latent weights, or None.
+    """
 
     def __init__(self, ste: STE = "clip", clip: float = 1.0, latent_clip: float | None = None) -> None:
         super().__init__(ste, clip)
         self.latent_clip = latent_clip
         if ste == "identity" and latent_clip is None:
             warnings.warn(
-                "a latent weight with the identity STE and no latent_clip can grow without bound: pass latent_clip",
+                "latent weights with the identity STE and no latent_clip can grow without bound: pass latent_clip",
                 stacklevel=2,
             )
 
 
 class RealWeights(WeightQuantizer):
-    """The latent weight itself, no sign and no scale: step 1 of the two-step recipes (papers.md#two-steps).
+    """The latent weight itself, without sign and scale: step 1 of the two-step recipes (papers.md#two-steps).
 
-    It has no state, so a network with it has the tensors of the binary network
-    (esbnn_core.transforms.real_weights.real_weights_).
+    It has no state, so that a network with it has the tensors of the binary network. real_weights_ of
+    esbnn_core.transforms puts it in.
     """
 
     precision = 32
@@ -148,13 +173,15 @@ class RealWeights(WeightQuantizer):
 
 
 class AbsMean(WeightQuantizer):
-    """alpha * sign(W) with alpha_o = mean |W| of filter o (XNOR-Net; Bi-Real, ReActNet, BiDet;
-    papers.md#weight-quantizers).
+    """alpha * sign(W) with alpha_o = mean |W| of filter o (papers.md#weight-quantizers).
+
+    Of XNOR-Net, Bi-Real, ReActNet and BiDet.
 
     Args:
-        ste: of the sign. detach_scale: no gradient through alpha (ReActNet) or with it (BiDet).
-        centred: take the sign of W minus its filter mean, alpha of the uncentred W (BinaryViT linear layers).
-        of_layer: one alpha, of all filters together (DoReFa-Net).
+        ste: estimator of the sign.
+        detach_scale: no gradient through alpha (ReActNet); False lets it through (BiDet).
+        centred: the sign is that of W minus its filter's mean, alpha that of W itself (BinaryViT's linear layers).
+        of_layer: one alpha for all filters together (DoReFa-Net).
     """
 
     def __init__(
@@ -174,11 +201,14 @@ class AbsMean(WeightQuantizer):
 
 
 class Temperature(WeightQuantizer):
-    """clamp(W/T, -1, 1), and sign(W) once T < sign_below; identity STE (BNext, papers.md#bnext-temperature; 1e-5 in
-    BNext-18, papers.md#bnext-18).
+    """clamp(W/T, -1, 1), and sign(W) once T < sign_below; identity STE (papers.md#bnext-temperature).
 
-    `temperature` is a buffer (1,) that starts at 1; an epoch-end hook multiplies it (0.9 an epoch reaches sign mode at
-    epoch 153). The latent weight is kept inside +-1.5 by the optimizer hook, not by a write in forward.
+    `temperature` is a buffer (1,) that starts at 1. A hook at the end of an epoch multiplies it; 0.9 an epoch reaches
+    sign mode at epoch 153. The optimizer hook keeps the latent weight inside +-1.5, forward does not write to it.
+
+    Args:
+        sign_below: temperature from which on the weights are signs: 1e-7 in BNext, 1e-5 in BNext-18
+            (papers.md#bnext-18).
     """
 
     latent_clip: float | None = 1.5
@@ -196,7 +226,7 @@ class Temperature(WeightQuantizer):
     def binary(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
             clamped = (weight / self.temperature.clamp(min=1e-8)).clamp(-1, 1)
-            # chosen on the device: reading the temperature here would wait for the GPU at every forward
+            # chosen on the device, because reading the temperature would wait for the GPU at every forward
             value = torch.where(self.temperature < self.sign_below, hard_sign(weight), clamped)
         out: Tensor = _StraightThrough.apply(weight, value)
         return out
@@ -206,12 +236,10 @@ class Temperature(WeightQuantizer):
 
 
 class ReCU(WeightQuantizer):
-    """Standardised, rectified-clamped sign of ReCU: sign(clamp(w1, -Q, Q)), Q = -mean|w1| * ln(2 - 2 tau).
+    """ReCU's sign of the standardised, clamped weight: sign(clamp(w1, -Q, Q)), Q = -mean|w1| * ln(2 - 2 tau).
 
-    Source: papers.md#recu.
-
-    `tau` is ReCU's own quantile parameter, a buffer (1,) set at every epoch start, not the expansion factor. It steers
-    the gradient alone (zero where clamped); the sign does not depend on it.
+    `tau` is ReCU's quantile parameter, not the expansion factor: a buffer (1,) that is set at the start of every epoch.
+    It changes the gradient alone, which is zero where w1 is clamped; the sign does not depend on it (papers.md#recu).
     """
 
     tau: Tensor
@@ -226,10 +254,10 @@ class ReCU(WeightQuantizer):
     def binary(self, weight: Tensor) -> Tensor:
         centred = self.signed(weight)
         if not (self.training and torch.is_grad_enabled()):
-            return sign_ste(centred, "identity")  # neither the deviation nor the clamp can turn a sign
+            return sign_ste(centred, "identity")  # neither the deviation nor the clamp changes a sign
         variance = centred.flatten(1).var(1).view(-1, *[1] * (weight.dim() - 1))
         w1 = centred * (2 * math.sqrt(2)) / (variance + 1e-5).sqrt()
-        # a constant of the step: a clamped weight gets no gradient, not even through the mean (tau = 1: no clamp)
+        # detached: a clamped weight gets no gradient, not even through the mean; tau = 1 clamps nothing
         bound = -w1.detach().abs().mean() * torch.log(2 - 2 * self.tau)
         return sign_ste(torch.minimum(torch.maximum(w1, -bound), bound), "identity")
 
@@ -237,8 +265,9 @@ class ReCU(WeightQuantizer):
 class Libra(WeightQuantizer):
     """IR-Net's balanced weights (Libra-PB): the sign of the standardised W, and a power of two as scale.
 
-    w = (W - mean) / deviation of each filter; binary sign(w), scale 2^round(log2(mean |w|)), which a shift of bits can
-    multiply by. Differs from the paper: the estimator is "clip" at w throughout, theirs sharpens over the epochs.
+    w = (W - mean) / deviation of each filter. The binary weight is sign(w), the scale 2^round(log2(mean |w|)), which a
+    bit shift can apply.
+    Differs from the paper: the estimator is "clip" at w throughout, theirs sharpens over the epochs.
     """
 
     def __init__(self) -> None:
@@ -261,35 +290,43 @@ class Libra(WeightQuantizer):
             return self.standardised(weight).flatten(1).abs().mean(1).log2().round().exp2()
 
 
-WEIGHT_QUANTIZERS = (
-    *("sign", "absmean", "absmean_attached", "absmean_centred", "absmean_layer"),
-    *("libra", "temperature", "recu"),
+WEIGHT_QUANTIZERS: Mapping[str, Callable[[], WeightQuantizer]] = MappingProxyType(
+    {
+        "sign": PlainSign,
+        "absmean": AbsMean,
+        "absmean_attached": partial(AbsMean, ste="identity", detach_scale=False),
+        "absmean_centred": partial(AbsMean, centred=True),
+        "absmean_layer": partial(AbsMean, ste="identity", of_layer=True),
+        "libra": Libra,
+        "temperature": Temperature,
+        "recu": ReCU,
+    }
 )
+"""By name, the function that makes a weight quantizer.
+
+"sign"              sign(W), clip STE.
+"absmean"           alpha = mean |W| without gradient, clip STE (ReActNet).
+"absmean_attached"  the gradient passes through alpha, identity STE (BiDet).
+"absmean_centred"   as absmean, each filter centred (BinaryViT).
+"absmean_layer"     one alpha a layer, identity STE (DoReFa-Net).
+"libra"             IR-Net.
+"temperature"       BNext.
+"recu"              ReCU.
+"""
+
+QuantizerChoice = str | Callable[[], WeightQuantizer] | WeightQuantizer
+"""A name of WEIGHT_QUANTIZERS, a function that makes a quantizer, or a quantizer."""
 
 
-def make_weight_quantizer(kind: "str | WeightQuantizer") -> WeightQuantizer:
-    """A weight quantizer by name, or the instance given.
+def make_weight_quantizer(kind: QuantizerChoice) -> WeightQuantizer:
+    """The quantizer itself, or a new one by name or function.
 
-    "sign": PlainSign with clip STE. "absmean": alpha detached (ReActNet). "absmean_attached": gradient through alpha,
-    identity STE (BiDet). "absmean_centred": rows centred (BinaryViT). "absmean_layer": one alpha a layer, identity STE
-    (DoReFa-Net). "libra": IR-Net. "temperature": BNext. "recu": ReCU.
+    Raises:
+        InputError: an unknown name.
     """
     if isinstance(kind, WeightQuantizer):
         return kind
-    if kind == "sign":
-        return PlainSign()
-    if kind == "absmean":
-        return AbsMean()
-    if kind == "absmean_attached":
-        return AbsMean(ste="identity", detach_scale=False)
-    if kind == "absmean_centred":
-        return AbsMean(centred=True)
-    if kind == "absmean_layer":
-        return AbsMean(ste="identity", of_layer=True)
-    if kind == "libra":
-        return Libra()
-    if kind == "temperature":
-        return Temperature()
-    if kind == "recu":
-        return ReCU()
-    raise InputError(f"weight quantizer {kind!r} is not known, one of {', '.join(WEIGHT_QUANTIZERS)} was expected")
+    if not callable(kind):
+        check_choice("weight_quantizer", kind, WEIGHT_QUANTIZERS)
+        kind = WEIGHT_QUANTIZERS[kind]
+    return kind()

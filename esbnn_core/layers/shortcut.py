@@ -5,9 +5,12 @@ from torch.nn import functional as F
 
 
 class PadShortcut(nn.Module):
-    """AvgPool2, then each of the `copies` blocks of C channels padded by C/2 zeros on both sides.
+    """AvgPool2, then each block of C channels padded by C/2 zeros on both sides (papers.md#recu, #rep-recu).
 
-    Source: papers.md#rep-recu, #recu.
+    (N, copies*C, H, W) -> (N, copies*2C, ceil(H/2), ceil(W/2)).
+
+    Args:
+        copies: tau*g, how many blocks the map holds.
     """
 
     def __init__(self, copies: int) -> None:

@@ -6,7 +6,12 @@ from esbnn_core.layers.widths import tile
 
 
 class Tile(nn.Module):
-    """Tile the channel dimension `copies` times: (N, C, ...) -> (N, copies*C, ...), out[j] = x[j mod C]."""
+    """Whole copies of the channels one after the other: (N, C, ...) -> (N, copies*C, ...), out[j] = x[j mod C].
+
+    Args:
+        copies: how many.
+        dim: dimension of the channels.
+    """
 
     def __init__(self, copies: int, dim: int = 1) -> None:
         super().__init__()
@@ -21,7 +26,12 @@ class Tile(nn.Module):
 
 
 class SliceChannels(nn.Module):
-    """Keep the first `channels` channels: the read-out of ES networks (papers.md#es-bnext, #es-elsewhere)."""
+    """The first `channels` channels: the read-out of ES networks (papers.md#es-bnext, #es-elsewhere).
+
+    Args:
+        channels: how many stay.
+        dim: dimension of the channels.
+    """
 
     def __init__(self, channels: int, dim: int = 1) -> None:
         super().__init__()

@@ -1,10 +1,8 @@
 """Timestep-aware parts of BI-DiffSR: one learnable shift, and one RPReLU, for each group of timesteps.
 
-Source: papers.md#timestep-units.
-
-What flows through a diffusion network changes with the timestep. The timesteps fall into K equal groups, and each
-sample of a batch takes the numbers of its own group. A group that no sample is in has a gradient of zeros, not none: an
-optimizer with momentum moves it on.
+The activations of a diffusion network change with the timestep. The timesteps fall into K equal groups, and each sample
+of a batch uses the parameters of its own group (papers.md#timestep-units). A group without a sample has a gradient of
+zeros, not none: an optimizer with momentum still moves it.
 """
 
 from collections.abc import Iterable
@@ -21,34 +19,41 @@ def timestep_group(timestep: Tensor, timestep_groups: int, total_steps: int) -> 
     """clamp(int(t * K / total), 0, K - 1) as int64, in the shape of t (papers.md#timestep-units).
 
     Args:
-        timestep: t, whole numbers or floating. timestep_groups: K. total_steps: of the training schedule.
+        timestep: t, whole numbers or floating point.
+        timestep_groups: K.
+        total_steps: of the training schedule.
     """
     # a whole t of any schedule is far enough from the next group for float32
     return (timestep.float() * timestep_groups / total_steps).long().clamp_(0, timestep_groups - 1)
 
 
 def of_group(numbers: Iterable[Tensor], group: Tensor, x: Tensor) -> Tensor:
-    """Rows (N, C) of the samples' groups, or (1, C) where one group serves all.
+    """Rows (N, C) of the samples' groups, or (1, C) for one group that all samples share.
 
     Args:
-        numbers: K tensors (C,). group: int64 (N,) or (1,). x: the map (N, C, H, W) that they are for.
+        numbers: K tensors (C,).
+        group: int64 (N,) or (1,).
+        x: the map (N, C, H, W) that they are applied to.
 
     Raises:
         InputError: `group` has another shape.
     """
     if group.dim() != 1 or group.shape[0] not in (1, x.shape[0]):
         raise InputError(
-            f"timestep groups of shape {tuple(group.shape)} were given for a batch of {x.shape[0]}, one number a "
-            f"sample or one for all was expected"
+            f"timestep groups of a batch of {x.shape[0]} must be one number a sample or one for all, got the shape "
+            f"{tuple(group.shape)}"
         )
     return torch.stack(list(numbers)).index_select(0, group)
 
 
 class TimestepShift(nn.Module):
-    """x + b_g with b (C,) per group, start 0: BI-DiffSR's TaR in front of a sign.
+    """x + b_g with b (C,) per group that starts at 0: BI-DiffSR's TaR in front of a sign.
 
     Args:
-        channels: C. timestep_groups: K. copies, copy_spread: as RSign, the same start for every group.
+        channels: C.
+        timestep_groups: K.
+        copies: as RSign.
+        copy_spread: as RSign, the same start for every group.
     """
 
     def __init__(self, channels: int, timestep_groups: int, copies: int = 1, copy_spread: float = 0.0) -> None:
@@ -65,11 +70,12 @@ class TimestepShift(nn.Module):
 class TimestepRPReLU(nn.Module):
     """PReLU(x + b_g) + residual + c_g, everything per channel and group: BI-DiffSR's TaA.
 
-    Slopes start at 0.25, shifts at 0. The residual is added before the last shift: the packed operator has that order
-    (esbnn_core.kernels), and sums in one order are equal bit for bit.
+    Slopes start at 0.25, shifts at 0. The residual is added before the last shift, as in the packed operator
+    (esbnn_core.kernels): sums in the same order are equal bit for bit.
 
     Args:
-        channels: C. timestep_groups: K.
+        channels: C.
+        timestep_groups: K.
     """
 
     def __init__(self, channels: int, timestep_groups: int) -> None:
@@ -87,7 +93,7 @@ class TimestepRPReLU(nn.Module):
         slope = of_group(self.slopes, group, x)
         if len(slope) == 1:
             x = F.prelu(x, slope[0])
-        else:  # torch's PReLU knows one slope a channel, not one a sample and channel
+        else:  # torch's PReLU has one slope a channel, not one a sample and channel
             x = torch.where(x > 0, x, slope[:, :, None, None] * x)
         x = x if residual is None else x + residual
         return x + of_group(self.shifts_out, group, x)[:, :, None, None]

@@ -1,6 +1,6 @@
-"""Networks by name: create_model is the one door, list_models the catalogue."""
+"""Networks by name: create_model builds one, list_models lists them."""
 
-from esbnn_core.models import (  # they register their builders
+from esbnn_core.models import (  # each registers its networks
     bidet_resnet,
     binaryvit,
     bnext,

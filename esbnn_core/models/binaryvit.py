@@ -1,21 +1,23 @@
 """BinaryViT, a pyramid vision transformer of binary layers, and its three expanded designs (papers.md#binaryvit).
 
-Tokens are (B, N, C), norms are BatchNorm per channel over batch and tokens. The paper's own way of expanding a
-transformer is not published; the designs F1, F2 and F3 are cost-neutral answers of ours (papers.md#es-transformer), and
-for each of them tau = groups = 1 is the plain network.
+Tokens are (B, N, C), norms are BatchNorm per channel over batch and tokens. How the paper expands a transformer is not
+published: the designs F1, F2 and F3 are ours, at equal cost (papers.md#es-transformer). In each of them the plain
+network is tau = groups = 1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import InputError, check_counts
+from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.layers import Tile
-from esbnn_core.models.parts import Expansion
-from esbnn_core.models.registry import register_model
+from esbnn_core.layers.widths import PLAIN, Expansion
+from esbnn_core.models.parts import make_readout
+from esbnn_core.models.registry import register_family
 from esbnn_core.models.vit_blocks import BinaryAttention, FeedForward, PatchMerge, PoolBranches, to_tokens
 from esbnn_core.units.token import normalise
 
@@ -24,7 +26,14 @@ Design = Literal["F1", "F2", "F3"]
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Shape of the stages: width, layers, hidden ratio of the feed-forward and reduction of keys and values of each."""
+    """Shape of the network, a number a stage.
+
+    Attributes:
+        widths: nominal channels.
+        depths: layers.
+        ratios: hidden width of the feed-forward part over the nominal one.
+        reductions: of keys and values, in each direction of the map.
+    """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (3, 4, 8, 4)
@@ -33,9 +42,13 @@ class Pyramid:
 
 
 class PatchStem(nn.Module):
-    """Real 4x4 convolution of stride 4 with bias, BN and positions: (B, in_channels, H, W) -> (B, H*W/16, wide*C).
+    """Real 4x4 convolution of stride 4 with bias, BN and positions: (B, in_channels, H, W) -> (B, H*W/16, copies*C).
 
-    Expanded (design F3) its maps are tiled before the BN, as in every ES network.
+    Args:
+        in_channels: of the images.
+        channels: nominal C.
+        height: of the square token map.
+        copies: of the maps, tiled before the BN as in every ES network (design F3).
     """
 
     def __init__(self, in_channels: int, channels: int, height: int, copies: int) -> None:
@@ -51,13 +64,13 @@ class PatchStem(nn.Module):
 
 
 class ViTLayer(nn.Module):
-    """Attention, then feed-forward beside four poolings, each on the normalised stream: (B, N, wide*C) -> the same."""
+    """Attention, then feed-forward beside four poolings, each on the normalised stream: (B, N, tau*g*C) -> the same."""
 
     def __init__(
         self, channels: int, height: int, ratio: int, reduction: int, expansion: Expansion, design: Design, name: str
     ) -> None:
         super().__init__()
-        stream = expansion if design == "F3" else Expansion()
+        stream = expansion if design == "F3" else PLAIN
         wide = stream.wide * channels
         self.norm_before = nn.BatchNorm1d(wide)
         self.attention = BinaryAttention(channels, height, reduction, stream, f"{name}.attention")
@@ -76,34 +89,38 @@ class BinaryViT(nn.Module):
     """(N, in_channels, image_size, image_size) float -> logits (N, num_classes).
 
     Args:
-        pyramid: see Pyramid. expansion, design: tau, groups and where they apply; see FeedForward and BinaryAttention.
-        real_merges: real patch merging (the some-real-layers variant). num_classes, in_channels: of the read-out and
-            the stem. image_size: side of the images, a multiple of 4 * 2^(stages - 1), 32 for four
-            stages; the positions are learned for it.
+        pyramid: shape of the stages.
+        expansion: plain or ES.
+        num_classes: of the classifier.
+        in_channels: of the stem.
+        design: what expands, see FeedForward ("F1", "F2") and BinaryAttention ("F3" expands everything).
+        real_merges: real patch merging (the variant with some real layers).
+        image_size: side of the images, a multiple of 4 * 2^(stages - 1), 32 for four stages; the positions are learned
+            for it.
 
     Raises:
-        InputError: a width that tau*groups does not divide, naming the layer; an image size that does not fit.
+        InputError: a width that tau*groups does not divide, naming the layer; an image size that does not fit; an
+            unknown design.
     """
 
     def __init__(
         self,
         pyramid: Pyramid,
         expansion: Expansion,
-        design: Design,
-        real_merges: bool,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        design: Design = "F1",
+        real_merges: bool = False,
+        image_size: int = 224,
     ) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-        if design not in get_args(Design):
-            raise InputError(f"design {design!r} is not known, one of {', '.join(get_args(Design))} was expected")
+        check_choice("design", design, get_args(Design))
         steps = 4 * 2 ** (len(pyramid.widths) - 1)
         if image_size % steps:
-            raise InputError(f"image_size={image_size} was given, a multiple of {steps} was expected")
+            raise InputError(f"image_size must be a multiple of {steps}, got {image_size}")
         self.image_size = image_size
-        stream = expansion if design == "F3" else Expansion()
+        stream = expansion if design == "F3" else PLAIN
         height = image_size // 4
         self.stem = PatchStem(in_channels, pyramid.widths[0], height, stream.wide)
         layers: list[nn.Module] = []
@@ -118,17 +135,17 @@ class BinaryViT(nn.Module):
                 name = f"layers.{len(layers)}"
                 layers.append(ViTLayer(width, height, ratio, reduction, expansion, design, name))
         self.layers = nn.ModuleList(layers)
-        # each by the number of the layer that it stands in front of
+        # by the number of the layer that follows
         self.merges = nn.ModuleDict(merges)
         self.norm = nn.BatchNorm1d(stream.wide * pyramid.widths[-1])
-        self.readout, features = stream.read_out(pyramid.widths[-1])
+        self.readout, features = make_readout(pyramid.widths[-1], stream)
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise InputError(
-                f"images of {tuple(x.shape[-2:])} pixels were given to a BinaryViT with positions for image_size="
-                f"{self.image_size}: resize them, or build the network with that image_size"
+                f"images of this BinaryViT must have the image_size {self.image_size} that its positions are for, got "
+                f"{tuple(x.shape[-2:])} pixels: resize them, or build the network with another image_size"
             )
         x = self.stem(x)
         for i, layer in enumerate(self.layers):
@@ -141,35 +158,20 @@ class BinaryViT(nn.Module):
 
 
 MICRO = Pyramid((64, 128, 256), (1, 2, 1), (4, 4, 4), (2, 1, 1))
-"""No shape of the paper: for images of 32 pixels, it trains on a CPU in minutes."""
+"""Not a shape of the paper: for images of 32 pixels, it trains on a CPU in minutes."""
 
 
-def _plain(pyramid: Pyramid, side: int, real_merges: bool) -> Callable[..., nn.Module]:
-    def build(num_classes: int = 1000, in_channels: int = 3, image_size: int = side) -> nn.Module:
-        return BinaryViT(pyramid, Expansion(), "F1", real_merges, num_classes, in_channels, image_size)
+def _plain(pyramid: Pyramid, side: int, real_merges: bool = False) -> Callable[..., nn.Module]:
+    """Builder of a plain network, where neither the design nor the patch merging is an option."""
 
-    return build
-
-
-def _expanded(pyramid: Pyramid, side: int) -> Callable[..., nn.Module]:
-    def build(
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        tau: int = 2,
-        groups: int = 1,
-        copy_spread: float = 0.0,
-        design: Design = "F1",
-        real_merges: bool = False,
-        image_size: int = side,
-    ) -> nn.Module:
-        expansion = Expansion(tau, groups, copy_spread)
-        return BinaryViT(pyramid, expansion, design, real_merges, num_classes, in_channels, image_size)
+    def build(expansion: Expansion, num_classes: int = 1000, in_channels: int = 3, image_size: int = side) -> nn.Module:
+        return BinaryViT(pyramid, expansion, num_classes, in_channels, "F1", real_merges, image_size)
 
     return build
 
 
-register_model("binaryvit", _plain(Pyramid(), 224, False), 224)
-register_model("binaryvit_some_real", _plain(Pyramid(), 224, True), 224)
-register_model("es_binaryvit", _expanded(Pyramid(), 224), 224)
-register_model("binaryvit_micro", _plain(MICRO, 32, False), 32)
-register_model("es_binaryvit_micro", _expanded(MICRO, 32), 32)
+register_family("binaryvit", _plain(Pyramid(), 224), 224, rules=("plain",))
+register_family("binaryvit_some_real", _plain(Pyramid(), 224, real_merges=True), 224, rules=("plain",))
+register_family("binaryvit_micro", _plain(MICRO, 32), 32, rules=("plain",))
+register_family("binaryvit", partial(BinaryViT, Pyramid()), 224, rules=("es",))
+register_family("binaryvit_micro", partial(BinaryViT, MICRO, image_size=32), 32, rules=("es",))

@@ -1,13 +1,14 @@
-"""BNext tiny, small, middle and large with their ES and Rep versions, and a micro one of ours.
+"""BNext tiny, small, middle and large, and a micro one of ours: plain, ES and Rep.
 
-Source: papers.md#es-bnext, #bnext, #bnext-temperature.
+papers.md#bnext, #bnext-temperature, #es-bnext
 
-A unit is a binary convolution whose output a squeeze-excite gate scales; the gate looks at a learned mix of the unit's
-input and output (info-recoupling). Weights are clamp(W/T) until the temperature T falls below 1e-7, sign(W) from then.
+A unit is a binary convolution whose output is scaled by a squeeze-excite gate. The gate reads a learned mix of the
+unit's input and output (info-recoupling). Weights are clamp(W/T) until the temperature T falls below 1e-7, and sign(W)
+from then on.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from esbnn_core.errors import check_counts
 from esbnn_core.layers import SqueezeExcite
-from esbnn_core.layers.quantizers import Temperature
-from esbnn_core.models.parts import Expansion, halving_pool, real_shortcut, real_stem
-from esbnn_core.models.registry import register_model
+from esbnn_core.layers.widths import Expansion
+from esbnn_core.models.parts import halving_pool, make_readout, real_shortcut, real_stem
+from esbnn_core.models.registry import register_family
 from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.style import UnitStyle
 
 SIZES = {
     "micro": (32, 32, *[64] * 2, *[128] * 2),
@@ -27,28 +29,34 @@ SIZES = {
     "middle": (48, 96, *[192] * 4, *[384] * 4, *[768] * 8, *[1536] * 4),
     "large": (64, 128, *[256] * 4, *[512] * 4, *[1024] * 16, *[2048] * 4),
 }
-"""Nominal output widths of the stem and of every block. micro is no size of the paper: for images of 32 pixels, whole
-in the stem (stem_stride 1), it trains on a CPU in minutes."""
-_SIDES = {"micro": 32}
-_STEM_STRIDES = {"micro": 1}
+"""Nominal output widths of the stem and of every block.
+
+micro is not a size of the paper. It is for images of 32 pixels, which its stem keeps at full size, and trains on a CPU
+in minutes."""
+
+BNEXT = UnitStyle(ste="clip", clip=1.5, weight_quantizer="temperature", latent_init="normal", act="none")
 
 
 class BNextUnit(nn.Module):
-    """One binary convolution of BNext: FFN_3x3, ELM attention (3x3) or FFN_1x1 (papers.md#bnext).
+    """One binary convolution of BNext: FFN_3x3, FFN_1x1, or ELM attention (3x3) (papers.md#bnext).
 
         u = PReLU(BN(tile(conv(sign(x + shift)))));  g = gate(s * pool(x) + (1 - s) * u) * u
         FFN:  BN(g) + pool(x)          ELM:  BN(g * r) + r  with r = pool(PReLU(x))
 
-    (N, wide*C, H, W) -> (N, wide*O, H/stride, W/stride) with wide = tau*groups.
+    (N, tau*g*C, H, W) -> (N, tau*g*O, H/stride, W/stride).
 
     Args:
-        channels: nominal C. kernel: 3 or 1. stride: 1 or 2. elm: attention in place of FFN.
+        channels: nominal C.
+        kernel: 3 or 1.
+        stride: 1 or 2.
+        elm: ELM attention in place of FFN.
         recoupling: gate, mix and second BN; without it the output is u + pool(x), or BN(u * r) + r for ELM.
-        expansion: see Expansion. name: for errors.
+        expansion: plain, ES or Rep.
+        name: the unit's name, for errors alone.
         out_channels: nominal O, default C; another one makes pool AvgPool2 + real 1x1 + BN (BNext-18,
-        papers.md#bnext-18).
-        mixes_residual: the mix takes r, or pool(x) of an FFN, in place of pool(x) (BNext-18).
-        sign_below: temperature from which on the weights are signs.
+            papers.md#bnext-18).
+        mixes_residual: the mix of an ELM reads r in place of pool(x) (BNext-18).
+        style: of the binary unit.
     """
 
     def __init__(
@@ -63,53 +71,39 @@ class BNextUnit(nn.Module):
         *,
         out_channels: int | None = None,
         mixes_residual: bool = False,
-        sign_below: float = 1e-7,
+        style: UnitStyle = BNEXT,
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
-        e, wide = expansion, expansion.wide * out
+        wide = expansion.wide * out
         self.kernel, self.recoupling, self.mixes_residual = kernel, recoupling, mixes_residual
         self.core = BinaryUnit(
-            channels,
-            out,
-            kernel,
-            stride,
-            tau=e.tau,
-            groups=e.groups,
-            copy_spread=e.copy_spread,
-            ste="clip",
-            clip=1.5,
-            weight_quantizer=Temperature(sign_below),
-            latent_init="normal",
-            inner_act=True,
-            act="none",
-            name=name,
+            channels, out, kernel, stride, style=style, expansion=expansion, inner_act=True, name=name
         )
-        # of the sign in the original, where it has no effect on value or gradient; kept for its files
+        # the original's files have this temperature of the sign, which changes neither value nor gradient
         self.register_buffer("activation_temperature", torch.ones(1))
         self.pool: nn.Module = halving_pool() if stride > 1 else nn.Identity()
         if out != channels:
-            self.pool = real_shortcut(channels, out, e, f"{name}.pool")
+            self.pool = real_shortcut(channels, out, expansion, f"{name}.pool")
         self.norm2: nn.Module = nn.BatchNorm2d(wide) if elm or recoupling else nn.Identity()
-        self.act_in: nn.Module | None = nn.PReLU(e.wide * channels) if elm else None
+        self.act_in: nn.Module | None = nn.PReLU(expansion.wide * channels) if elm else None
         if not elm:
-            # the original's files have these slopes, its forward does not read them (papers.md#es-quirk-2)
+            # the original's files have these slopes, which its forward does not read (papers.md#es-quirk-2)
             self.unused_act = nn.Parameter(torch.full((wide,), 0.25), requires_grad=False)
         if recoupling:
             self.scale = nn.Parameter(torch.full((1, wide, 1, 1), 0.5))
-            self.gate = SqueezeExcite(out, 8, e.tau, e.groups, name=f"{name}.gate", shrink=e.rule == "es")
+            self.gate = SqueezeExcite(out, 8, expansion, f"{name}.gate")
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.core(x)
         shortcut = self.pool(x if self.act_in is None else self.act_in(x))
         if self.recoupling:
             scale: Tensor = self.scale
-            if (
-                self.training or self.kernel == 1
-            ):  # the original clamps its 1x1 units in evaluation too (papers.md#es-quirk-5)
+            # in evaluation the original clamps the mix of its 1x1 units alone (papers.md#es-quirk-5)
+            if self.training or self.kernel == 1:
                 scale = scale.clamp(0, 1)
             mixed = shortcut if self.mixes_residual or self.act_in is None else self.pool(x)
-            # the gate starts with a global mean, and the mean of a mix is the mix of the means: no full map is mixed
+            # the gate begins with a global mean, and the mean of a mix is the mix of the means
             mix = scale * mixed.mean((2, 3), keepdim=True) + (1 - scale) * u.mean((2, 3), keepdim=True)
             u = self.gate(mix) * u
         if self.act_in is not None:
@@ -127,7 +121,7 @@ class BNextUnit(nn.Module):
 
 
 class BNextBlock(nn.Module):
-    """A 3x3 unit, then one 1x1 unit, or two whose outputs are concatenated where the width doubles."""
+    """A 3x3 unit, then one 1x1 unit, or two whose outputs are concatenated if the width doubles."""
 
     def __init__(
         self, before: int, after: int, stride: int, elm: bool, recoupling: bool, expansion: Expansion, name: str
@@ -147,9 +141,13 @@ class BNext(nn.Module):
     """(N, in_channels, H, W) float -> logits (N, num_classes).
 
     Args:
-        widths: a row of SIZES. expansion: plain, ES (shrunk gates, sliced read-out) or Rep (wide gates, all channels).
-        elm: ELM attention in every second block; False makes every 3x3 unit an FFN. info_recoupling: see BNextUnit.
-        num_classes, in_channels: of the read-out and the stem. stem_stride: 2, or 1 for CIFAR images.
+        widths: a row of SIZES.
+        expansion: plain, ES (shrunk gates, sliced read-out) or Rep (wide gates, all channels read).
+        num_classes: of the classifier.
+        in_channels: of the stem.
+        elm: ELM attention in every second block; False makes every 3x3 unit an FFN.
+        info_recoupling: `recoupling` of BNextUnit.
+        stem_stride: 2, or 1 for CIFAR images.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer.
@@ -159,18 +157,18 @@ class BNext(nn.Module):
         self,
         widths: tuple[int, ...],
         expansion: Expansion,
-        elm: bool,
-        info_recoupling: bool,
-        num_classes: int,
-        in_channels: int,
-        stem_stride: int,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        elm: bool = True,
+        info_recoupling: bool = True,
+        stem_stride: int = 2,
     ) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
         conv = nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False)
         self.stem = nn.Sequential(real_stem(conv, expansion, tile_first=True))
         wide = expansion.wide * widths[0]
-        # of the original's files, not read by its forward; starts at its own width (papers.md#es-quirk-2)
+        # the original's files have it, its forward does not read it; it starts at its width (papers.md#es-quirk-2)
         unused = nn.Parameter(torch.full((wide,), float(wide)), requires_grad=False)
         self.stem.register_parameter("unused_prelu", unused)
         blocks = OrderedDict[str, nn.Module]()
@@ -179,7 +177,7 @@ class BNext(nn.Module):
             attends = elm and i % 2 == 0
             blocks[str(i)] = BNextBlock(before, after, stride, attends, info_recoupling, expansion, f"blocks.{i}")
         self.blocks = nn.Sequential(blocks)
-        self.readout, features = expansion.read_out(widths[-1])
+        self.readout, features = make_readout(widths[-1], expansion)
         self.act = nn.PReLU(features)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(features, num_classes)
@@ -190,47 +188,6 @@ class BNext(nn.Module):
         return logits
 
 
-def _family(size: str) -> None:
-    """Register bnext_SIZE, es_bnext_SIZE and rep_bnext_SIZE."""
-    widths, stride = SIZES[size], _STEM_STRIDES.get(size, 2)
-
-    def base(
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        elm: bool = True,
-        info_recoupling: bool = True,
-        stem_stride: int = stride,
-    ) -> nn.Module:
-        return BNext(widths, Expansion(), elm, info_recoupling, num_classes, in_channels, stem_stride)
-
-    def es(
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        tau: int = 2,
-        groups: int = 1,
-        copy_spread: float = 0.0,
-        elm: bool = True,
-        info_recoupling: bool = True,
-        stem_stride: int = stride,
-    ) -> nn.Module:
-        expansion = Expansion(tau, groups, copy_spread)
-        return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
-
-    def rep(
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        tau: int = 2,
-        elm: bool = True,
-        info_recoupling: bool = True,
-        stem_stride: int = stride,
-    ) -> nn.Module:
-        expansion = Expansion(tau, rule="rep")
-        return BNext(widths, expansion, elm, info_recoupling, num_classes, in_channels, stem_stride)
-
-    builders: dict[str, Callable[..., nn.Module]] = {"": base, "es_": es, "rep_": rep}
-    for prefix, build in builders.items():
-        register_model(f"{prefix}bnext_{size}", build, _SIDES.get(size, 224))
-
-
-for _size in SIZES:
-    _family(_size)
+for _size, _widths in SIZES.items():
+    _side, _stride = (32, 1) if _size == "micro" else (224, 2)
+    register_family(f"bnext_{_size}", partial(BNext, _widths, stem_stride=_stride), _side)

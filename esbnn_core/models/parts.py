@@ -1,57 +1,46 @@
-"""What the networks share: the rule they are expanded by, their real stem, real shortcuts and read-out."""
+"""What the networks share: real stems, real shortcuts and the read-out, plain or expanded."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import nn
 
-from esbnn_core.errors import InputError, check_factors
+from esbnn_core.errors import check_choice
 from esbnn_core.layers import SliceChannels, Tile
-from esbnn_core.layers.widths import es_widths
+from esbnn_core.layers.widths import Expansion, es_widths
 
 Stem = Literal["imagenet", "cifar"]
 """First layers of a ResNet: 7x7 of stride 2 and a max-pool, or 3x3."""
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """How a trunk is expanded; tau = groups = 1 is the plain network.
+def make_readout(channels: int, expansion: Expansion) -> tuple[nn.Module, int]:
+    """What comes in front of the classifier, and how many features it leaves.
 
-    rule "es" (papers.md#es-bnext, #es-elsewhere) slices the first C channels for the read-out, "rep" (RepBNN,
-    papers.md#repbnn) reads all of them.
+    Args:
+        channels: nominal width of the last layer.
+        expansion: rule "es" reads the first `channels` of the carried channels, "rep" all of them.
     """
-
-    tau: int = 1
-    groups: int = 1
-    copy_spread: float = 0.0
-    rule: Literal["es", "rep"] = "es"
-
-    def __post_init__(self) -> None:
-        check_factors(self.tau, self.groups)
-
-    @property
-    def wide(self) -> int:
-        """tau*g, the carried width over the nominal one."""
-        return self.tau * self.groups
-
-    def read_out(self, channels: int) -> tuple[nn.Module, int]:
-        """(module in front of the classifier, features that it leaves) for a nominal last width."""
-        if self.rule == "es":
-            return (SliceChannels(channels) if self.wide > 1 else nn.Identity()), channels
-        return nn.Identity(), self.wide * channels
+    if expansion.rule == "rep":
+        return nn.Identity(), expansion.wide * channels
+    return (SliceChannels(channels) if expansion.wide > 1 else nn.Identity()), channels
 
 
 def halving_pool() -> nn.AvgPool2d:
     """2x2 average pooling of a shortcut beside a convolution of stride 2.
 
-    ceil_mode differs from floor on odd sizes only, where it keeps the size of the strided convolution.
+    ceil_mode matters for odd sizes alone: it keeps the size of the strided convolution.
     """
     return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
 
 
 def real_stem(conv: nn.Conv2d, e: Expansion, tile_first: bool) -> OrderedDict[str, nn.Module]:
-    """A real first convolution at nominal cost, tiled tau*g times before its BN (`tile_first`) or after it."""
+    """A real first convolution at nominal cost with its BN and tile, by name.
+
+    Args:
+        conv: the plain network's.
+        e: tau and groups; the maps are tiled tau*g times.
+        tile_first: tile before the BN, or after it.
+    """
     steps = OrderedDict[str, nn.Module](conv=conv)
     width = conv.out_channels
     if e.wide > 1 and tile_first:
@@ -67,12 +56,20 @@ def real_stem(conv: nn.Conv2d, e: Expansion, tile_first: bool) -> OrderedDict[st
 def resnet_stem(
     stem: Stem, in_channels: int, width: int, e: Expansion, tile_first: bool, act: nn.Module | None = None
 ) -> nn.Sequential:
-    """Stem of a ResNet: conv, BN and tile (real_stem), then `act`, then the max-pool of "imagenet".
+    """Stem of a ResNet: (N, in_channels, H, W) -> (N, tau*g*width, H/4, W/4), or H x W for "cifar".
 
-    (N, in_channels, H, W) -> (N, tau*g*width, H/4, W/4), or H x W for "cifar". Raises InputError for another stem.
+    Args:
+        stem: "imagenet" or "cifar".
+        in_channels: of the images.
+        width: nominal output width.
+        e: tau and groups.
+        tile_first: as real_stem.
+        act: after conv, BN and tile, in front of the max-pool of "imagenet".
+
+    Raises:
+        InputError: an unknown stem.
     """
-    if stem not in get_args(Stem):
-        raise InputError(f"stem={stem!r} was given, one of {', '.join(get_args(Stem))} was expected")
+    check_choice("stem", stem, get_args(Stem))
     kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
     conv = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
     steps = real_stem(conv, e, tile_first)
@@ -84,12 +81,21 @@ def resnet_stem(
 
 
 def real_shortcut(c_in: int, c_out: int, e: Expansion, name: str, pooled: bool = True) -> nn.Sequential:
-    """Shortcut where stride is 2 and the width may change: AvgPool2 + real 1x1 + BN, or a strided real 1x1 + BN.
+    """Shortcut of stride 2 whose width may change: (N, tau*g*c_in, H, W) -> (N, tau*g*c_out, H/2, W/2).
 
-    The 1x1 gets the treatment of the binary layers, so that its cost stays too (papers.md#es-elsewhere).
-    (N, tau*g*c_in, H, W) -> (N, tau*g*c_out, H/2, W/2). Raises InputError naming the layer.
+    Its real 1x1 expands and shrinks as the binary layers do, so that its cost stays (papers.md#es-elsewhere).
+
+    Args:
+        c_in: nominal input width.
+        c_out: nominal output width.
+        e: tau and groups.
+        name: the shortcut's name, for errors alone.
+        pooled: AvgPool2 + 1x1 + BN, or a strided 1x1 + BN.
+
+    Raises:
+        InputError: tau*groups does not divide c_out, naming the layer.
     """
-    w = es_widths(c_in, c_out, e.tau, e.groups, layer=name)
+    w = es_widths(c_in, c_out, e, layer=name)
     layers: list[nn.Module] = [halving_pool()] if pooled else []
     layers.append(nn.Conv2d(w.carried_in, w.filters, 1, 1 if pooled else 2, bias=False, groups=w.groups))
     if w.copies > 1:

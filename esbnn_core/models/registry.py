@@ -1,17 +1,20 @@
-"""The catalogue of networks: builders with explicit signatures, found by name, unknown options refused by name."""
+"""The catalogue of networks: builders found by name, whose options are known and refused by name."""
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.widths import PLAIN, Expansion
 
 Kind = Literal["classifier", "trunk"]
-"""What forward gives: logits (N, num_classes), or the feature maps that a detector stands on."""
+"""What forward returns: logits (N, num_classes), or the feature maps that a detector reads."""
+
+FamilyRule = Literal["plain", "es", "rep"]
 
 STEM_SIDES = {"imagenet": 224, "cifar": 32}
 """Side of the square input that goes with each value of the option `stem`."""
@@ -19,7 +22,14 @@ STEM_SIDES = {"imagenet": 224, "cifar": 32}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What rebuilds a network: its name, every option of its builder, the input (C, H, W) it was made for, its kind."""
+    """What rebuilds a network.
+
+    Attributes:
+        name: of the catalogue.
+        options: every option of its builder.
+        input_size: (C, H, W) that it was made for.
+        kind: what its forward returns.
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -38,25 +48,107 @@ _BUILDERS: dict[str, _Entry] = {}
 
 
 def register_model(name: str, build: Callable[..., nn.Module], size: int, kind: Kind = "classifier") -> None:
-    """Enter a builder; `size` is the side of the square input that its papers use, `kind` what its forward gives."""
+    """Enter one network.
+
+    Args:
+        name: a new one.
+        build: makes the network; its keyword arguments are the options, each with a default.
+        size: side of the square input that its papers use.
+        kind: what its forward returns.
+
+    Raises:
+        InputError: the name is taken.
+    """
     if name in _BUILDERS:
         raise InputError(f"network {name} is registered twice: give one of them another name")
     _BUILDERS[name] = _Entry(build, size, kind)
 
 
+def register_family(
+    name: str,
+    build: Callable[..., nn.Module],
+    size: int,
+    rules: Iterable[FamilyRule] = ("plain", "es", "rep"),
+    kind: Kind = "classifier",
+) -> None:
+    """Enter a network as `name` (plain), `es_name` and `rep_name`.
+
+    The options are those of `build`. Those of the rule come after in_channels: tau, groups and copy_spread for "es",
+    tau for "rep".
+
+    Args:
+        name: of the plain network.
+        build: makes the network from an Expansion, its first argument, and from options that have defaults.
+        size: side of the square input that its papers use.
+        rules: the forms to enter.
+        kind: what its forward returns.
+
+    Raises:
+        InputError: a name is taken.
+    """
+    for rule in rules:
+        prefix = "" if rule == "plain" else f"{rule}_"
+        register_model(prefix + name, _with_factors(build, _EXPANSIONS[rule]), size, kind)
+
+
+def _plain() -> Expansion:
+    return PLAIN
+
+
+def _es(tau: int = 2, groups: int = 1, copy_spread: float = 0.0) -> Expansion:
+    return Expansion(tau, groups, copy_spread)
+
+
+def _rep(tau: int = 2) -> Expansion:
+    return Expansion(tau, rule="rep")
+
+
+_EXPANSIONS: dict[FamilyRule, Callable[..., Expansion]] = {"plain": _plain, "es": _es, "rep": _rep}
+
+
+def _with_factors(build: Callable[..., nn.Module], expand: Callable[..., Expansion]) -> Callable[..., nn.Module]:
+    """`build` with the arguments of `expand` in the place of its first one, after in_channels in the signature."""
+    factors = inspect.signature(expand).parameters
+    _, *options = inspect.signature(build).parameters.values()
+    place = [option.name for option in options].index("in_channels") + 1
+    parameters = [*options[:place], *factors.values(), *options[place:]]
+    # a partial makes its arguments keyword-only, in the catalogue all are alike
+    signature = inspect.Signature([p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters])
+
+    def build_expanded(*args: Any, **options: Any) -> nn.Module:
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        values = bound.arguments
+        return build(expand(**{name: values.pop(name) for name in factors}), **values)
+
+    build_expanded.__signature__ = signature  # type: ignore[attr-defined]
+    return build_expanded
+
+
 def list_models(pattern: str = "", kind: Kind | None = None) -> list[str]:
-    """Names of all networks, sorted; with a pattern those that contain it, with a kind those of that kind."""
+    """Names of all networks, sorted.
+
+    Args:
+        pattern: only names that contain it.
+        kind: only networks of that kind.
+    """
     return sorted(name for name, entry in _BUILDERS.items() if pattern in name and kind in (None, entry.kind))
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """Build a network by name; the options are those of its builder, e.g. num_classes, in_channels, tau, groups.
+    """Build a network by name.
 
-    Returns an nn.Module on the current default device, in training mode, that maps (N, in_channels, H, W) to logits
-    (N, num_classes), a trunk to feature maps, and remembers its ModelSpec (see model_spec).
+    Args:
+        name: one of list_models().
+        options: those of the network's builder, e.g. num_classes, in_channels, tau, groups.
+
+    Returns:
+        An nn.Module on the current default device, in training mode, that maps (N, in_channels, H, W) to logits
+        (N, num_classes), or a trunk to feature maps. model_spec returns how it was built.
 
     Raises:
-        InputError: unknown name or option (both named, nearest ones shown), or a width that tau*groups does not divide.
+        InputError: an unknown name (the nearest ones are named) or option (all are named); a width that tau*groups
+            does not divide.
     """
     entry = _BUILDERS.get(name)
     if entry is None:

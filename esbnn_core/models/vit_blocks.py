@@ -1,6 +1,6 @@
 """Blocks of BinaryViT on tokens: attention, feed-forward and patch merging, plain and expanded.
 
-Source: papers.md#binaryvit, #es-transformer.
+papers.md#binaryvit, #es-transformer
 """
 
 from collections import OrderedDict
@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryMatmul, BinarySoftmax, LayerScale, RPReLU, RSign, Tile
-from esbnn_core.layers.widths import es_widths, tile
-from esbnn_core.models.parts import Expansion
+from esbnn_core.layers.widths import Expansion, es_widths, tile
 from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.style import UnitStyle
 from esbnn_core.units.token import TokenUnit, normalise
 
 HEAD = 64
 """Channels of one attention head."""
+MERGE = UnitStyle(latent_init="fan_in")
 
 
 def to_map(x: Tensor, height: int) -> Tensor:
@@ -33,87 +34,96 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 class BinaryAttention(nn.Module):
-    """Attention whose queries, keys, values and probabilities are binary: (B, N, wide*C) -> the same.
+    """Attention whose queries, keys, values and probabilities are binary: (B, N, tau*g*C) -> the same.
 
-    Source: papers.md#binaryvit-attention.
-
-    Keys and values come from the map average-pooled by `reduction`, through a binary linear unit of their own.
+    Keys and values come from the map average-pooled by `reduction`, through a binary linear unit
+    (papers.md#binaryvit-attention).
 
     Args:
-        channels: nominal C, a multiple of 64. height: of the token map. reduction: R, 1 for none.
-        expansion: of the four linear layers (design F3); queries, keys and values are sliced to C in front of the
-            products, so that these cost what they cost in the plain network.
+        channels: nominal C, a multiple of 64.
+        height: of the token map.
+        reduction: R, 1 for none.
+        expansion: of the linear layers (design F3). Queries, keys and values are sliced to C in front of the products,
+            so that these cost as much as in the plain network.
+        name: the block's name, for errors alone.
+
+    Raises:
+        InputError: channels that are not a multiple of 64, or that tau*groups does not divide.
     """
 
     def __init__(self, channels: int, height: int, reduction: int, expansion: Expansion, name: str) -> None:
         super().__init__()
-        e, self.channels, self.height, self.reduction = expansion, channels, height, reduction
+        self.channels, self.height, self.reduction = channels, height, reduction
         if channels % HEAD:
-            raise InputError(f"layer {name} has {channels} channels, a multiple of {HEAD} (one head) was expected")
-        w = es_widths(channels, channels, e.tau, e.groups, layer=name)
+            raise InputError(f"channels of layer {name} must be a multiple of {HEAD} (one head), got {channels}")
+        w = es_widths(channels, channels, expansion, layer=name)
 
-        def unit() -> TokenUnit:
-            return TokenUnit(w.carried_in, w.filters, w.copies, w.groups, e.copy_spread, w.copies)
+        def make_unit() -> TokenUnit:
+            return TokenUnit(w.carried_in, w.filters, w.copies, w.groups, expansion.copy_spread, w.copies)
 
-        self.reduce = unit() if reduction > 1 else None
-        self.query, self.key, self.value = unit(), unit(), unit()
+        self.reduce = make_unit() if reduction > 1 else None
+        self.query, self.key, self.value = make_unit(), make_unit(), make_unit()
         self.sign_q, self.sign_k, self.sign_v = (RSign(channels, channel_dim=-1) for _ in range(3))
         self.scores, self.softmax, self.mix = BinaryMatmul(), BinarySoftmax(), BinaryMatmul()
-        self.tile: nn.Module = Tile(e.wide, dim=-1) if e.wide > 1 else nn.Identity()
+        self.tile: nn.Module = Tile(expansion.wide, dim=-1) if expansion.wide > 1 else nn.Identity()
         self.norm = nn.BatchNorm1d(w.carried_out)
         self.act = RPReLU(w.carried_out, channel_dim=-1)
-        self.project = unit()
+        self.project = make_unit()
         self.scale = LayerScale(w.carried_out, 0.1)
 
     def _heads(self, x: Tensor, sign: RSign) -> Tensor:
-        """(B, N, wide*C) -> signs (B, heads, N, 64) of the first C channels."""
+        """(B, N, tau*g*C) -> signs (B, heads, N, 64) of the first C channels."""
         signs: Tensor = sign(x[..., : self.channels])
         return signs.view(*signs.shape[:2], -1, HEAD).transpose(1, 2)
 
-    def _whole(self, x: Tensor) -> Tensor:
-        """Nearest upsampling of reduced tokens to the full map."""
+    def _upsample(self, x: Tensor) -> Tensor:
+        """Reduced tokens at the size of the full map, by nearest neighbours."""
         if self.reduce is None:
             return x
         small = to_map(x, self.height // self.reduction)
         return to_tokens(F.interpolate(small, scale_factor=float(self.reduction), mode="nearest"))
 
     def forward(self, h: Tensor) -> Tensor:
-        seen = h
+        reduced = h
         if self.reduce is not None:
             pooled = to_tokens(F.avg_pool2d(to_map(h, self.height), self.reduction))
-            seen = self.reduce(pooled, pooled)
-        q, k, v = self.query(h, h), self.key(seen, seen), self.value(seen, seen)
+            reduced = self.reduce(pooled, pooled)
+        q, k, v = self.query(h, h), self.key(reduced, reduced), self.value(reduced, reduced)
         queries, keys, values = self._heads(q, self.sign_q), self._heads(k, self.sign_k), self._heads(v, self.sign_v)
         p = self.softmax(self.scores(queries, keys.transpose(-2, -1)) / HEAD**0.5)  # (B, heads, N, N/R^2)
         context = self.mix(p, values).transpose(1, 2).flatten(2)
-        if not self.training:  # p is {0, 1} there, so that the sums are exact
+        if not self.training:  # p is {0, 1} in evaluation, so that the sums are exact
             context = context * self.softmax.threshold
         context = normalise(self.norm, self.tile(context))
-        o = self.act(context + q + self._whole(k) + self._whole(v))
+        o = self.act(context + q + self._upsample(k) + self._upsample(v))
         out: Tensor = self.scale(self.project(o, o))
         return out
 
 
 class FeedForward(nn.Module):
-    """Two binary linear units with a hidden width of ratio*C: (B, N, wide*C) -> the same.
+    """Two binary linear units with a hidden width of ratio*C: (B, N, C) -> the same, or (B, N, tau*g*C) in design F3.
 
-    Source: papers.md#binaryvit-ffn, #es-transformer.
-
-    The skip of the first tiles its input, that of the second averages adjacent channels, as in the original.
+    The skip of the first unit tiles its input, that of the second averages adjacent channels, as in the original
+    (papers.md#binaryvit-ffn, #es-transformer).
 
     Args:
-        channels: nominal C. ratio: hidden over C.
-        expansion: of design "F1" (the hidden width grows and the second layer gains), "F2" (the input is tiled as well
-            and both gain) or "F3" (the residual stream is wide already).
+        channels: nominal C.
+        ratio: hidden width over C.
+        expansion: plain or ES.
+        design: "F1" widens the hidden features, which the second unit reads. "F2" tiles the input too, so that both
+            units read more features. In "F3" the residual stream is wide already.
+        name: the block's name, for errors alone.
+
+    Raises:
+        InputError: a width that tau*groups does not divide.
     """
 
     def __init__(self, channels: int, ratio: int, expansion: Expansion, design: str, name: str) -> None:
         super().__init__()
         e, hidden = expansion, ratio * channels
         wide = e.wide if design == "F3" else 1
-        first = es_widths(channels, hidden, e.tau, e.groups, layer=f"{name}.expand")
-        second = es_widths(hidden, channels, e.tau, e.groups, layer=f"{name}.shrink")
-        # F2 tiles its input itself, F3 receives the wide stream
+        first = es_widths(channels, hidden, e, layer=f"{name}.expand")
+        second = es_widths(hidden, channels, e, layer=f"{name}.shrink")
         self.entry: nn.Module = Tile(e.wide, dim=-1) if design == "F2" and e.wide > 1 else nn.Identity()
         if design == "F1":
             self.expand = TokenUnit(channels, hidden, e.wide)
@@ -138,9 +148,13 @@ class FeedForward(nn.Module):
 
 
 class PoolBranches(nn.Module):
-    """Sum of four scaled average poolings of the map, 3x1, 1x3, 5x1 and 1x5; they start at zero.
+    """Sum of four scaled average poolings of the map, 3x1, 1x3, 5x1 and 1x5 (papers.md#binaryvit-ffn).
 
-    Source: papers.md#binaryvit-ffn.
+    The scales start at zero.
+
+    Args:
+        channels: of the tokens.
+        height: of the token map.
     """
 
     KERNELS: ClassVar = {"h3": (3, 1), "w3": (1, 3), "h5": (5, 1), "w5": (1, 5)}
@@ -160,19 +174,23 @@ class PoolBranches(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halves the map and doubles the width: (B, N, wide*C) -> (B, N/4, wide*2C), with new positions.
-
-    Source: papers.md#binaryvit.
+    """Halves the map and doubles the width: (B, N, tau*g*C) -> (B, N/4, tau*g*2C), with new positions.
 
     Args:
-        channels: nominal C. height: of the map that comes in. real: a real 2x2 convolution without shortcut and
-            activation in place of the binary unit. expansion: of the binary or real convolution (design F3).
+        channels: nominal C.
+        height: of the input's token map.
+        real: a real 2x2 convolution without shortcut and activation, in place of the binary unit.
+        expansion: of that convolution (design F3).
+        name: the block's name, for errors alone.
+
+    Raises:
+        InputError: a width that tau*groups does not divide.
     """
 
     def __init__(self, channels: int, height: int, real: bool, expansion: Expansion, name: str) -> None:
         super().__init__()
-        e, self.height = expansion, height
-        w = es_widths(channels, 2 * channels, e.tau, e.groups, layer=name)
+        self.height = height
+        w = es_widths(channels, 2 * channels, expansion, layer=name)
         self.norm_in = nn.BatchNorm2d(w.carried_in)
         if real:
             steps = OrderedDict[str, nn.Module]()
@@ -182,16 +200,9 @@ class PatchMerge(nn.Module):
             self.merge: nn.Module = nn.Sequential(steps)
         else:
             self.merge = BinaryUnit(
-                channels,
-                2 * channels,
-                2,
-                2,
-                0,
-                tau=e.tau,
-                groups=e.groups,
-                copy_spread=e.copy_spread,
-                latent_init="fan_in",
-                act="rprelu",
+                *(channels, 2 * channels, 2, 2, 0),
+                style=MERGE,
+                expansion=expansion,
                 shortcut=nn.Sequential(nn.AvgPool2d(2), Tile(2)),
                 name=name,
             )

@@ -1,4 +1,4 @@
-"""binarize_: from real-valued layers to binary ones."""
+"""binarize_: turn real-valued layers into binary ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,16 @@ class BinaryConfig:
     """What binarize_ makes of a convolution or linear layer.
 
     Attributes:
-        weight_quantizer, ste, clip, pad_value, learned_scale: as BinaryConv2d.
+        weight_quantizer: as BinaryConv2d.
+        ste: estimator of the sign of the activations, as `activation` of BinaryConv2d.
+        clip: half width of the "clip" estimator.
+        pad_value: as BinaryConv2d.
+        learned_scale: as BinaryConv2d.
         shift: a learnable RSign shift in front of every binary layer.
-        activation: what stands in for every nn.ReLU. A sign behind a ReLU is +1 everywhere, so "keep" is for networks
-            without one; a ReLU that forward calls as a function is not seen and has to be made a module first.
-            "prelu" has one slope for all channels, so that a shared module serves every width; or "hardtanh".
-        filter_fn: (name, module) -> whether to binarize it; None takes all but the first convolution and the last
+        activation: what replaces every nn.ReLU. After a ReLU every sign is +1, so "keep" is for networks without one.
+            A ReLU that forward calls as a function is not found: make it a module first. "prelu" has one slope for all
+            channels, so that a shared module fits every width. The third choice is "hardtanh".
+        filter_fn: (name, module) -> whether to binarize it; None binarizes all but the first convolution and the last
             linear layer.
     """
 
@@ -40,24 +44,24 @@ class BinaryConfig:
 
 
 def _ends(model: nn.Module) -> set[nn.Module]:
-    """First convolution and last linear layer (in the order of definition): the real-valued ends of the network."""
+    """First convolution and last linear layer in the order of definition, the real-valued ends of the network."""
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return {*convs[:1], *linears[-1:]}
 
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:
-    """The tensor itself where it is a parameter, as it always is but under a parametrization."""
+    """The tensor itself if it is a parameter, else a copy as one; under a parametrization it is none."""
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach().clone())
 
 
-def _binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | None:
-    """The binary layer with the same geometry whose latent weight (and bias) is the real layer's."""
+def _make_binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | None:
+    """The binary layer of the same geometry, with the real layer's weight and bias as latent ones."""
     if isinstance(module, nn.Conv2d):
         if isinstance(module.padding, str) or module.padding_mode != "zeros":
             raise InputError(
-                f"layer {name} has padding {module.padding!r} in mode {module.padding_mode!r}, a number in mode "
-                f"'zeros' was expected: leave it out with filter_fn"
+                f"padding of layer {name} must be a number in mode 'zeros', got {module.padding!r} in mode "
+                f"{module.padding_mode!r}: leave the layer out with filter_fn"
             )
         channels, channel_dim = module.in_channels, 1
     elif isinstance(module, nn.Linear):
@@ -92,7 +96,7 @@ def _binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | N
             learned_scale=config.learned_scale,
         )
     new.to(device=module.weight.device, dtype=module.weight.dtype)
-    # the trained real parameters go on as the latent ones, so an optimizer that holds them keeps them
+    # the same parameters, so that an optimizer that holds them goes on training them
     new.register_parameter("weight", _parameter(module.weight))
     if module.bias is not None:
         new.register_parameter("bias", _parameter(module.bias))
@@ -102,18 +106,19 @@ def _binary(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module | N
 def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module:
     """Turn the convolutions and linear layers of a torchvision- or timm-style CNN into binary ones, in place.
 
-    The real weights stay as latent weights. Attention modules keep their own code: give a filter_fn that leaves out
-    what they multiply by hand.
+    The real weights become the latent weights. Attention modules keep their own code: give a filter_fn that leaves out
+    the layers whose weights they multiply themselves.
 
     Args:
-        model: any module. config: BinaryConfig(), all but the first convolution and the last linear layer.
+        model: any module.
+        config: default BinaryConfig(): all but the first convolution and the last linear layer.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
-        InputError: nothing matched, or a layer whose geometry a binary layer does not have (named); the model is then
-            as it was.
+        InputError: no layer to binarize; a layer whose geometry a binary layer does not have (named). The model is then
+            unchanged.
     """
     config = config or BinaryConfig()
     ends = _ends(model)
@@ -123,10 +128,12 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
             return False
         return config.filter_fn(name, module) if config.filter_fn else module not in ends
 
-    # all are built before the first is swapped: an error leaves the model whole
-    built = {module: _binary(name, module, config) for name, module in model.named_modules() if wanted(name, module)}
+    # all layers are built before the first is swapped: an error leaves the model unchanged
+    built = {
+        module: _make_binary(name, module, config) for name, module in model.named_modules() if wanted(name, module)
+    }
     if not built:
-        raise InputError("binarize_ met no convolution or linear layer to binarize: check filter_fn")
+        raise InputError("binarize_ found no convolution or linear layer to binarize: check filter_fn")
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, nn.ReLU) and config.activation != "keep":

@@ -1,4 +1,4 @@
-"""pack_: from latent weights to packed bits."""
+"""pack_: turn latent weights into packed bits."""
 
 import torch
 from torch import nn
@@ -12,19 +12,22 @@ from esbnn_core.units.conv import BinaryUnit
 
 
 def pack_(model: nn.Module) -> nn.Module:
-    """Swap every binary unit, convolution and linear layer for its packed module, in place; sets eval mode.
+    """Swap every binary unit, convolution and linear layer for its packed module, in place, and set eval mode.
 
-    Outside training the packed network computes the same numbers as the latent one, bit for bit on a CPU. Units that
-    follow each other in an nn.Sequential hand packed signs on (esbnn_core.packed.chain). `.bfloat16()` of the packed
-    network makes its real-valued layers, and what flows between the units, narrow; the sums stay exact.
-    Modules with parts for training alone (a method drop_training_parts_, as latent_resnet18 has) lose them.
+    In evaluation the packed network computes the numbers of the latent one, bit for bit on a CPU. Units in a row in an
+    nn.Sequential pass packed signs on (esbnn_core.packed.chain). `.bfloat16()` of the packed network narrows its
+    real-valued layers and the tensors between the units; the sums stay exact. Modules with parts for training alone (a
+    method drop_training_parts_, as latent_resnet18 has) lose them.
+
+    Args:
+        model: a latent network, unit or layer.
 
     Returns:
-        the same model, its latent weights gone (a bare binary layer or unit comes back as its packed module).
+        The same model without latent weights; for a bare binary layer or unit its packed module.
 
     Raises:
-        InputError: no binary layer, or one whose weights are not in sign mode or not finite (named); the model is then
-            as it was.
+        InputError: no binary layer; a layer whose weights are not in sign mode or not finite (named). The model is then
+            unchanged.
     """
     filled: dict[nn.Module, nn.Module] = {}
     covered: set[nn.Module] = set()
@@ -34,11 +37,11 @@ def pack_(model: nn.Module) -> nn.Module:
                 continue
             packed = packed_like(module)
             if packed is not None:
-                # a unit packs its own convolution; what its shortcut holds is packed apart
+                # a unit packs its convolution; the layers of its shortcut are packed by themselves
                 covered.update(module.conv.modules() if isinstance(module, BinaryUnit) else module.modules())
                 filled[module] = packed.fill_(module, name)  # type: ignore[operator]
     if not filled:
-        raise InputError("pack_ met no binary layer: it packs networks of create_model, binarize_ or binary layers")
+        raise InputError("pack_ found no binary layer: give a network of create_model or binarize_, or a binary layer")
     drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: filled.get(module)):
         pass
@@ -46,14 +49,14 @@ def pack_(model: nn.Module) -> nn.Module:
 
 
 def _chain(model: nn.Module) -> nn.Module:
-    """Let consecutive packed units hand their signs on; names and tensors stay as they are."""
+    """Let consecutive packed units pass their signs on; names and tensors stay as they are."""
     for _ in replace_modules(model, lambda _, module: chained(module)):
         pass
     return chained(model) or model
 
 
 def pack_layout_(model: nn.Module) -> nn.Module:
-    """As pack_, but with empty (zero) packed modules: the shape that a packed file is read into; returns as pack_."""
+    """As pack_, but with packed modules of zeros, into which a packed file is read; returns as pack_."""
     whole = packed_like(model)
     if whole is not None:
         return whole.eval()

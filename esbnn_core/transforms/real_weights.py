@@ -1,4 +1,4 @@
-"""real_weights_: binary activations with real weights, step 1 of the two-step recipes."""
+"""real_weights_: make weights real and keep activations binary, step 1 of the two-step recipes."""
 
 from torch import nn
 
@@ -10,28 +10,29 @@ from esbnn_core.layers.quantizers import RealWeights
 def real_weights_(model: nn.Module, fresh: bool = False) -> nn.Module:
     """Make every binary layer convolve with its latent weight itself, in place: step 1 of the two-step recipes.
 
-    Activations stay binary, and so do the names and shapes of all tensors: the binary network of step 2 loads the file
-    of step 1 strictly (papers.md#two-steps). checkpoint and release keep the mode with the file.
+    Activations stay binary. All tensors keep their names and shapes, so the binary network of step 2 loads the file of
+    step 1 strictly (papers.md#two-steps). A checkpoint records the mode.
 
     Args:
-        model: a latent network. fresh: draw new latent weights as torch's own convolutions start, U(+-1/sqrt(fan-in)):
-            step 1 of the originals is made of ordinary convolutions.
+        model: a latent network.
+        fresh: draw new latent weights from U(+-1/sqrt(fan-in)), the start of torch's convolutions: step 1 of the
+            originals has ordinary convolutions.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
-        InputError: no binary layer, or one whose quantizer has a state of its own (BNext's temperature, ReCU's tau)
-            that real weights would leave out of the file (named); the model is then as it was.
+        InputError: no binary layer; a layer whose quantizer has a state (BNext's temperature, ReCU's tau), which the
+            file of a network with real weights would lack (named). The model is then unchanged.
     """
     layers = binary_layers(model)
     if not layers:
-        raise InputError("real_weights_ met no binary layer: give a latent network, not a real or a packed one")
+        raise InputError("real_weights_ found no binary layer: give a latent network, not a real or a packed one")
     for name, layer in layers:
         if state := ", ".join(layer.quantizer.state_dict()):
             raise InputError(
-                f"layer {name} has the quantizer {type(layer.quantizer).__name__} with a state of its own ({state}), "
-                f"one without was expected: train this network in one step, with binary weights"
+                f"quantizer of layer {name} must have no state to train with real weights, got "
+                f"{type(layer.quantizer).__name__} with {state}: train this network in one step, with binary weights"
             )
     for _, layer in layers:
         layer.quantizer = RealWeights()

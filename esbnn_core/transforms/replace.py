@@ -1,4 +1,4 @@
-"""The walk that swaps modules for others, whatever names they are reached by."""
+"""The walk that swaps modules for others, under every name that they have."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,9 +8,16 @@ from torch import nn
 def replace_modules(
     model: nn.Module, replace: Callable[[str, nn.Module], nn.Module | None]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Walk the children depth-first and swap each module for which `replace` gives another; yields what was swapped.
+    """Walk the children depth-first and swap modules for others.
 
-    The walk goes on inside what was swapped in. A module that is reached by two names is replaced by one and the same.
+    The walk goes on inside the new modules. A module with two names is replaced by the same new one under both.
+
+    Args:
+        model: changed in place, as the iterator is consumed.
+        replace: (name, module) -> the new module, or None to keep it.
+
+    Yields:
+        Name and new module of each swap.
     """
     done: dict[nn.Module, nn.Module] = {}
 

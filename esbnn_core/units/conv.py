@@ -1,22 +1,18 @@
-"""BinaryUnit: shift -> sign -> conv -> tile -> norm -> act (+ shortcut), the one brick every network is made of."""
-
-from typing import Literal, get_args
+"""BinaryUnit: shift -> sign -> conv -> tile -> norm -> act (+ shortcut), the brick of every convolutional network."""
 
 import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers import BinaryConv2d, PositiveSign, RPReLU, RSign, Sign, Tile
-from esbnn_core.layers.base import LatentInit, TrainingPath
-from esbnn_core.layers.quantizers import STE, WeightQuantizer
-from esbnn_core.layers.widths import es_widths
+from esbnn_core.layers import BinaryConv2d, PositiveSign, RSign, Sign, Tile
+from esbnn_core.layers.base import TrainingPath
+from esbnn_core.layers.widths import PLAIN, Expansion, es_widths
 from esbnn_core.units.folding import fold_norm, folds
-
-Act = Literal["none", "rprelu", "prelu", "hardtanh"]
+from esbnn_core.units.style import DEFAULT_STYLE, UnitStyle, make_act
 
 
 class BinaryUnit(nn.Module):
-    """One binary convolution with all that stands around it, plain or expanded (Figure 2a, 2b, 2c).
+    """One binary convolution with everything around it, plain or expanded (Figure 2a, 2b, 2c).
 
         y = norm(tile(conv(sign(x + shift))));  y = inner_act(y);  y = y + shortcut(x);  y = act(y)
 
@@ -24,21 +20,26 @@ class BinaryUnit(nn.Module):
     Outside training a BatchNorm with running statistics is folded (fold_norm) and the sum stays an exact whole number.
 
     Args:
-        in_channels, out_channels: nominal C and O. kernel_size, stride: square. padding: default kernel_size // 2.
-        pad_value, dilation: as BinaryConv2d. tau, groups, copy_spread: as ESBinaryConv2d; the spread needs shift=True.
-        shift: RSign (learnable shift) in place of the bare sign. ste, clip: of the sign.
-        weight_quantizer, learned_scale, latent_init, bias: as BinaryConv2d; a bias (O/tau,) in front of the tile.
-        norm: BatchNorm over the carried output, or none. inner_act: per-channel PReLU before the shortcut (BNext).
-        act: after the shortcut: "rprelu", "prelu", "hardtanh" or "none".
-        shortcut: None for no shortcut, nn.Identity() or a module that maps x to the shape of y.
-        rectified: for an input out of a ReLU, where sign(0) = +1 would leave a constant: the signs are 1 where x > 0
-            and 0 elsewhere, as torch.sign's. One bit holds them as s = +-1, for sum of w * (s + 1) / 2 is
-            (sum of w * s + sum of w) / 2, exactly. Only without shift and padding.
+        in_channels: nominal C.
+        out_channels: nominal O.
+        kernel_size: side of the square kernel.
+        stride: of the convolution.
+        padding: pixels on each side, default kernel_size // 2.
+        dilation: of the kernel.
+        style: how the unit binarises, and its activation.
+        expansion: tau and groups; its copy_spread needs a style with shift.
+        bias: a real bias (O/tau,) in front of the tile.
+        norm: BatchNorm over the carried output, or none.
+        inner_act: a PReLU per channel before the shortcut (BNext).
+        shortcut: None for no shortcut, nn.Identity(), or a module that maps x to the shape of y.
+        rectified: for an input that comes out of a ReLU, where sign(0) = +1 would leave a constant. The signs are 1
+            for x > 0 and 0 elsewhere, as torch.sign's. One bit holds them as s = +-1, because the sum of
+            w * (s + 1) / 2 is (sum of w * s + sum of w) / 2, exactly. Only without shift and padding.
         name: the unit's name, for errors alone.
 
     Raises:
-        InputError: tau*groups does not divide out_channels; a spread without shift; an unknown act; rectified with a
-            shift or padding.
+        InputError: tau*groups does not divide out_channels; a copy_spread without shift; rectified with a shift or
+            padding.
     """
 
     training_path: TrainingPath | None = None
@@ -52,64 +53,46 @@ class BinaryUnit(nn.Module):
         stride: int = 1,
         padding: int | None = None,
         *,
-        pad_value: int = 0,
         dilation: int = 1,
-        tau: int = 1,
-        groups: int = 1,
-        copy_spread: float = 0.0,
-        shift: bool = True,
-        ste: STE = "poly2",
-        clip: float = 1.0,
-        weight_quantizer: str | WeightQuantizer = "absmean",
-        learned_scale: bool = False,
-        latent_init: LatentInit = "uniform",
+        style: UnitStyle = DEFAULT_STYLE,
+        expansion: Expansion = PLAIN,
         bias: bool = False,
         norm: bool = True,
         inner_act: bool = False,
-        act: Act = "rprelu",
         shortcut: nn.Module | None = None,
         rectified: bool = False,
         name: str = "",
     ) -> None:
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
-        if rectified and (shift or padding):
+        if rectified and (style.shift or padding):
             raise InputError(
-                f"unit {name or '(unnamed)'} was asked to be rectified with shift={shift} and padding={padding}, "
-                f"neither was expected: signs of 0 and 1 have no border of -1 and no threshold to shift"
+                f"unit {name or '(unnamed)'} must have no shift and no padding to be rectified, got "
+                f"shift={style.shift} and padding={padding}: signs of 0 and 1 have no border of -1 and no threshold"
             )
-        widths = es_widths(in_channels, out_channels, tau, groups, layer=name)
-        if copy_spread and not shift:
-            raise InputError(
-                f"copy_spread={copy_spread} was given for unit {name or '(unnamed)'}, which has a bare sign and no "
-                f"shift to spread: leave it at 0 or choose a network with RSign"
-            )
-        if shift:
-            sign: Sign = RSign(widths.carried_in, ste, clip, copies=widths.copies, copy_spread=copy_spread)
-        else:
-            sign = PositiveSign(widths.carried_in, ste, clip) if rectified else Sign(ste, clip)
+        widths = es_widths(in_channels, out_channels, expansion, layer=name)
         self.rectified = rectified
-        self.tau, self.groups = tau, groups
+        self.tau, self.groups = expansion.tau, expansion.groups
         self.conv = BinaryConv2d(
             widths.carried_in,
             widths.filters,
             kernel_size,
             stride,
             padding,
-            pad_value=pad_value,
+            pad_value=style.pad_value,
             dilation=dilation,
-            groups=groups,
+            groups=widths.groups,
             bias=bias,
-            weight_quantizer=weight_quantizer,
-            activation=sign,
-            learned_scale=learned_scale,
-            latent_init=latent_init,
+            weight_quantizer=style.weight_quantizer,
+            activation=_make_sign(widths.carried_in, style, expansion, rectified, name),
+            learned_scale=style.learned_scale,
+            latent_init=style.latent_init,
         )
         self.tile: nn.Module = Tile(widths.copies) if widths.copies > 1 else nn.Identity()
         self.norm: nn.Module = nn.BatchNorm2d(widths.carried_out) if norm else nn.Identity()
         self.inner_act: nn.Module = nn.PReLU(widths.carried_out) if inner_act else nn.Identity()
         self.shortcut = shortcut
-        self.act = make_act(act, widths.carried_out)
+        self.act = make_act(style.act, widths.carried_out)
 
     @property
     def copies(self) -> int:
@@ -118,10 +101,10 @@ class BinaryUnit(nn.Module):
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Folded scale and bias (carried_out,) of the exact sum, as both evaluation paths use them."""
-        return fold_norm(*self.own_affine(), self.norm, self.copies)
+        return fold_norm(*self.conv_affine(), self.norm, self.copies)
 
-    def own_affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and bias (O,) of the sum in front of tile and norm."""
+    def conv_affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and bias (O/tau,) of the sum, in front of tile and norm."""
         scale, bias = self.conv.output_scale(), self.conv.bias
         if not self.rectified:
             return scale, bias
@@ -140,7 +123,7 @@ class BinaryUnit(nn.Module):
             y = y if scale is None else y * scale.view(1, -1, 1, 1)
             y = y if bias is None else y + bias.view(1, -1, 1, 1)
         elif self.rectified:
-            scale, bias = (v.view(1, -1, 1, 1) for v in self.own_affine() if v is not None)
+            scale, bias = (v.view(1, -1, 1, 1) for v in self.conv_affine() if v is not None)
             y = self.norm(self.tile(self.conv(x, scaled=False) * scale + bias))
         else:
             y = self.norm(self.tile(self.conv(x)))
@@ -151,12 +134,14 @@ class BinaryUnit(nn.Module):
         return out
 
 
-def make_act(act: Act, channels: int) -> nn.Module:
-    """The activation named, over `channels` channels."""
-    if act not in get_args(Act):
-        raise InputError(f"activation {act!r} is not known, one of {', '.join(get_args(Act))} was expected")
-    if act == "rprelu":
-        return RPReLU(channels)
-    if act == "prelu":
-        return nn.PReLU(channels)
-    return nn.Hardtanh() if act == "hardtanh" else nn.Identity()
+def _make_sign(channels: int, style: UnitStyle, expansion: Expansion, rectified: bool, name: str) -> Sign:
+    """The sign of the unit's input over its carried channels."""
+    spread = expansion.copy_spread
+    if style.shift:
+        return RSign(channels, style.ste, style.clip, copies=expansion.copies, copy_spread=spread)
+    if spread:
+        raise InputError(
+            f"copy_spread of unit {name or '(unnamed)'} must be 0, got {spread}: its sign has no shift to spread, "
+            f"choose a network with RSign to use it"
+        )
+    return PositiveSign(channels, style.ste, style.clip) if rectified else Sign(style.ste, style.clip)

@@ -1,4 +1,4 @@
-"""The affine of a unit's exact sum: layer scale, bias and BatchNorm in one factor and one offset per channel."""
+"""The affine of a unit's exact sum: layer scale, bias and BatchNorm as one factor and one offset per channel."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -7,11 +7,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def fold_norm(
     scale: Tensor | None, bias: Tensor | None, norm: nn.Module, copies: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and bias (copies*O,) of the exact sum: the layer's own (O,), tiled, with a BatchNorm in eval folded in.
+    """Scale and bias (copies*O,) of the exact sum: those of the layer (O,), tiled, with a BatchNorm in eval folded in.
 
-    sum * scale + bias is what the latent unit computes outside training and what the packed unit computes, from the
-    same two vectors in the same order: folding any further (into the sign's threshold) turns signs at ties.
-    None stands for 1 and 0.
+    Outside training the latent unit and the packed unit both compute sum * scale + bias, from the same two vectors in
+    the same order. Folding further, into the sign's threshold, would change signs at ties.
+
+    Args:
+        scale: of the layer (O,), None for 1.
+        bias: of the layer (O,), None for 0.
+        norm: BatchNorm in eval, or nn.Identity.
+        copies: how often the layer's output is tiled.
+
+    Returns:
+        Scale and bias (copies*O,); None for 1 and 0.
     """
     scale = scale if scale is None or copies == 1 else scale.repeat(copies)
     bias = bias if bias is None or copies == 1 else bias.repeat(copies)
@@ -27,7 +35,7 @@ def fold_norm(
 
 
 def folds(norm: nn.Module) -> bool:
-    """Whether the norm is an affine map just now: none, or a BatchNorm in evaluation with running statistics."""
+    """Whether the norm is an affine map in its present mode: none, or a BatchNorm in eval with running statistics."""
     if isinstance(norm, nn.Identity):
         return True
     return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None

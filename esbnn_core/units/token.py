@@ -1,4 +1,4 @@
-"""TokenUnit: shift -> sign -> linear -> tile -> norm (+ shortcut) -> RPReLU on tokens, the brick of binary ViTs."""
+"""TokenUnit: shift -> sign -> linear -> tile -> norm (+ skip) -> RPReLU on tokens, the brick of binary ViTs."""
 
 from torch import Tensor, nn
 
@@ -7,24 +7,27 @@ from esbnn_core.units.folding import fold_norm, folds
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """BatchNorm of tokens (B, N, C) per channel, over batch and tokens; also once it is a SyncBatchNorm."""
+    """BatchNorm of tokens (B, N, C) per channel, over batch and tokens; the norm may be a SyncBatchNorm."""
     out: Tensor = norm(x.flatten(0, -2)).view(x.shape)
     return out
 
 
 class TokenUnit(nn.Module):
-    """One binary linear layer with all that stands around it (BinaryViT; papers.md#binaryvit-attention, #binaryvit-ffn,
-    #es-transformer).
+    """One binary linear layer with everything around it.
 
         y = rprelu(norm(tile(linear(sign(x + shift)))) + skip)
 
-    (B, N, in_features) -> (B, N, copies*filters); skip of that shape. The weights are centred by row and scaled by
+    (B, N, in_features) -> (B, N, copies*filters); skip has that shape. The weights are centred by row and scaled by
     their mean magnitude. Outside training the norm is folded and the sum stays an exact whole number, as in BinaryUnit.
+    Of BinaryViT (papers.md#binaryvit-attention, #binaryvit-ffn, #es-transformer).
 
     Args:
-        in_features: what the layer receives. filters: rows that it computes. copies: how often they are tiled.
-        groups: of the linear layer. copy_spread, in_copies: start of the shift over `in_copies` tiled input copies, as
-            RSign.
+        in_features: carried input width.
+        filters: rows that the layer computes.
+        copies: how often the rows are tiled.
+        groups: of the linear layer.
+        copy_spread: of the shift, as RSign.
+        in_copies: how many tiled copies the input holds, as `copies` of RSign.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError, check_choice
-from esbnn_core.layers.widths import es_widths, tile
+from esbnn_core.layers.widths import PLAIN, Expansion, es_widths, tile
 from esbnn_core.units.timestep import TimestepUnit
 
 Variant = Literal["bi", "real", "bnn", "dorefa", "xnor", "irnet", "reactnet", "bbcu"]
@@ -70,12 +70,15 @@ class RealConv(nn.Conv2d):
     """An ordinary convolution with bias in place of a unit: (N, tau*g*C, H, W) -> the same shape, shrunk and tiled.
 
     Args:
-        channels: nominal C. kernel_size: odd. tau, groups: as TimestepUnit; 1 and 1 are the plain convolution.
+        channels: nominal C.
+        kernel_size: odd.
+        expansion: as TimestepUnit; without it the plain convolution.
+        name: for errors alone.
     """
 
-    def __init__(self, channels: int, kernel_size: int, tau: int = 1, groups: int = 1, name: str = "") -> None:
-        widths = es_widths(channels, channels, tau, groups, layer=name)
-        super().__init__(widths.carried_in, widths.filters, kernel_size, padding=kernel_size // 2, groups=groups)
+    def __init__(self, channels: int, kernel_size: int, expansion: Expansion = PLAIN, name: str = "") -> None:
+        widths = es_widths(channels, channels, expansion, layer=name)
+        super().__init__(widths.carried_in, widths.filters, kernel_size, padding=kernel_size // 2, groups=widths.groups)
         self.copies = widths.copies
 
     def forward(self, x: Tensor, group: Tensor) -> Tensor:  # type: ignore[override]
@@ -87,7 +90,9 @@ class ConvStyle:
     """How the convolutions of a part of the UNet are made.
 
     Attributes:
-        variant: a key of VARIANTS. timestep_groups: K, of "bi". tau, groups: of the expansion. copy_spread: as RSign.
+        variant: a key of VARIANTS.
+        timestep_groups: K, of "bi".
+        expansion: of every convolution.
         copy_rule: "block" does what the plain network does to its channels inside each of the tau*g copies, "mix" does
             it to all channels at once.
 
@@ -97,24 +102,23 @@ class ConvStyle:
 
     variant: Variant = "bi"
     timestep_groups: int = 5
-    tau: int = 1
-    groups: int = 1
-    copy_spread: float = 0.0
+    expansion: Expansion = PLAIN
     copy_rule: CopyRule = "block"
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, get_args(Variant))
         check_choice("copy_rule", self.copy_rule, get_args(CopyRule))
-        if self.copy_spread and (self.variant == "real" or not VARIANTS[self.variant].get("shift", True)):
+        spread = self.expansion.copy_spread
+        if spread and (self.variant == "real" or not VARIANTS[self.variant].get("shift", True)):
             raise InputError(
-                f"copy_spread={self.copy_spread} was given with variant {self.variant!r}, which has no shift to "
+                f"copy_spread={spread} was given with variant {self.variant!r}, which has no shift to "
                 f"spread: leave it at 0 or choose bi, reactnet or bbcu"
             )
 
     @property
     def wide(self) -> int:
         """tau*g, the number of copies of the nominal channels."""
-        return self.tau * self.groups
+        return self.expansion.wide
 
     @property
     def blocks(self) -> int:
@@ -124,10 +128,9 @@ class ConvStyle:
     def conv(self, channels: int, kernel_size: int, name: str) -> nn.Module:
         """A convolution C -> C at the carried width, called with (x, group)."""
         if self.variant == "real":
-            return RealConv(channels, kernel_size, self.tau, self.groups, name)
+            return RealConv(channels, kernel_size, self.expansion, name)
         options: dict[str, Any] = {"timestep_groups": self.timestep_groups, **VARIANTS[self.variant]}
-        options |= {"tau": self.tau, "groups": self.groups, "copy_spread": self.copy_spread}
-        return TimestepUnit(channels, kernel_size, name=name, **options)
+        return TimestepUnit(channels, kernel_size, expansion=self.expansion, name=name, **options)
 
 
 def select_channels(x: Tensor, blocks: int, channels: slice) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from esbnn_core.errors import InputError, check_choice, check_counts, check_factors
 from esbnn_core.layers import timestep_group
-from esbnn_core.layers.widths import tile
+from esbnn_core.layers.widths import Expansion, tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
 from tasks.super_resolution.conv_variants import ConvStyle, CopyRule, Moment, RealPath, Variant
 
@@ -110,11 +110,11 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
                 f"real_resolutions must be sides of levels of image_size {image_size} "
                 f"({', '.join(f'{side:g}' for side in sides)}), got {list(real_resolutions)}"
             )
-        trunk = ConvStyle(variant, timestep_groups, tau, groups, copy_spread, copy_rule)
+        trunk = ConvStyle(variant, timestep_groups, Expansion(tau, groups, copy_spread), copy_rule)
         if real_path == "slice":
             real = ConvStyle("real")
         else:
-            real = ConvStyle("real", tau=tau, groups=groups, copy_rule=copy_rule)
+            real = ConvStyle("real", expansion=Expansion(tau, groups), copy_rule=copy_rule)
         up = [real if side in real_resolutions else trunk for side in sides]
         if real.wide != trunk.wide and any(up[i] is trunk and up[i + 1] is real for i in range(len(up) - 1)):
             raise InputError(

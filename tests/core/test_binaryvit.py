@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.counting import Count
-from esbnn_core.layers import BinaryLinear, BinarySoftmax
+from esbnn_core.layers import BinaryLinear, BinarySoftmax, Expansion
 from esbnn_core.layers.attention import binarize_probabilities
-from esbnn_core.models.parts import Expansion
 from esbnn_core.models.vit_blocks import BinaryAttention, FeedForward, PoolBranches
 from esbnn_core.packed.units import PackedTokenUnit
 from esbnn_core.training.latent_clip import clip_latent_weights_
@@ -265,11 +264,11 @@ def test_synchronised_norms_compute_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image_size": 100}, r"image_size=100 .* multiple of 32"),
-        ({"design": "F4"}, "design 'F4' is not known, one of F1, F2, F3"),
+        ({"image_size": 100}, "image_size must be a multiple of 32, got 100"),
+        ({"design": "F4"}, "design must be one of F1, F2, F3, got 'F4'"),
         ({"tau": 3}, r"layer layers\.0\.ffn\.\w+ has width \d+, which tau=3"),
         ({"tau": 3, "design": "F3"}, r"layer layers\.0\.attention has width 64, which tau=3"),
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": 0}, "num_classes must be a whole number"),
     ],
 )
 def test_what_does_not_fit_is_named(options: dict[str, Any], words: str) -> None:
@@ -279,7 +278,7 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], words: str) -> None
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 96)])
 def test_images_of_another_size_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match=rf"images of \({size[0]}, {size[1]}\) pixels .* image_size=64"):
+    with pytest.raises(InputError, match=rf"must have the image_size 64 .* got \({size[0]}, {size[1]}\) pixels"):
         network("binaryvit")(torch.zeros(1, 3, *size))
 
 

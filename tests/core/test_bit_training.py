@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from esbnn_core import (
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, RSign
 from esbnn_core.layers.quantizers import AbsMean
 from esbnn_core.training.on_bits import rows
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from esbnn_core.units.token import TokenUnit
 from tests.helpers.bit_training import compare, on_bits, run, unit_of
 from tests.helpers.units import OPTIONS, randn, relative
@@ -124,7 +125,7 @@ def test_norms_of_every_kind_keep_their_statistics_over_steps(kind: str) -> None
 
 def test_a_large_mean_takes_no_digits_from_the_variance() -> None:
     torch.manual_seed(0)
-    unit = BinaryUnit(512, 8, latent_init="kaiming", shortcut=None, act="none").train()
+    unit = BinaryUnit(512, 8, style=UnitStyle(latent_init="kaiming", act="none")).train()
     with torch.no_grad():
         unit.conv.weight.abs_()
     x = torch.randn(2, 512, 9, 9) + 3  # nearly all +1: sums near 4608, of which some hundred are noise
@@ -168,7 +169,7 @@ class Outside(nn.Module):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__()
-        options = {"ste": "clip", "clip": 0.5, "weight_quantizer": AbsMean("clip", detach_scale=False), **options}
+        options = {"ste": "clip", "clip": 0.5, "weight_quantizer": partial(AbsMean, "clip", False), **options}
         self.unit = unit_of(options)
         with torch.no_grad():
             weight = self.unit.conv.weight

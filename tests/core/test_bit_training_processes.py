@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from esbnn_core import bit_training_report, create_model, train_on_bits_
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.layers import Expansion
+from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers import processes
 from tests.helpers.units import randn, relative
 
@@ -20,7 +21,8 @@ BATCHES = (3, 5)
 def networks() -> dict[str, nn.Module]:
     """Double networks of which every parameter gets a gradient."""
     torch.manual_seed(0)
-    unit = BinaryUnit(8, 8, tau=2, shortcut=nn.Identity(), inner_act=True, latent_init="kaiming").double()
+    style = UnitStyle(latent_init="kaiming")
+    unit = BinaryUnit(8, 8, style=style, expansion=Expansion(2), shortcut=nn.Identity(), inner_act=True).double()
     return {"network": create_model("es_reactnet_resnet8").double().train(), "unit": unit}
 
 

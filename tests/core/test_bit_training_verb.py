@@ -18,7 +18,7 @@ from esbnn_core import (
 )
 from esbnn_core.layers import BinaryLinear, RSign
 from esbnn_core.transforms.real_weights import real_weights_
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers.bit_training import compare, on_bits, run, unit_of
 from tests.helpers.units import build, randn, relative
 
@@ -56,11 +56,14 @@ def test_what_is_kept_is_the_input_or_its_bits(images: int, channels: int, size:
     assert kept == real + sums + weight_bits + numbers + 4 * channels
     # plain: x + shift, its signs, what the norm reads, what the PReLU reads
     assert kept_bytes(reactnet, x) > 4 * real
-    clip = BinaryUnit(channels, channels, ste="clip", weight_quantizer="sign", inner_act=True, act="none")
+    clip = BinaryUnit(
+        channels, channels, style=UnitStyle(ste="clip", weight_quantizer="sign", act="none"), inner_act=True
+    )
     # signs and mask, one bit each
     assert kept_bytes(on_bits(clip), x) == 2 * bits + weight_bits + numbers
     assert kept_bytes(clip, x) > 4 * real > 60 * bits
-    identity = BinaryUnit(channels, channels, ste="identity", weight_quantizer="sign", act="none", shift=False)
+    bare = UnitStyle(ste="identity", weight_quantizer="sign", act="none", shift=False)
+    identity = BinaryUnit(channels, channels, style=bare)
     assert kept_bytes(on_bits(identity), x) == bits + weight_bits + numbers
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from esbnn_core import InputError, count, create_model, model_spec, pack_
+from esbnn_core.layers import Expansion
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.models.bnext import BNextUnit
-from esbnn_core.models.parts import Expansion
 from esbnn_core.training.latent_clip import attach_latent_clip
 from tests.helpers.networks import annealed
 
@@ -165,5 +165,5 @@ def test_bnext18_switches() -> None:
     assert sizes[True, True] == sizes[False, True]
     assert sizes[False, False] == sizes[True, True] - 16 * (4 + 1 + 5)
     assert sizes[True, False] == sizes[False, False] + 8 * 5
-    with pytest.raises(InputError, match=r"stem='vgg' was given, one of imagenet, cifar"):
+    with pytest.raises(InputError, match=r"stem must be one of imagenet, cifar, got 'vgg'"):
         create_model("bnext18", stem="vgg")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core import create_model, kernels, pack_
+from esbnn_core.layers import Expansion
 from esbnn_core.packed.chain import PackedChain
 from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.pack import pack_layout_
-from esbnn_core.units.conv import Act, BinaryUnit
+from esbnn_core.units import Act, BinaryUnit, UnitStyle
 from tests.helpers import paths
 from tests.helpers.networks import stir
 
@@ -100,7 +101,7 @@ def test_a_chain_keeps_names_and_follows_loading(seen: list[tuple[bool, bool]]) 
 @torch.no_grad()
 def test_a_unit_whose_activation_stays_real_hands_nothing_on(seen: list[tuple[bool, bool]]) -> None:
     acts: list[Act] = ["rprelu", "none", "prelu", "rprelu", "hardtanh", "rprelu"]
-    units = [BinaryUnit(8, 8, tau=2, act=act, shortcut=nn.Identity()) for act in acts]
+    units = [BinaryUnit(8, 8, style=UnitStyle(act=act), expansion=Expansion(2), shortcut=nn.Identity()) for act in acts]
     latent = stir(nn.Sequential(*units), 0)
     x = images(2, 16, 7, 7)
     packed = pack_(copy.deepcopy(latent))

@@ -8,7 +8,7 @@ import torch
 
 from esbnn_core import InputError
 from esbnn_core.errors import check_factors
-from esbnn_core.layers import RSign, Tile
+from esbnn_core.layers import Expansion, RSign, Tile
 from esbnn_core.layers.widths import es_widths, thermometer_shift, tile
 
 FACTORS = [(tau, groups) for tau in (1, 2, 3, 4, 8) for groups in (1, 2, 4)]
@@ -22,7 +22,7 @@ def test_weights_and_operations_do_not_depend_on_tau_and_groups(c_in: int, c_out
         if c_out % (tau * groups):
             continue
         seen += 1
-        w = es_widths(c_in, c_out, tau, groups)
+        w = es_widths(c_in, c_out, Expansion(tau, groups))
         assert w.carried_in % groups == 0 and w.filters % groups == 0
         weights = w.filters * (w.carried_in // groups) * kernel**2
         assert weights == c_in * c_out * kernel**2
@@ -36,7 +36,7 @@ def test_weights_and_operations_do_not_depend_on_tau_and_groups(c_in: int, c_out
 
 def test_a_chain_of_layers_fits_together() -> None:
     for tau, groups in FACTORS:
-        widths = [es_widths(c_in, c_out, tau, groups) for c_in, c_out in ((96, 192), (192, 192), (192, 96))]
+        widths = [es_widths(c_in, c_out, Expansion(tau, groups)) for c_in, c_out in ((96, 192), (192, 192), (192, 96))]
         for before, after in itertools.pairwise(widths):
             assert before.carried_out == after.carried_in
 
@@ -44,7 +44,7 @@ def test_a_chain_of_layers_fits_together() -> None:
 @pytest.mark.parametrize(("width", "tau", "groups"), [(64, 3, 1), (64, 16, 8), (7, 2, 1), (30, 4, 1), (2, 4, 1)])
 def test_the_error_names_layer_width_tau_and_groups(width: int, tau: int, groups: int) -> None:
     with pytest.raises(InputError) as error:
-        es_widths(16, width, tau, groups, layer="stages.layer2.1")
+        es_widths(16, width, Expansion(tau, groups), layer="stages.layer2.1")
     for word in ("stages.layer2.1", f"width {width}", f"tau={tau}", f"groups={groups}"):
         assert word in str(error.value)
 
@@ -55,6 +55,9 @@ def test_factors_are_whole_numbers_of_at_least_one(bad: object) -> None:
         check_factors(bad, 1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="groups must be"):
         check_factors(1, bad)  # type: ignore[arg-type]
+    for key in ("tau", "groups"):
+        with pytest.raises(InputError, match=f"{key} must be"):
+            Expansion(**{key: bad})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("channels", "copies"), [(3, 2), (5, 4), (1, 8), (4, 1)])
@@ -79,7 +82,7 @@ def test_tile_keeps_dtype_and_memory_format_and_one_copy_is_the_input() -> None:
 
 @pytest.mark.parametrize(("tau", "groups"), [(1, 2), (2, 2), (2, 4), (4, 2)])
 def test_every_group_of_the_next_layer_sees_every_map(tau: int, groups: int) -> None:
-    w = es_widths(8, 32, tau, groups)
+    w = es_widths(8, 32, Expansion(tau, groups))
     maps = tile(torch.arange(w.filters), w.copies, dim=0)
     for part in maps.chunk(groups):
         assert torch.equal(torch.bincount(part), torch.full((w.filters,), tau * tau))
@@ -112,5 +115,5 @@ def test_no_spread_gives_zeros() -> None:
 
 
 def test_copies_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(InputError, match=r"3 copies.*10 channels"):
+    with pytest.raises(InputError, match=r"10 channels.*3 copies"):
         thermometer_shift(10, 3, 1.0)

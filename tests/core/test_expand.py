@@ -28,7 +28,7 @@ from esbnn_core.models import model_spec
 from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.transforms.pack import pack_
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers.expansion import Branches, Build, Gate, torchvision_net
 
 
@@ -97,10 +97,11 @@ class Trunk(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.first = BinaryUnit(16, 32, inner_act=True, act="prelu")
+        self.first = BinaryUnit(16, 32, inner_act=True, style=UnitStyle(act="prelu"))
         self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
         self.between = nn.Sequential(nn.BatchNorm2d(32), BinaryUnit(32, 32, shortcut=nn.Identity()))
-        self.last = BinaryUnit(32, 16, dilation=2, padding=2, shift=False, ste="clip", act="hardtanh")
+        style = UnitStyle(shift=False, ste="clip", act="hardtanh")
+        self.last = BinaryUnit(32, 16, dilation=2, padding=2, style=style)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.between(self.depthwise(self.first(self.stem(x)))))
@@ -284,8 +285,8 @@ def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) 
     assert plan.expanded == ("a.0", "b.0", "last")
     assert list(plan.left) == ["merge"]
     assert caplog.messages == [
-        "expand_ leaves merge plain: its input meets cat (fx node cat, after layer a.1), through which expanded "
-        "channels cannot pass"
+        "expand_ leaves merge plain: its input is connected to cat (fx node cat, after layer a.1), through which "
+        "expanded channels cannot pass"
     ]
     # the branches are cut behind their norms, the tile comes back after the layer that is left
     assert [type(m) for m in model.a[1]] == [nn.BatchNorm2d, SliceChannels]

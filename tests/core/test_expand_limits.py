@@ -55,21 +55,21 @@ def shuffle(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "model, said",
     [
-        (Odd(shuffle), r"conv: its input meets .view\(\) \(fx node view, after layer stem\)"),
-        (Odd(lambda x: torch.cat([x[:, :4], x[:, 4:]], 1)), r"conv: its input meets getitem .*after layer stem"),
-        (Odd(lambda x: F.group_norm(x, 2)), r"conv: its input meets group_norm"),
-        (Odd(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)), r"conv: its input meets .permute\(\) "),
-        (Odd(lambda x: x * x.shape[1]), r"conv: its input meets getattr \(fx node getattr_1, after layer stem"),
+        (Odd(shuffle), r"conv: its input is connected to .view\(\) \(fx node view, after layer stem\)"),
+        (Odd(lambda x: torch.cat([x[:, :4], x[:, 4:]], 1)), r"its input is connected to getitem .*after layer stem"),
+        (Odd(lambda x: F.group_norm(x, 2)), r"conv: its input is connected to group_norm"),
+        (Odd(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)), r"conv: its input is connected to .permute\(\) "),
+        (Odd(lambda x: x * x.shape[1]), r"its input is connected to getattr \(fx node getattr_1, after layer stem"),
         (
             Odd(lambda x: x * x.mean(1, keepdim=True)),
-            r"conv: its input meets .mean\(\) \(fx node mean, after layer stem",
+            r"conv: its input is connected to .mean\(\) \(fx node mean, after layer stem",
         ),
-        (Odd(F.relu), r"conv: its output meets scale, which the forward reads"),
+        (Odd(F.relu), r"conv: its output is connected to scale, which the forward reads"),
         (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), BinaryConv2d(8, 8, 1)), r"module 1 \(GroupNorm\)"),
         (nn.Sequential(nn.Conv2d(3, 8, 1), BinaryConv2d(8, 8, 1, groups=8), nn.ReLU()), r"1: it has groups=8"),
         (
             nn.Sequential(nn.Conv2d(3, 8, 1), BinaryConv2d(8, 8, 1), nn.Identity(), nn.Linear(5, 2)),
-            r"1: its output meets module 3 \(Linear\)",
+            r"1: its output is connected to module 3 \(Linear\)",
         ),
         (nn.Sequential(nn.Flatten(), BinaryLinear(12, 8)), r"1: its input is the input of the network"),
         (nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), r"no binary layer"),
@@ -95,8 +95,8 @@ def test_a_network_that_cannot_be_expanded_is_named_and_left_whole(model: nn.Mod
     [
         (lambda: create_model("reactnet_resnet8"), ESConfig(3), r"stages.layer1.0 has width 16.*tau=3 times groups=1"),
         (torchvision_net("resnet18"), ESConfig(2, 3), r"layer1.0.conv1 has width 64.*tau=2 times groups=3"),
-        (lambda: create_model("recu_resnet20"), ESConfig(copy_spread=1.0), r"stages.layer1.0 has a bare sign"),
-        (Gate, ESConfig(copy_spread=1.0), r"copy_spread=1.0 was given and layer second has a bare sign"),
+        (lambda: create_model("recu_resnet20"), ESConfig(copy_spread=1.0), r"stages.layer1.0 must be 0, got 1.0"),
+        (Gate, ESConfig(copy_spread=1.0), r"copy_spread of layer second must be 0, got 1.0: it has a bare sign"),
         (Gate, ESConfig(0), r"tau must be a whole number of at least 1, got 0"),
         (Gate, ESConfig(8), r"gate has width 4, which tau=8"),
     ],
@@ -141,7 +141,11 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize(
     "second, said",
-    [("conv", "output is an output of the network"), ("norm", "output is an output"), ("input", "input meets cat")],
+    [
+        ("conv", "output is an output of the network"),
+        ("norm", "output is an output"),
+        ("input", "input is connected to cat"),
+    ],
 )
 def test_a_module_called_twice_is_changed_for_both_calls_or_for_none(second: str, said: str) -> None:
     with pytest.raises(InputError, match=f"conv: its {said}"):
@@ -158,7 +162,7 @@ def test_a_layer_whose_bare_output_is_cut_stays_plain() -> None:
     plan = plan_expansion(Bare())
     assert plan.expanded == ("a.0", "b.0", "last")
     assert list(plan.left) == ["a.1", "merge"]
-    assert plan.left["a.1"].startswith("its output meets cat (fx node cat, after layer a.2)")
+    assert plan.left["a.1"].startswith("its output is connected to cat (fx node cat, after layer a.2)")
 
 
 def test_a_changed_network_does_not_keep_its_spec() -> None:

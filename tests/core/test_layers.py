@@ -13,6 +13,7 @@ from esbnn_core.layers import (
     BinaryLinear,
     ESBinaryConv2d,
     ESBinaryLinear,
+    Expansion,
     RPReLU,
     RSign,
     Sign,
@@ -131,9 +132,9 @@ def test_zero_and_minus_one_padding_differ_by_the_outside_taps(
 
 @pytest.mark.parametrize("bad", [1, 2, -2, 0.5])
 def test_other_pad_values_and_groups_are_refused(bad: int) -> None:
-    with pytest.raises(InputError, match="pad_value="):
+    with pytest.raises(InputError, match="pad_value must be one of 0, -1"):
         BinaryConv2d(4, 4, 3, pad_value=bad)
-    with pytest.raises(InputError, match="groups=3"):
+    with pytest.raises(InputError, match="groups must divide the channels 4 and 6, got 3"):
         BinaryConv2d(4, 6, 3, groups=3)
     with pytest.raises(InputError, match="groups=2"):
         BinaryLinear(4, 5, groups=2)
@@ -172,7 +173,7 @@ def test_es_linear_is_the_1x1_es_convolution(tau: int, groups: int) -> None:
 @pytest.mark.parametrize("channels", [32, 96])
 def test_squeeze_excite_keeps_its_cost(tau: int, groups: int, channels: int) -> None:
     hidden = channels // 4
-    gate = SqueezeExcite(channels, 4, tau, groups)
+    gate = SqueezeExcite(channels, 4, Expansion(tau, groups))
     convs = {i: m for i, m in enumerate(gate.se) if isinstance(m, nn.Conv2d)}
     assert list(convs) == ([1, 3] if tau * groups == 1 else [1, 4])
     for conv, (c_in, c_out) in zip(convs.values(), ((channels, hidden), (hidden, channels)), strict=True):
@@ -192,7 +193,7 @@ def test_squeeze_excite_keeps_its_cost(tau: int, groups: int, channels: int) -> 
 def test_squeeze_excite_refuses_widths_by_name() -> None:
     for channels, tau in ((24, 2), (4, 1)):
         with pytest.raises(InputError, match=f"features.3.*width {channels // 8}.*tau={tau}"):
-            SqueezeExcite(channels, 8, tau, name="features.3")
+            SqueezeExcite(channels, 8, Expansion(tau), name="features.3")
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((2, 5, 3, 4), 1), ((2, 7, 5), -1), ((3, 5), -1), ((2, 3, 4, 5), -1)])
@@ -228,7 +229,7 @@ def test_copy_spread_sets_the_layers_own_shift(tau: int, groups: int) -> None:
 @pytest.mark.parametrize("activation", [None, Sign(), RSign(16)])
 def test_a_spread_without_an_estimator_is_refused(activation: Sign | None) -> None:
     for layer in (lambda **kw: ESBinaryConv2d(8, 16, 3, **kw), lambda **kw: ESBinaryLinear(8, 16, **kw)):
-        with pytest.raises(InputError, match=r"copy_spread=0\.5"):
+        with pytest.raises(InputError, match=r"copy_spread=0\.5 must be the name of an estimator"):
             layer(copy_spread=0.5, activation=activation)
 
 

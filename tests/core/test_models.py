@@ -1,12 +1,14 @@
 """Every network of the catalogue: forward, backward, counts, ES at tau = groups = 1; packed ones exported, compiled."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from esbnn_core import InputError, count, create_model, list_models, model_spec
-from esbnn_core.layers import SliceChannels
-from esbnn_core.models import LatentResNet
+from esbnn_core.layers import Expansion, SliceChannels
+from esbnn_core.models import LatentResNet, registry
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
@@ -132,7 +134,7 @@ def test_the_two_forms_of_recu_resnet18_and_the_34() -> None:
         assert model.head_norm.weight.unique().item() == 1 and model.stem.conv.kernel_size[0] == (3, 7)[size > 32]
         down = model.stages.layer2[0].shortcut
         assert isinstance(down[0], nn.Conv2d) and (down[0].stride, down[0].kernel_size) == ((2, 2), (1, 1))
-    with pytest.raises(InputError, match=r"stem=None was given, one of imagenet, cifar"):
+    with pytest.raises(InputError, match=r"stem must be one of imagenet, cifar, got None"):
         create_small("recu_resnet18", stem=None)
     with torch.device("meta"):
         for name, base in (("recu_resnet34", "bireal_resnet34"), ("es_recu_resnet34", "bireal_resnet34")):
@@ -175,6 +177,37 @@ def test_stem_copies_start_equal_and_copy_spread_parts_them(name: str) -> None:
     else:
         with pytest.raises(InputError, match=r"copy_spread.*stages.layer1.0"):
             create_small(name, copy_spread=1.0)
+
+
+def test_a_rule_adds_its_factors_to_the_options_of_the_plain_network() -> None:
+    for name in list_models():
+        rule, _, plain = name.partition("_")
+        if rule not in ("es", "rep") or "binaryvit" in name:
+            continue
+        with torch.device("meta"):
+            options, base = (list(model_spec(create_model(n)).options.items()) for n in (name, plain))  # type: ignore[union-attr]
+        factors = [("tau", 2), ("groups", 1), ("copy_spread", 0.0)] if rule == "es" else [("tau", 2)]
+        place = [key for key, _ in base].index("in_channels") + 1
+        assert options == [*base[:place], *factors, *base[place:]]
+
+
+def test_a_family_builds_with_the_expansion_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_BUILDERS", {})
+
+    class Stub(nn.Module):
+        def __init__(self, expansion: Expansion, in_channels: int = 3, depth: int = 7) -> None:
+            super().__init__()
+            self.given = expansion, in_channels, depth
+
+    registry.register_family("stub", partial(Stub, depth=9), 32)
+    assert list_models() == ["es_stub", "rep_stub", "stub"]
+    assert create_model("stub").given == (Expansion(), 3, 9)
+    assert create_model("es_stub", depth=1, copy_spread=0.5).given == (Expansion(2, 1, 0.5), 3, 1)
+    assert create_model("rep_stub", tau=4).given == (Expansion(4, rule="rep"), 3, 9)
+    with pytest.raises(InputError, match=r"rep_stub has no option 'groups': its options are in_channels, tau, depth$"):
+        create_model("rep_stub", groups=2)
+    registry.register_family("other", Stub, 32, rules=("plain", "es"), kind="trunk")
+    assert list_models(kind="trunk") == ["es_other", "other"]
 
 
 def test_names_and_options_are_refused_by_name() -> None:
@@ -226,7 +259,11 @@ def test_odd_sizes_and_other_channels(name: str) -> None:
 
 def small_network() -> nn.Module:
     torch.manual_seed(0)
-    units = [BinaryUnit(8, 8, tau=2, shortcut=nn.Identity()), BinaryUnit(8, 16, tau=2, stride=2, inner_act=True)]
+    wide = Expansion(2)
+    units = [
+        BinaryUnit(8, 8, expansion=wide, shortcut=nn.Identity()),
+        BinaryUnit(8, 16, stride=2, expansion=wide, inner_act=True),
+    ]
     return pack_(nn.Sequential(nn.Conv2d(3, 16, 3), *units))
 
 

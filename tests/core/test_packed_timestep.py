@@ -12,12 +12,13 @@ from esbnn_core import count, pack_
 from esbnn_core.packed.timestep import PackedTimestepUnit
 from esbnn_core.transforms.pack import pack_layout_
 from esbnn_core.units.timestep import TimestepUnit
+from tests.helpers.options import expansion_options
 
 
 def made(seed: int, channels: int, kernel: int, **options: object) -> TimestepUnit:
     """A unit in evaluation, every number of it drawn."""
     torch.manual_seed(seed)
-    unit = TimestepUnit(channels, kernel, **options)  # type: ignore[arg-type]
+    unit = TimestepUnit(channels, kernel, **expansion_options(**options))
     for parameter in unit.parameters():
         nn.init.normal_(parameter, std=0.5)
     return unit.eval()

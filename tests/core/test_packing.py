@@ -16,8 +16,9 @@ from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear
 from esbnn_core.packed.units import PackedUnit
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
 from esbnn_core.transforms.pack import pack_, pack_layout_
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers.networks import BRICKS, agree, annealed, stir
+from tests.helpers.options import unit_options
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -95,7 +96,7 @@ def test_torchvisions_resnet_binarized_and_packed() -> None:
 def test_a_bare_unit_comes_back_packed(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     channels = 36
-    unit = stir(BinaryUnit(channels, 36, shortcut=nn.Identity(), **options))
+    unit = stir(BinaryUnit(channels, 36, **unit_options(shortcut=nn.Identity(), **options)))
     x = torch.randn(2, channels * options.get("tau", 1) * options.get("groups", 1), 7, 6)
     packed = agree(unit, x)
     assert isinstance(packed, PackedUnit)
@@ -120,7 +121,8 @@ def test_bare_layers_come_back_packed(kind: str, bias: bool) -> None:
 
 def test_signs_at_ties_survive_packing() -> None:
     torch.manual_seed(0)
-    units = [BinaryUnit(8, 8, act="none", norm=False, weight_quantizer="sign", shift=False) for _ in range(3)]
+    style = UnitStyle(act="none", weight_quantizer="sign", shift=False)
+    units = [BinaryUnit(8, 8, style=style, norm=False) for _ in range(3)]
     model = nn.Sequential(*units).eval()  # whole-number sums without a scale: many of them are exactly 0
     x = torch.randint(-1, 2, (2, 8, 6, 6)).float()
     with torch.no_grad():
@@ -130,7 +132,8 @@ def test_signs_at_ties_survive_packing() -> None:
 
 def temperature_network() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [BinaryUnit(8, 8, weight_quantizer="temperature", ste="clip", clip=1.5) for _ in range(2)]
+    style = UnitStyle(weight_quantizer="temperature", ste="clip", clip=1.5)
+    layers = [BinaryUnit(8, 8, style=style) for _ in range(2)]
     return nn.Sequential(nn.Conv2d(3, 8, 3), *layers)
 
 

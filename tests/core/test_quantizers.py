@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from esbnn_core import InputError
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
-from esbnn_core.layers.quantizers import PlainSign, ReCU, Temperature, hard_sign, make_weight_quantizer, sign_ste
+from esbnn_core.layers.quantizers import (
+    STE,
+    WEIGHT_QUANTIZERS,
+    PlainSign,
+    ReCU,
+    Temperature,
+    hard_sign,
+    make_weight_quantizer,
+    sign_ste,
+)
 
 EDGES = [-7.0, -1.5000001, -1.5, -1.0, -0.5, -0.0, 0.0, 0.25, 1.0, 1.5, 1.5000001, 7.0]
 DERIVATIVES = {
@@ -18,6 +27,7 @@ DERIVATIVES = {
     ("clip", 1.0): lambda t: 1.0 if -1 <= t <= 1 else 0.0,
     ("clip", 1.5): lambda t: 1.0 if -1.5 <= t <= 1.5 else 0.0,
     ("identity", 1.0): lambda t: 1.0,
+    ("poly2_unit_variance", 1.0): lambda t: max(0.0, 2 - 2 * abs(t)),
     ("tent", 1.0): lambda t: max(0.0, 2 - 2 * abs(t)),
 }
 
@@ -64,17 +74,26 @@ def test_zero_is_plus_one_and_nan_minus_one(dtype: torch.dtype) -> None:
 
 
 def test_unknown_names_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="'swish'"):
+    with pytest.raises(InputError, match=r"ste must be one of .*got 'swish'"):
         sign_ste(torch.zeros(2), "swish")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="'ternary'"):
+    with pytest.raises(InputError, match=r"weight_quantizer must be one of sign, absmean, .*got 'ternary'"):
         make_weight_quantizer("ternary")
     with pytest.raises(InputError, match="'zeros'"):
         BinaryConv2d(4, 4, 3, latent_init="zeros")  # type: ignore[arg-type]
 
 
+def test_every_name_makes_a_quantizer_of_its_own() -> None:
+    for name, make in WEIGHT_QUANTIZERS.items():
+        first, second = make_weight_quantizer(name), make_weight_quantizer(make)
+        assert first is not second and repr(first) == repr(second)
+        assert make_weight_quantizer(first) is first
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (4, 6), (1, 2, 9)])
-def test_tent_in_training_divides_by_the_sample_deviation(shape: tuple[int, ...]) -> None:
-    sign = Sign("tent")
+@pytest.mark.parametrize("ste", ["poly2_unit_variance", "tent"])
+def test_unit_variance_in_training_divides_by_the_sample_deviation(ste: STE, shape: tuple[int, ...]) -> None:
+    sign = Sign(ste)
+    assert sign.ste == "poly2_unit_variance"
     x = (0.4 * randn(*shape) + 0.1).requires_grad_()
     upstream = randn(*shape, seed=3)
     y = sign(x)

@@ -19,7 +19,7 @@ from esbnn_core import (
     read_checkpoint,
     save_checkpoint,
 )
-from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, Expansion
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import PlainSign
 from esbnn_core.training.latent_clip import clip_latent_weights_
@@ -57,7 +57,7 @@ def test_a_linear_layer_too() -> None:
 @pytest.mark.parametrize("tau", [1, 2])
 def test_evaluation_folds_to_the_numbers_of_its_batchnorm(tau: int) -> None:
     torch.manual_seed(1)
-    unit = real_weights_(BinaryUnit(8, 8, tau=tau, shortcut=nn.Identity())).double()
+    unit = real_weights_(BinaryUnit(8, 8, expansion=Expansion(tau), shortcut=nn.Identity())).double()
     x = torch.randn(3, 8 * tau, 6, 6, dtype=torch.float64)
     for _ in range(3):
         unit.train()(x)
@@ -121,8 +121,8 @@ def test_packing_says_that_step_2_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("recu_resnet20", r"stages\.layer1\.0\.conv has the quantizer ReCU with a state of its own \(tau\)"),
-        ("bnext_tiny", r"core\.conv has the quantizer Temperature with a state of its own \(temperature\)"),
+        ("recu_resnet20", r"stages\.layer1\.0\.conv must have no state .* got ReCU with tau:"),
+        ("bnext_tiny", r"core\.conv must have no state .* got Temperature with temperature:"),
     ],
 )
 def test_a_quantizer_with_a_state_is_refused(name: str, words: str) -> None:

@@ -8,21 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError, pack_
-from esbnn_core.layers import PositiveSign
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.layers import Expansion, PositiveSign
+from esbnn_core.units import BinaryUnit, UnitStyle
+from tests.helpers.options import unit_options
 
 
 def rectified(channels: int, out: int, kernel: int = 1, tau: int = 1, groups: int = 1, stride: int = 1) -> BinaryUnit:
     torch.manual_seed(channels)
     unit = BinaryUnit(
         *(channels, out, kernel, stride, 0),
-        tau=tau,
-        groups=groups,
-        shift=False,
-        weight_quantizer="absmean_attached",
-        latent_init="kaiming",
-        pad_value=-1,
-        act="none",
+        style=UnitStyle(
+            shift=False, weight_quantizer="absmean_attached", latent_init="kaiming", pad_value=-1, act="none"
+        ),
+        expansion=Expansion(tau, groups),
         rectified=True,
     )
     for name, parameter in unit.norm.named_parameters():
@@ -101,5 +99,5 @@ def test_the_sign_is_strict_and_has_no_tensor_in_the_file() -> None:
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"shift": True, "padding": 0}])
 def test_a_border_and_a_shift_are_refused(options: dict[str, int | bool]) -> None:
-    with pytest.raises(InputError, match=r"unit extra was asked to be rectified with shift=.* neither was expected"):
-        BinaryUnit(4, 4, 3, **{"shift": False, "rectified": True, "name": "extra", **options})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"unit extra must have no shift and no padding to be rectified, got shift="):
+        BinaryUnit(4, 4, 3, **unit_options(**{"shift": False, "rectified": True, "name": "extra", **options}))

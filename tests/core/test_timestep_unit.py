@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from esbnn_core import InputError, bit_training_report, count, train_on_bits_
 from esbnn_core.checkpoint.format import load_state, read_checkpoint, save_checkpoint
 from esbnn_core.kernels import ConvCall, Epilogue, Geometry, reference
-from esbnn_core.layers import Tile, TimestepRPReLU, TimestepShift, timestep_group
+from esbnn_core.layers import Expansion, Tile, TimestepRPReLU, TimestepShift, timestep_group
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.units.timestep import TimestepUnit
+from tests.helpers.options import expansion_options
 from tests.helpers.units import randn, relative
 
 OPTIONS: list[dict[str, Any]] = [
@@ -32,7 +33,7 @@ OPTIONS: list[dict[str, Any]] = [
 def build(options: dict[str, Any], channels: int = 8) -> TimestepUnit:
     """A float64 unit whose every parameter matters."""
     torch.manual_seed(0)
-    unit = TimestepUnit(channels, latent_init="kaiming", **options).double()
+    unit = TimestepUnit(channels, latent_init="kaiming", **expansion_options(**options)).double()
     with torch.no_grad():
         for seed, (name, parameter) in enumerate(unit.named_parameters()):
             if name != "conv.weight":
@@ -183,7 +184,7 @@ class _Alone(nn.Module):
 
 @pytest.mark.parametrize(("tau", "groups"), [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (4, 2)])
 def test_weights_and_operations_do_not_depend_on_tau_and_groups(tau: int, groups: int) -> None:
-    unit = TimestepUnit(16, tau=tau, groups=groups)
+    unit = TimestepUnit(16, expansion=Expansion(tau, groups))
     carried = 16 * tau * groups
     cost = count(_Alone(unit), (carried, 6, 5))
     assert (cost.bops, cost.flops, cost.binary_params) == (16 * 16 * 9 * 30, 0, 16 * 16 * 9)
@@ -207,7 +208,7 @@ def test_names_starts_and_the_file(tmp_path: Path) -> None:
 
 
 def test_a_spread_starts_the_copies_of_every_group_apart() -> None:
-    unit = TimestepUnit(8, tau=2, copy_spread=0.5, timestep_groups=3)
+    unit = TimestepUnit(8, expansion=Expansion(2, copy_spread=0.5), timestep_groups=3)
     assert unit.shift is not None
     for shift in unit.shift.shifts:
         copies = shift.detach().view(4, 4)
@@ -229,21 +230,21 @@ def test_groups_are_equal_stretches_of_the_schedule(timestep_groups: int, total:
     ("options", "words"),
     [
         ({"tau": 3}, "width 8, which tau=3"),
-        ({"kernel_size": 2}, "kernel_size=2"),
-        ({"act": "gelu"}, "given 'gelu', one of"),
-        ({"residual": "twice"}, "given 'twice', one of"),
+        ({"kernel_size": 2}, "kernel_size of unit downs.1 must be odd, got 2"),
+        ({"act": "gelu"}, "act of unit downs.1 must be one of rprelu, none, got 'gelu'"),
+        ({"residual": "twice"}, "residual of unit downs.1 must be one of"),
         ({"shift": False, "copy_spread": 0.5}, "no shift to spread"),
         ({"timestep_groups": 0}, "timestep_groups must be"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_a_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as caught:
-        TimestepUnit(8, name="downs.1", **options)
+        TimestepUnit(8, name="downs.1", **expansion_options(**options))
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 1), ()])
 @pytest.mark.parametrize("part", [TimestepShift(8, 5), TimestepRPReLU(8, 5)], ids=["shift", "act"])
 def test_groups_of_another_batch_are_refused(part: nn.Module, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="for a batch of 2, one number a sample or one for all was expected"):
+    with pytest.raises(InputError, match="of a batch of 2 must be one number a sample or one for all"):
         part(torch.zeros(2, 8, 3, 3), torch.zeros(shape, dtype=torch.long))

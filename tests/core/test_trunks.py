@@ -131,7 +131,7 @@ def test_a_resnet_trunk_without_extra_shortcuts_trains_and_packs(variant: str) -
     x = image(33, 47)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(maps(model, x), maps(packed, x), strict=True))
-    with pytest.raises(InputError, match="variant='real' was given, one of bidet, bireal, xnor was expected"):
+    with pytest.raises(InputError, match="variant must be one of bidet, bireal, xnor, got 'real'"):
         made("bidet_resnet18", variant="real")
 
 
@@ -176,7 +176,7 @@ def test_a_read_out_for_pre_training(name: str) -> None:
     assert model.fc.in_features == 512 and model(x).shape[2:] == (4, 4)
     with pytest.raises(InputError, match="build it with num_classes"):
         bare.classify(x)
-    with pytest.raises(InputError, match="num_classes=0"):
+    with pytest.raises(InputError, match="num_classes must be a whole number of at least 1, got 0"):
         made(name, num_classes=0)
 
 
@@ -197,7 +197,7 @@ def test_the_classifier_reads_the_trunks_own_maps(name: str, tau: int, groups: i
         assert features.shape[1] == tau * groups * width
         want = F.linear(features[:, :width].mean((2, 3)), model.fc.weight, model.fc.bias)
         torch.testing.assert_close(model(x), want)
-    with pytest.raises(InputError, match="num_classes=0"):
+    with pytest.raises(InputError, match="num_classes must be a whole number of at least 1, got 0"):
         made(f"{name}_classifier", num_classes=0)
 
 
@@ -206,7 +206,7 @@ def test_widths_and_spreads_are_refused_by_layer(name: str) -> None:
     first = "stages.layer1.0" if "resnet" in name else "front.2"
     with pytest.raises(InputError, match=rf"{first} has width 64, which tau=3"):
         made(f"es_{name}", tau=3)
-    with pytest.raises(InputError, match=rf"copy_spread=0.5 was given for unit {first}"):
+    with pytest.raises(InputError, match=rf"copy_spread of unit {first} must be 0, got 0.5"):
         create_model(f"es_{name}", copy_spread=0.5)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import InputError
-from esbnn_core.layers import BinaryConv2d
+from esbnn_core.layers import BinaryConv2d, Expansion
 from esbnn_core.layers.base import binary_layers, latent_state
-from esbnn_core.layers.quantizers import PlainSign
+from esbnn_core.layers.quantizers import PlainSign, Temperature
 from esbnn_core.layers.widths import thermometer_shift
 from esbnn_core.training.latent_clip import attach_latent_clip, clip_latent_weights_
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from esbnn_core.units.folding import fold_norm, folds
 from tests.helpers.units import OPTIONS, build, randn, relative
 
@@ -110,7 +110,7 @@ def test_scale_and_bias_of_the_layer_go_through_the_norm(given: str, copies: int
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1), (1, 2)])
 def test_copies_share_their_statistics(tau: int, groups: int) -> None:
     torch.manual_seed(0)
-    unit = BinaryUnit(6, 8, tau=tau, groups=groups)
+    unit = BinaryUnit(6, 8, expansion=Expansion(tau, groups))
     for _ in range(3):
         unit(torch.randn(4, 6 * tau * groups, 5, 5))
     copies = tau * tau * groups
@@ -137,22 +137,33 @@ def test_a_frozen_norm_in_a_training_unit_is_folded_and_one_without_statistics_i
 
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2), (4, 1)])
 def test_copy_spread_starts_the_shift_as_a_thermometer(tau: int, groups: int) -> None:
-    unit = BinaryUnit(8, 8, tau=tau, groups=groups, copy_spread=1.5)
+    expansion = Expansion(tau, groups, copy_spread=1.5)
+    unit = BinaryUnit(8, 8, expansion=expansion)
     want = thermometer_shift(8 * tau * groups, tau * tau * groups, 1.5)
     assert torch.equal(unit.conv.sign.shift.detach(), want)
-    with pytest.raises(InputError, match=r"copy_spread=1\.5.*layer7"):
-        BinaryUnit(8, 8, tau=tau, groups=groups, copy_spread=1.5, shift=False, name="layer7")
+    with pytest.raises(InputError, match=r"copy_spread of unit layer7 must be 0, got 1\.5"):
+        BinaryUnit(8, 8, style=UnitStyle(shift=False), expansion=expansion, name="layer7")
 
 
 def test_bad_options_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="'gelu'"):
-        BinaryUnit(8, 8, act="gelu")  # type: ignore[arg-type]
+    bad = {"act": "gelu", "ste": "swish", "latent_init": "zeros", "pad_value": 1, "weight_quantizer": "ternary"}
+    for key, value in bad.items():
+        with pytest.raises(InputError, match=f"{key} must be one of .*, got {value!r}"):
+            UnitStyle(**{key: value})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"layer4\.2.*width 6.*tau=4.*groups=1"):
-        BinaryUnit(8, 6, tau=4, name="layer4.2")
+        BinaryUnit(8, 6, expansion=Expansion(4), name="layer4.2")
+
+
+def test_units_of_one_style_share_no_quantizer() -> None:
+    units = [BinaryUnit(8, 8, style=UnitStyle(weight_quantizer=made)) for made in ["temperature", Temperature] * 2]
+    assert len({id(unit.conv.quantizer) for unit in units}) == 4
+    assert all(type(unit.conv.quantizer) is Temperature for unit in units)
+    with pytest.raises(InputError, match=r"must be a name or a function, got a PlainSign"):
+        UnitStyle(weight_quantizer=PlainSign())  # type: ignore[arg-type]
 
 
 def test_latent_state_is_a_copy_by_name() -> None:
-    model = nn.Sequential(BinaryUnit(4, 4), nn.ReLU(), BinaryUnit(4, 4, tau=1))
+    model = nn.Sequential(BinaryUnit(4, 4), nn.ReLU(), BinaryUnit(4, 4, expansion=Expansion(1)))
     assert [name for name, _ in binary_layers(model)] == ["0.conv", "2.conv"]
     before = latent_state(model)
     with torch.no_grad():

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit
+from tests.helpers.options import unit_options
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -29,7 +30,8 @@ def build(options: dict[str, Any], shortcut: bool = True) -> BinaryUnit:
     """A float64 unit 8 -> 8 whose every parameter and statistic matters."""
     torch.manual_seed(0)
     shortcut = shortcut and options.get("stride", 1) == 1
-    unit = BinaryUnit(8, 8, shortcut=nn.Identity() if shortcut else None, latent_init="kaiming", **options).double()
+    residual = nn.Identity() if shortcut else None
+    unit = BinaryUnit(8, 8, **unit_options(shortcut=residual, latent_init="kaiming", **options)).double()
     with torch.no_grad():
         for seed, (name, parameter) in enumerate(unit.named_parameters()):
             if not name.endswith("conv.weight"):

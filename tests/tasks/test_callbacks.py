@@ -18,7 +18,7 @@ from esbnn_core import create_model, load_checkpoint, pack_, read_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units import BinaryUnit, UnitStyle
 from tasks.classification.data import ClassificationDataModule
 from tests.helpers.classification import make_module
 
@@ -50,7 +50,7 @@ class Quick(L.LightningModule):
 def unit(name: str) -> nn.Module:
     torch.manual_seed(0)
     quantizer = "temperature" if "bnext" in name else "recu"
-    return nn.Sequential(BinaryUnit(8, 8, weight_quantizer=quantizer, ste="clip", clip=1.5))
+    return nn.Sequential(BinaryUnit(8, 8, style=UnitStyle(weight_quantizer=quantizer, ste="clip", clip=1.5)))
 
 
 def test_sign_mode_comes_in_epoch_153_of_a_real_run(make_trainer: MakeTrainer) -> None:

@@ -168,7 +168,7 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
     save_checkpoint(create_model("bireal_resnet18", in_channels=1, num_classes=10), path)
     with pytest.raises(InputError, match="is missing"):
         make_module("reactnet_resnet8", weights=path)
-    with pytest.raises(InputError, match="the quantizer ReCU with a state of its own"):
+    with pytest.raises(InputError, match="must have no state to train with real weights, got ReCU"):
         make_module("recu_resnet20", real_weights=True)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.layers import Sign
-from esbnn_core.layers.quantizers import STE
+from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE
 from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of
 
 
@@ -32,7 +32,7 @@ class SignRule(NamedTuple):
     @property
     def reads_values(self) -> bool:
         """Whether its derivative depends on more than a mask."""
-        return self.ste in ("poly2", "tent")
+        return self.ste in ("poly2", UNIT_VARIANCE)
 
 
 def sign_rule(sign: nn.Module) -> SignRule | None:
@@ -40,7 +40,7 @@ def sign_rule(sign: nn.Module) -> SignRule | None:
     if type(sign) is nn.Identity:
         return SignRule("identity", 1.0, False)
     if isinstance(sign, Sign) and type(sign).forward is Sign.forward:
-        return SignRule(sign.ste, sign.clip, sign.ste == "tent")
+        return SignRule(sign.ste, sign.clip, sign.ste == UNIT_VARIANCE)
     return None
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from esbnn_core.checkpoint.format import check_state
 from esbnn_core.errors import InputError
+from esbnn_core.layers.widths import Expansion
 from esbnn_core.models import BinaryResNet
 from esbnn_core.models.bidet_resnet import BiDetResNet, Variant
-from esbnn_core.models.parts import Expansion
 from tasks.detection.mmdet.api import MODELS
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.bidet_resnet import Variant, variant_style
-from esbnn_core.models.parts import Expansion
+from esbnn_core.models.parts import make_readout
+from esbnn_core.units.conv import BinaryUnit
 from tasks.detection.mmdet.api import MODELS, InstanceData, RPNHead, unpack_gt_instances
 from tasks.detection.models.bottleneck import Bottleneck, feature_term, posterior_entropy
 from tasks.detection.models.coder import MeanVarianceCoder, at_least_float
@@ -65,10 +67,10 @@ class BiDetRPNHead(RPNHead):
 
     def _init_layers(self) -> None:
         style = variant_style(self.variant)
-        self.rpn_conv = style.unit(
-            self.in_channels, self.feat_channels, self.expansion, "rpn_conv", bias=True, shortcut=None
+        self.rpn_conv = BinaryUnit(
+            self.in_channels, self.feat_channels, style=style, expansion=self.expansion, bias=True, name="rpn_conv"
         )
-        self.read_out, width = self.expansion.read_out(self.feat_channels)
+        self.read_out, width = make_readout(self.feat_channels, self.expansion)
         self.rpn_cls = nn.Conv2d(width, self.num_base_priors * self.cls_out_channels, 1)
         self.rpn_reg = nn.Conv2d(width, self.num_base_priors * self.bbox_coder.encode_size, 1)
 

@@ -1,15 +1,17 @@
 """The six feature maps of SSD300, from the binary VGG-16 trunk (papers.md#bidet-ssd, #es-bidet)."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esbnn_core import create_model
 from esbnn_core.layers import SliceChannels
+from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.bidet_resnet import Variant, variant_style
-from esbnn_core.models.parts import Expansion
 from esbnn_core.models.vgg import STYLE
+from esbnn_core.units.conv import BinaryUnit
 from tasks.detection.mmdet.api import MODELS
 
 SOURCES = (512, 1024, 512, 256, 256, 256)
@@ -63,14 +65,14 @@ class ESBiDetVGG16(nn.Module):
         super().__init__()
         expansion = Expansion(tau, groups)
         self.trunk = create_model("es_bidet_vgg16", tau=tau, groups=groups, variant=variant, shortcuts=shortcuts)
-        style = variant_style(variant, STYLE)
+        common: dict[str, Any] = {"style": variant_style(variant, STYLE), "expansion": expansion}
         stages = OrderedDict[str, nn.Module]()
         before = SOURCES[1]
         for number, (narrow, wide, stride, padding) in enumerate(EXTRAS):
             name, rectified = f"extras.{number}", number == 0
             stages[str(number)] = nn.Sequential(
-                style.unit(before, narrow, expansion, f"{name}.0", kernel_size=1, shortcut=None, rectified=rectified),
-                style.unit(narrow, wide, expansion, f"{name}.1", stride=stride, padding=padding, shortcut=None),
+                BinaryUnit(before, narrow, 1, name=f"{name}.0", rectified=rectified, **common),
+                BinaryUnit(narrow, wide, 3, stride, padding, name=f"{name}.1", **common),
             )
             before = wide
         self.extras = nn.Sequential(stages)

@@ -14,6 +14,7 @@ from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.conv_variants import VARIANTS, ConvStyle, RealConv
 from tasks.super_resolution.cost import unet_cost
 from tasks.super_resolution.unet import BIDiffSRUNet
+from tests.helpers.options import expansion_options
 from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
 from tests.helpers.units import relative
 
@@ -137,7 +138,7 @@ def test_the_real_variant_has_an_ordinary_convolution_with_bias_in_every_place()
 
 @pytest.mark.parametrize("options", [{"tau": 2}, {"tau": 2, "groups": 2}], ids=str)
 def test_a_real_convolution_is_shrunk_and_tiled_at_equal_cost(options: dict[str, Any]) -> None:
-    conv = RealConv(8, 3, **options).double()
+    conv = RealConv(8, 3, **expansion_options(**options)).double()
     wide = options["tau"] * options.get("groups", 1)
     assert conv.weight.numel() == 8 * 8 * 9 and conv.copies == options["tau"] * wide
     x = randn(2, 8 * wide, 5, 4)
