@@ -49,6 +49,7 @@ def test_code_runs_and_prints_what_its_comments_say(name: str, tmp_path: Path, m
     assert printed.getvalue().splitlines() == [text.strip() for text in promised]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, lines in COMMANDS.items() if lines])
 def test_commands_that_are_marked_end_with_code_0(page: str, tmp_path: Path) -> None:
     """As a user types them, one after another, in a folder that holds what a clone holds."""

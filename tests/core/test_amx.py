@@ -195,6 +195,7 @@ def test_it_is_preferred_where_the_machine_has_it_and_refused_elsewhere(monkeypa
             library.choose.__wrapped__()
 
 
+@pytest.mark.slow
 def test_a_compiler_without_amx_builds_all_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "g++"
     refuse = 'case "$*" in *-mamx*) echo "unrecognized option -mamx-tile" >&2; exit 1;; esac'

@@ -20,6 +20,9 @@ from esbnn_core.units.token import TokenUnit
 from tests.helpers.networks import agree, stir
 
 DESIGNS = ("F1", "F2", "F3")
+MICRO = "es_binaryvit_micro"
+"""The same modules in three stages of one or two layers."""
+
 FACTORS = ((1, 1), (2, 1), (2, 2), (4, 1))
 
 
@@ -161,7 +164,7 @@ def test_pooling_branches_against_a_convolution(height: int) -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_without_expansion_every_design_is_the_plain_network(design: str) -> None:
-    plain, es = network("binaryvit"), network(design=design, tau=1)
+    plain, es = network("binaryvit_micro"), network(MICRO, design=design, tau=1)
     assert list(plain.state_dict()) == list(es.state_dict())
     outs = [model(images()) for model in (plain, es)]
     assert torch.equal(*outs)
@@ -210,7 +213,7 @@ def test_the_plain_networks_train(name: str) -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("real_merges", [False, True])
 def test_every_design_trains(design: str, real_merges: bool) -> None:
-    check_gradients(network(design=design, real_merges=real_merges, groups=2, in_channels=1), channels=1)
+    check_gradients(network(MICRO, design=design, real_merges=real_merges, groups=2, in_channels=1), channels=1)
 
 
 def check_gradients(model: nn.Module, channels: int = 3) -> None:
@@ -223,20 +226,28 @@ def check_gradients(model: nn.Module, channels: int = 3) -> None:
         "stem.conv.weight",
         "fc.weight",
         "layers.0.attention.query.linear.weight",
-        "layers.4.ffn.expand.act.slope",
+        "layers.2.ffn.expand.act.slope",
     ):
         assert model.get_parameter(key).grad.abs().max() > 0, key
 
 
 @pytest.mark.parametrize(
-    ("options", "size"),
-    [({"design": d, "groups": g}, s) for d in DESIGNS for g, s in ((1, 64), (2, 96))] + [({"real_merges": True}, 64)],
+    ("name", "options", "size"),
+    [
+        ("es_binaryvit", {"design": "F3", "groups": 2}, 96),
+        *((MICRO, {"design": d, "groups": g}, s) for d in DESIGNS for g, s in ((1, 32), (2, 48))),
+        (MICRO, {"real_merges": True}, 32),
+    ],
 )
-def test_packs_bit_for_bit(options: dict[str, Any], size: int) -> None:
-    model = stir(network(image_size=size, **options))
+def test_packs_bit_for_bit(name: str, options: dict[str, Any], size: int) -> None:
+    model = stir(network(name, image_size=size, **options))
     packed = agree(model, images(2, size))
     units = sum(isinstance(m, TokenUnit) for m in model.modules())
-    assert sum(isinstance(m, PackedTokenUnit) for m in packed.modules()) == units == 19 * 6 + 7
+    assert (
+        sum(isinstance(m, PackedTokenUnit) for m in packed.modules())
+        == units
+        == (4 * 6 + 1 if name == MICRO else 19 * 6 + 7)
+    )
     assert not any(isinstance(m, TokenUnit | BinaryLinear) for m in packed.modules())
     assert model_spec(packed) == model_spec(model) and model_spec(model).input_size == (3, size, size)
     assert count(packed, (3, size, size)).ops == count(model, (3, size, size)).ops

@@ -156,6 +156,7 @@ def test_the_doctor_names_what_serves_and_why(
     assert "CPU    naive: forced" in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_count_all_is_the_published_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count", "--all"]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}

@@ -79,6 +79,7 @@ def test_an_exported_network_runs_equal_on_any_batch_and_size(name: str, size: i
             assert torch.equal(got, want), shape
 
 
+@pytest.mark.slow
 def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
     model = packed("es_reactnet_resnet8", groups=2)
     x = images(3, 3, 32, 32)

@@ -37,6 +37,7 @@ def counted(mode: str, **variables: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, whose malloc this sets")
 def test_freed_memory_is_taken_again() -> None:
     kept, *few = counted("keep")

@@ -171,6 +171,7 @@ def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.
         library.choose.__wrapped__()
 
 
+@pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     if library.compiler() is None:
         pytest.skip("no C++ compiler here")

@@ -50,6 +50,7 @@ def test_a_teacher_teaches_a_student_on_bits(tmp_path: Path, make_data: MakeData
     assert found[0]["train_loss"] > 1 and found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_lowers_the_loss_and_exports_what_packs(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:

@@ -143,6 +143,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_proxy_is_trained_once_and_its_numbers_are_those_of_the_runs(
     small: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_what_a_config_says_is_part_of_a_run(small: Path, monkeypatch: pytest.Mo
     assert identity(found, variant, 3) != before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on(
     small: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

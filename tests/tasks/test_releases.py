@@ -36,6 +36,7 @@ def test_there_are_some_and_they_are_small() -> None:
     assert max(sizes) <= 1_000_000 and sum(sizes) <= 8_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
 def test_its_accuracy_is_the_catalogues(entry: Entry, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue("cifar") if entry.dataset == "cifar10" else str(tmp_path)

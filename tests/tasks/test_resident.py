@@ -120,6 +120,7 @@ def test_resume_in_an_epoch_differs_by_nothing(
     assert same(straight.state_dict(), resumed.state_dict())
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     """Dynamo's graphs without a code generator: the same kernels, so the same bits."""
     states = []

@@ -52,6 +52,7 @@ def test_yapf_names_its_cache_once_it_is_written(tmp_path: Path, monkeypatch: py
         assert read.pop() == vars(grammar)
 
 
+@pytest.mark.slow
 def test_the_cache_is_mended_before_anything_of_mmdet_is_imported() -> None:
     """In an empty home the first import writes the cache; there the patch has to be in place."""
     script = (

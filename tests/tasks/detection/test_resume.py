@@ -31,6 +31,7 @@ def tensors(module: Any) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bidet", "ssd"])
 @pytest.mark.parametrize(("on_bits", "stops"), [(False, (1, 3)), (True, (3,))], ids=["plain", "bits"])
 @pytest.mark.filterwarnings("ignore:1 binary units or layers train on plain layers")
