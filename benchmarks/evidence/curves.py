@@ -1,4 +1,4 @@
-"""Curves of docs/evidence.md over the runs of one network, whichever comparison they were trained for.
+"""Curves of docs/reports/evidence.md over the runs of one network, whichever comparison they were trained for.
 
 The runs are those of the ResNet-8 of 16, 32 and 64 channels and its ES at tau = 2 without groups: what changes is the
 learning rate, the length and `copy_spread`.

@@ -1,4 +1,4 @@
-"""Rewrites the tables and pictures of docs/evidence.md from the proxies' results in benchmarks/results/proxy.
+"""Rewrites the tables and pictures of docs/reports/evidence.md from the proxies' results in benchmarks/results/proxy.
 
 python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to take results over)
 
@@ -21,7 +21,7 @@ from tasks.reproduce.report.writing import proxy_grid
 from tasks.reproduce.tables.table import SYSTEMS
 
 KEPT = RESULTS / "proxy"
-DOCUMENT = ROOT / "docs" / "evidence.md"
+DOCUMENT = ROOT / "docs" / "reports" / "evidence.md"
 REASONS = ("rates", "spread", "width")
 """Why a comparison came out as it did: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
@@ -56,7 +56,7 @@ def take_over(out: Path, kept: Path) -> None:
 
 
 def main() -> None:
-    """Take results over, rewrite docs/evidence.md and draw its pictures in docs/img."""
+    """Take results over, rewrite docs/reports/evidence.md and draw its pictures in docs/img."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
@@ -64,7 +64,7 @@ def main() -> None:
         take_over(out, KEPT)
     rows = read_proxy(KEPT)
     write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), rows).encode())
-    images = DOCUMENT.parent / "img"
+    images = ROOT / "docs" / "img"
     compared = [row for row in rows if row.system not in REASONS]
     write_atomically(images / "proxies.png", proxies(compared).data)
     write_atomically(images / "proxy_reasons.png", reasons(rows))

@@ -5,7 +5,7 @@
     python -m tasks.evaluate packed.safetensors --data data --dataset cifar10 --json result.json
 
 Exit code 0: within the tolerance, or nothing to compare with; 1: outside the tolerance; 2: an error, told in one
-sentence on stderr; 130: stopped by Ctrl-C. docs/checkpoints.md says more. What a task does itself is in its
+sentence on stderr; 130: stopped by Ctrl-C. docs/reference/checkpoints.md says more. What a task does itself is in its
 evaluation.py.
 """
 
