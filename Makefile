@@ -38,7 +38,7 @@ sanitize: $(STAMP)
 	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py \
 	  -k "not process and not compiler and not import and not opcheck"
 
-# about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/performance.md anew
+# about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/reports/performance.md anew
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.layers --compile
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.networks --compile
@@ -46,7 +46,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.sizes
 	$(PY) -m benchmarks.report
 
-# what waits for a GPU (docs/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the
+# what waits for a GPU (docs/reports/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the
 # PATH, and timed; about ten minutes. With a Python that has torch and pytest: make gpu-check PY=python3 STAMP=
 gpu-check: $(STAMP)
 	@$(PY) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu-check needs a GPU, torch sees none here: run it on a machine that has one")'

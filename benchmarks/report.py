@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/performance.md from the json files of benchmarks/results.
+"""Rewrites the tables of docs/reports/performance.md from the json files of benchmarks/results.
 
 python -m benchmarks.report
 
@@ -15,7 +15,7 @@ from benchmarks.timing import RESULTS
 from esbnn_core.files import ROOT
 from tasks.reproduce.report.markdown import render_markdown_table
 
-DOCUMENT = ROOT / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "reports" / "performance.md"
 
 
 def taken_on(record: dict[str, Any]) -> str:
@@ -162,7 +162,7 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Rewrite docs/performance.md in place."""
+    """Rewrite docs/reports/performance.md in place."""
     DOCUMENT.write_text(rewrite(DOCUMENT.read_text()))
     print(DOCUMENT)
 

@@ -1,12 +1,16 @@
 """Who may know whom: the imports of every file, also inside functions, held against one table; and the house rules."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.drawings.es import draw_es
+from benchmarks.drawings.rooms import draw_rooms
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("classification", "detection", "super_resolution")
@@ -219,6 +223,20 @@ def test_the_table_has_seven_floors_and_no_circles() -> None:
         assert floors[-1], f"rooms that wait for each other: {sorted(waiting)}"
         waiting = {room: needs for room, needs in waiting.items() if room not in floors[-1]}
     assert len(floors) == 7 and floors[-1] == set(FRONT)
+
+
+def test_the_drawing_has_every_room_and_arrow_of_the_table() -> None:
+    table = {room: set(rooms.split()) for room, (rooms, _) in CORE.items()}
+    drawn = (ROOT / "docs" / "img" / "rooms.svg").read_text()
+    assert drawn == draw_rooms(table), "docs/img/rooms.svg is not of this table: run python -m benchmarks.drawings"
+    arrows = {f"{room} imports {needed}" for room, needs in table.items() for needed in needs}
+    assert set(re.findall(r"<title>(.*?)</title>", drawn)) == arrows and len(arrows) > 40
+    assert all(f">{room}</text>" in drawn for room in table)
+
+
+def test_the_drawing_of_es_is_the_one_that_the_script_makes() -> None:
+    drawn = (ROOT / "docs" / "img" / "es.svg").read_text()
+    assert drawn == draw_es(), "docs/img/es.svg is an old one: run python -m benchmarks.drawings"
 
 
 def test_every_right_that_is_granted_is_used() -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from esbnn_core import list_models
+from esbnn_core.checkpoint.catalogue import read_catalogue
 from esbnn_core.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,10 @@ def test_commands_name_files_and_targets_that_exist(capsys: pytest.CaptureFixtur
 
 
 def test_networks_that_are_named_exist() -> None:
-    section = TEXT.split("## Networks")[1].split("##")[0]
-    named = set(re.findall(r"`(\w+resnet\d+)", section))
-    assert named and named <= set(list_models())
+    page = (ROOT / "docs" / "reference" / "networks.md").read_text()
+    for text in (TEXT, page):
+        named = set(re.findall(r"`(\w+resnet\d+)", text)) | set(
+            re.findall(r"^\| (\w*(?:resnet|bnext)\w*) \|", text, re.M)
+        )
+        released = {entry.name for entry in read_catalogue().entries}
+        assert named and named <= set(list_models()) | released

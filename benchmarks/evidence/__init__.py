@@ -1,1 +1,1 @@
-"""What makes the tables and pictures of docs/evidence.md."""
+"""What makes the tables and pictures of docs/reports/evidence.md."""

@@ -1,4 +1,4 @@
-"""Curves of docs/evidence.md over all runs of one network, of any comparison.
+"""Curves of docs/reports/evidence.md over all runs of one network, of any comparison.
 
 The network is the ResNet-8 of 16, 32 and 64 channels and its ES at tau = 2 without groups. The runs differ in learning
 rate, length and `copy_spread`.

@@ -1,4 +1,4 @@
-"""Rewrites the tables and pictures of docs/evidence.md from the proxies' results in benchmarks/results/proxy.
+"""Rewrites the tables and pictures of docs/reports/evidence.md from the proxies' results in benchmarks/results/proxy.
 
 python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to copy its results)
 
@@ -22,7 +22,7 @@ from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
 from tasks.reproduce.tables.table import SYSTEMS
 
 KEPT = RESULTS / "proxy"
-DOCUMENT = ROOT / "docs" / "evidence.md"
+DOCUMENT = ROOT / "docs" / "reports" / "evidence.md"
 REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
@@ -57,7 +57,7 @@ def copy_results(out: Path, kept: Path) -> None:
 
 
 def main() -> None:
-    """Copy results, rewrite docs/evidence.md and draw its pictures in docs/img."""
+    """Copy results, rewrite docs/reports/evidence.md and draw its pictures in docs/img."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
@@ -65,7 +65,7 @@ def main() -> None:
         copy_results(out, KEPT)
     results = read_proxy_results(KEPT)
     write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), results).encode())
-    images = DOCUMENT.parent / "img"
+    images = ROOT / "docs" / "img"
     compared = [result for result in results if result.system not in REASONS]
     write_atomically(images / "proxies.png", draw_proxies(compared).data)
     write_atomically(images / "proxy_reasons.png", draw_reasons(results))

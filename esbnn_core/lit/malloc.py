@@ -16,7 +16,7 @@ def keeps_freed_memory(trainer: L.Trainer) -> bool:
 
     glibc gives every block above 32 MiB back when it is freed and takes it anew, zeroed, page by page, for the next
     tensor. A network that trains on the CPU frees and takes hundreds of them a step: one step of ES-BiDet SSD300 on
-    eight images takes 2.4 times as long (docs/detection.md). Kept memory counts as used by the process until it ends.
+    eight images takes 2.4 times as long (docs/guides/detection.md). Kept memory counts as used until the process ends.
 
     Only a run on the CPU, only under glibc, and only where no variable MALLOC_* of glibc says what is wanted.
     """

@@ -5,7 +5,7 @@
     python -m tasks.evaluate packed.safetensors --data data --dataset cifar10 --json result.json
 
 Exit code 0: within the tolerance, or nothing to compare with; 1: outside the tolerance; 2: an error, one sentence on
-stderr; 130: stopped by Ctrl-C. docs/checkpoints.md has more. The evaluation.py of each task does the work.
+stderr; 130: stopped by Ctrl-C. docs/reference/checkpoints.md has more. The evaluation.py of each task does the work.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The CUDA kernels' own sources, compiled by g++ and run on an emulated device, against naive in every bit.
 
 The emulator (tests/helpers/emulation) executes each thread of a block and the matrix instructions by PTX's documented
-fragment layouts. It is no GPU: what it cannot show is listed in docs/gpu.md.
+fragment layouts. It is no GPU: what it cannot show is listed in docs/reports/gpu.md.
 """
 
 import ctypes

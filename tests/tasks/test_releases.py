@@ -74,7 +74,7 @@ def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: 
         evaluate_name("es_reactnet_resnet8_fashio", data=str(tmp_path))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reports/evidence.md"])
 def test_the_table_of_a_page_is_the_catalogues(page: str) -> None:
     text = (FOLDER.parent / page).read_text()
     table = text.split("<!-- releases -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]

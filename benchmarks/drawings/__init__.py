@@ -1,0 +1,1 @@
+"""What draws the pictures of docs/ that no measurement makes: `python -m benchmarks.drawings`."""
