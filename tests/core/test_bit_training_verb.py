@@ -130,7 +130,7 @@ def test_who_is_left_out_is_named_and_still_right() -> None:
     units["tent"] = BinaryLinear(5, 6, activation="tent").double()
     with pytest.warns(UserWarning, match="5 binary units or layers train on plain layers"):
         train_on_bits_(units)
-    assert bit_training_report(units)["tent"].startswith("the tent estimator divides its input")
+    assert bit_training_report(units)["tent"].startswith("the poly2_unit_variance estimator divides its input")
     x = randn(2, 8, 5, 5)
     for unit in units.values():
         plain = train_plain_(copy.deepcopy(unit))

@@ -136,7 +136,7 @@ def test_other_pad_values_and_groups_are_refused(bad: int) -> None:
         BinaryConv2d(4, 4, 3, pad_value=bad)
     with pytest.raises(InputError, match="groups must divide the channels 4 and 6, got 3"):
         BinaryConv2d(4, 6, 3, groups=3)
-    with pytest.raises(InputError, match="groups=2"):
+    with pytest.raises(InputError, match="groups must divide the features 4 and 5, got 2"):
         BinaryLinear(4, 5, groups=2)
 
 

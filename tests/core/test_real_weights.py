@@ -132,7 +132,7 @@ def test_a_quantizer_with_a_state_is_refused(name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         real_weights_(model)
     assert [type(layer.quantizer) for _, layer in binary_layers(model)] == kinds
-    with pytest.raises(InputError, match="met no binary layer"):
+    with pytest.raises(InputError, match="found no binary layer"):
         real_weights_(nn.Conv2d(1, 1, 1))
 
 

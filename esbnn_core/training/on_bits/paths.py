@@ -74,7 +74,7 @@ def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
     if rule is None:
         return f"its sign must be a Sign or RSign, got {type(layer.sign).__name__}"
     if isinstance(layer, BinaryLinear) and rule.standardised:
-        return "the tent estimator divides its input by a deviation over tokens"
+        return "the poly2_unit_variance estimator divides its input by a deviation over tokens"
     if not isinstance(layer, BinaryConv2d | BinaryLinear):
         return f"it must be a BinaryConv2d or BinaryLinear, got {type(layer).__name__}"
     return ""

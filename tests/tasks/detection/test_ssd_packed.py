@@ -78,5 +78,5 @@ def test_the_variants_by_config(name: str, pad: int, shortcuts: bool, values: in
 def test_a_width_that_does_not_divide_is_named() -> None:
     with pytest.raises(InputError, match=r"tau"):
         detector("es_bidet", tau=3)
-    with pytest.raises(InputError, match=r"variant='bnn' was given, one of bidet, bireal, xnor was expected"):
+    with pytest.raises(InputError, match=r"variant must be one of bidet, bireal, xnor, got 'bnn'"):
         detector("bidet", variant="bnn")
