@@ -22,7 +22,7 @@ class SignRule(NamedTuple):
     Attributes:
         ste: its name.
         clip: half width of "clip".
-        standardised: whether it divides the input by its sample's deviation ("tent").
+        standardised: whether it divides the input by its sample's deviation (UNIT_VARIANCE).
     """
 
     ste: STE
