@@ -201,7 +201,7 @@ def test_imports_keep_to_the_table(folder: str) -> None:
         ("tasks/reproduce/command.py", "from tasks.reproduce.report import page", True),
         ("tasks/reproduce/tables/table.py", "from tasks.reproduce.modes.results import CellResult", False),
         ("tasks/reproduce/modes/ops.py", "from tasks.reproduce.report import page", False),
-        ("tasks/reproduce/modes/ops.py", "from tasks.detection.cost import detector_cost", True),
+        ("tasks/reproduce/modes/ops.py", "from tasks.detection.cost import count_detector", True),
         ("tasks/reproduce/modes/ops.py", "from tasks.detection.models.anchors import Anchors", False),
         ("tasks/reproduce/modes/evaluation.py", "from tasks.evaluate import evaluate_name", True),
         ("tasks/reproduce/modes/evaluation.py", "import tasks.detection", False),

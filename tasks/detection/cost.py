@@ -75,7 +75,7 @@ class _Region(nn.Module):
         return self.head.bbox_head(x)
 
 
-def detector_cost(detector: Any, size: tuple[int, int, int]) -> DetectorCost:
+def count_detector(detector: Any, size: tuple[int, int, int]) -> DetectorCost:
     """Count a single-stage or two-stage detector of mmdet, latent or packed, for one image of that size.
 
     Raises:

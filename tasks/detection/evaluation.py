@@ -6,7 +6,7 @@ from typing import Any
 from esbnn_core.errors import InputError
 from esbnn_core.lit.evaluation import run_test
 from esbnn_core.packed.layers import is_packed
-from tasks.detection.cost import detector_cost
+from tasks.detection.cost import count_detector
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 
@@ -52,7 +52,7 @@ def evaluate(
     module, seconds = run_test(DetectionModule, VOCDataModule, path, config, options, backend=backend, device=device)
     scores = module.scores
     try:
-        cost = detector_cost(module.network, module.input_size)
+        cost = count_detector(module.network, module.input_size)
         parts = [(1, cost.image), *([(cost.regions, cost.region)] if cost.region else [])]
         bops, flops = (sum(number * getattr(part, name) for number, part in parts) for name in ("bops", "flops"))
         counted = {"ops": cost.ops, "bops": bops, "flops": flops}

@@ -17,7 +17,7 @@ from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
 from tasks.detection.annotations import VOC_CLASSES
-from tasks.detection.cost import detector_cost
+from tasks.detection.cost import count_detector
 from tasks.detection.data import Batch
 from tasks.detection.drawing import write_drawing, write_results
 from tasks.detection.mmdet import api as mm
@@ -212,7 +212,7 @@ class DetectionModule(TaskModule):
         print(scores.table())
         try:
             assert self.input_size is not None
-            print(detector_cost(self.network, self.input_size).sentence())
+            print(count_detector(self.network, self.input_size).sentence())
         except InputError as error:
             print(f"OPs were not counted: {error}; parameters {sum(p.numel() for p in self.network.parameters()):,}")
 

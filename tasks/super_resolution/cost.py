@@ -68,7 +68,7 @@ class _Step(nn.Module):
         return out
 
 
-def unet_cost(unet: BIDiffSRUNet, side: int = 256) -> UNetCost:
+def count_unet(unet: BIDiffSRUNet, side: int = 256) -> UNetCost:
     """Count a UNet, which does not change, for one step on an image of side x side.
 
     A packed UNet has the operations of the latent one. Its parameters are the bits and the real weights only, because

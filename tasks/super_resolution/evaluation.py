@@ -6,7 +6,7 @@ from typing import Any
 from esbnn_core.errors import InputError
 from esbnn_core.lit.evaluation import run_test
 from esbnn_core.packed.layers import is_packed
-from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SIDE, SuperResolutionModule
 
@@ -53,7 +53,7 @@ def evaluate(
     module, seconds = run_test(
         SuperResolutionModule, SRDataModule, path, config, options, backend=backend, device=device, links=("scale",)
     )
-    cost = unet_cost(module.network, SIDE)
+    cost = count_unet(module.network, SIDE)
     counted = {name: getattr(cost.layers, name) for name in ("ops", "bops", "flops", "params", "binary_params")}
     return {
         "options": dict(overrides),

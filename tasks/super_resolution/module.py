@@ -23,7 +23,7 @@ from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_strip, write_png
-from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
@@ -236,7 +236,7 @@ class SuperResolutionModule(TaskModule):
                 print(self.lpips)
             # counted in float32, whatever the run's precision
             single = self.network.dtype == torch.float32
-            print(unet_cost(self.network if single else copy.deepcopy(self.network).float(), SIDE).sentence())
+            print(count_unet(self.network if single else copy.deepcopy(self.network).float(), SIDE).sentence())
 
     def on_predict_epoch_end(self) -> None:
         """Lightning's hook; the first process draws the sheet."""

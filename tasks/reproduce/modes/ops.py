@@ -80,7 +80,7 @@ def _count_classifier(
 
 @cache
 def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, rule: str) -> RowCost:
-    from tasks.detection.cost import detector_cost
+    from tasks.detection.cost import count_detector
     from tasks.detection.module import DetectionModule
 
     if size is None or rule != "papers":
@@ -90,7 +90,7 @@ def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, 
     overrides = read_setting(recipe, "model.overrides") or {}
     # not on the meta device: mmdet's init_weights reads the weights
     module = DetectionModule(model=str(ROOT / read_setting(recipe, "model.model")), overrides=overrides)
-    c = detector_cost(module.network, size)
+    c = count_detector(module.network, size)
     regions = c.regions if c.region else 0
     bops, flops = (
         getattr(c.image, kind) + regions * (getattr(c.region, kind) if c.region else 0) for kind in ("bops", "flops")
@@ -101,7 +101,7 @@ def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, 
 @cache
 def _count_unet(options: str, size: tuple[int, int, int] | None, rule: str) -> RowCost:
     """options: [model.unet, model.overrides] as json."""
-    from tasks.super_resolution.cost import unet_cost
+    from tasks.super_resolution.cost import count_unet
     from tasks.super_resolution.module import SIDE, SuperResolutionModule
 
     if rule == "int8" or (size is not None and size[1] != size[2]):
@@ -112,7 +112,7 @@ def _count_unet(options: str, size: tuple[int, int, int] | None, rule: str) -> R
     unet, overrides = json.loads(options)
     with torch.device("meta"):
         module = SuperResolutionModule(unet=unet, overrides=overrides)
-    c = unet_cost(module.network, side)
+    c = count_unet(module.network, side)
     as_published = c.ops_with_attention if rule == "attention" else c.ops
     layers = c.layers
     return RowCost(c.ops, as_published, layers.bops, layers.flops, c.params, layers.binary_params, (3, side, side))

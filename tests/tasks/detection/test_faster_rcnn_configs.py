@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tasks.detection.cost import detector_cost
+from tasks.detection.cost import count_detector
 from tasks.detection.data import VOCDataModule
 from tasks.detection.mmdet.api import DetDataSample, build
 from tasks.detection.models.bottleneck import Bottleneck
@@ -123,7 +123,7 @@ def test_operations_are_the_published_trunks_and_the_heads() -> None:
     Source: papers.md#operations.
     """
     costs = [
-        detector_cost(made(name, test_cfg__rpn__max_per_img=300), (3, 600, 1000)) for name in ("bidet", "es_bidet")
+        count_detector(made(name, test_cfg__rpn__max_per_img=300), (3, 600, 1000)) for name in ("bidet", "es_bidet")
     ]
     cells = 38 * 63
     for cost in costs:

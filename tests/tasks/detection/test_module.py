@@ -17,7 +17,7 @@ from esbnn_core.checkpoint.format import save_checkpoint
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed, ExportWeights
 from esbnn_core.lit.data import mix_seed
-from tasks.detection.cost import detector_cost
+from tasks.detection.cost import count_detector
 from tasks.detection.data import VOCDataModule
 from tasks.detection.models.bottleneck import Bottleneck
 from tasks.detection.module import DetectionModule
@@ -148,7 +148,7 @@ def test_cost_is_that_of_the_layers_by_hand() -> None:
         nonlocal macs
         macs += layer.weight.numel() * output.shape[2] * output.shape[3]
 
-    cost = detector_cost(detector, (3, 64, 64))
+    cost = count_detector(detector, (3, 64, 64))
     for layer in detector.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(add)

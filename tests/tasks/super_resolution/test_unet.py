@@ -16,7 +16,7 @@ from esbnn_core import InputError, bit_training_report, train_on_bits_
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.blocks import PixelAttention
-from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
 from tests.helpers.units import relative
@@ -144,7 +144,7 @@ def test_a_norm_keeps_the_size_of_its_groups(real_path: str) -> None:
 
 def test_the_published_cost() -> None:
     """Spec 0.6: 98.65 G binary and 33.63 G real operations for 3x256x256, and a binary weight as 1/32 parameter."""
-    cost = unet_cost(meta())
+    cost = count_unet(meta())
     assert (f"{cost.layers.bops / 1e9:.2f}", f"{cost.layers.flops / 1e9:.2f}") == ("98.65", "33.63")
     assert (f"{cost.ops / 1e9:.2f}", f"{cost.ops_with_attention / 1e9:.2f}") == ("35.17", "36.24")
     assert (f"{cost.params / 1e6:.3f}", f"{cost.params_32bit / 1e6:.3f}") == ("51.280", "4.575")
@@ -156,7 +156,7 @@ def test_the_published_cost() -> None:
 @pytest.mark.parametrize(("tau", "groups"), [(4, 1), (2, 2)])
 @pytest.mark.parametrize("options", PATHS[:3], ids=str)
 def test_expansion_leaves_weights_and_operations_as_they_are(options: dict[str, Any], tau: int, groups: int) -> None:
-    base, unet = unet_cost(small(), 32), unet_cost(small(tau=tau, groups=groups, **options), 32)
+    base, unet = count_unet(small(), 32), count_unet(small(tau=tau, groups=groups, **options), 32)
     assert (unet.layers.bops, unet.layers.flops, unet.attention) == (
         base.layers.bops,
         base.layers.flops,
@@ -170,7 +170,7 @@ def test_expansion_leaves_weights_and_operations_as_they_are(options: dict[str, 
 
 def test_the_attentions_products_grow_with_the_fourth_power_of_the_side() -> None:
     unet = small()
-    assert [unet_cost(unet, side).attention for side in (16, 32)] == [2 * 32 * 4**4, 2 * 32 * 8**4]
+    assert [count_unet(unet, side).attention for side in (16, 32)] == [2 * 32 * 4**4, 2 * 32 * 8**4]
     assert not any(module._forward_hooks for module in unet.modules())
 
 

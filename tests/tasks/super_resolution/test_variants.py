@@ -12,7 +12,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import AbsMean, Libra, PlainSign
 from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.conv_variants import VARIANTS, ConvStyle, RealConv
-from tasks.super_resolution.cost import unet_cost
+from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.options import expansion_options
 from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
@@ -106,7 +106,7 @@ def test_every_variant_learns_and_hears_the_timestep(variant: str, tau: int) -> 
 
 def test_costs_of_the_variants_at_the_official_size() -> None:
     """Binary ones have BI-DiffSR's operations; the published rows stand in SR3's UNet and have others."""
-    costs = {variant: unet_cost(meta(variant=variant)) for variant in ("bi", "real", "bnn", "bbcu")}
+    costs = {variant: count_unet(meta(variant=variant)) for variant in ("bi", "real", "bnn", "bbcu")}
     base = costs["bi"].layers
     for variant in ("bnn", "bbcu"):
         layers = costs[variant].layers
