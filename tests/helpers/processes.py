@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.multiprocessing
@@ -24,9 +24,11 @@ class Child:
     """`python WORDS` as subprocess.Popen has it: a process with its own folder, variables and output files.
 
     Args:
-        words: the interpreter, which is left out, then -m MODULE or -c CODE, then the arguments.
-        cwd, env: its folder and all its variables, those of this process where they are not given.
-        out, err: the files that its output is added to.
+        words: The interpreter, which is not started, then -m MODULE or -c CODE, then the arguments.
+        out: The file that its output is added to.
+        err: The file that its errors are added to.
+        cwd: Its folder, by default that of this process.
+        env: All its variables, by default those of this process.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 280,
-    **files: Any,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> "CompletedProcess[str]":
-    """As subprocess.run(words, capture_output=True, text=True); stdout= and stderr= add to open files."""
+    """As subprocess.run(words, text=True) with its output captured, or added to the files that are given."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = (Path(getattr(files.get(name), "name", f"{folder}/{name}")) for name in ("stdout", "stderr"))
+        out = Path(stdout.name if stdout else f"{folder}/out")
+        err = Path(stderr.name if stderr else f"{folder}/err")
         code = Child(words, out, err, cwd, env).wait(timeout)
         return CompletedProcess(list(words), code, out.read_text(), err.read_text())
 

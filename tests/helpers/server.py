@@ -27,10 +27,16 @@ class Server:
     """What a server answers with, and what it was asked for.
 
     Attributes:
-        data: the file. tag: its ETag, "" for none. ranges: whether it sends the rest of a file.
-        stop: it hangs up behind so many bytes of an answer, 0 for never. length: whether it says how long an answer is.
-        status, kind: of the answer. to: where it redirects to, "" for nowhere. pause: called behind the header.
-        asked: the header Range of each request, "" for none.
+        data: The file.
+        tag: Its ETag, "" for none.
+        ranges: Whether it sends the rest of a file.
+        stop: After how many bytes of an answer it hangs up, 0 for never.
+        length: Whether it sends the length of an answer.
+        status: Of the answer.
+        kind: Content-Type of the answer.
+        to: Where it redirects to, "" for nowhere.
+        pause: Called after the header.
+        asked: The header Range of each request, "" for none.
     """
 
     def __init__(self) -> None:
