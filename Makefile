@@ -1,10 +1,10 @@
-# make install | make demo | make check | make test | make lint        (PYTHON=python3.12 make install picks another interpreter)
+# make install | make demo | make check | make test | make lint | make docs        (PYTHON=python3.12 make install picks another interpreter)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check lint sanitize bench gpu-check lock clean
+.PHONY: install demo test check lint docs sanitize bench gpu-check lock clean
 
 install: $(STAMP)
 
@@ -30,6 +30,14 @@ check: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# the documentation as a site, results/site/index.html, with warnings as errors
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --config-file configs/docs/mkdocs.yml
+
+$(VENV)/.installed-docs: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[docs]"
+	@touch $@
 
 # the C++ sources under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++
 sanitize: $(STAMP)
@@ -58,7 +66,8 @@ gpu-check: $(STAMP)
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:
 	uv pip compile --universal --python-version 3.10 --no-annotate --no-header \
-	  --extra all --extra dev requirements.in setup.cfg -o requirements.lock
+	  --extra all --extra dev --extra docs requirements.in setup.cfg -o requirements.lock
+	sed -i '1i # The exact versions that make install and CI install, resolved for Python 3.10 to 3.12 (make lock).' requirements.lock
 
 # also what was trained (runs/) and unpacked or downloaded (data/) here
 clean:

@@ -1,14 +1,17 @@
 """The README and the pages run: python blocks as they stand, commands marked as tested, links that exist."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
 from tests.helpers import processes
 
@@ -138,3 +141,40 @@ CITE = "papers.md" + "#"  # in two parts, so that the wrong citations below are 
 )
 def test_a_citation_without_an_anchor_is_found(text: str, expected: list[str]) -> None:
     assert citation_faults(text, {"es", "tile-order"}) == expected
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    """The pages that the site makes from other files; `make docs` builds the site itself."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "configs" / "docs" / "pages.py")
+    assert spec is not None and spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    return pages
+
+
+def test_the_site_has_every_page_and_every_room(site: ModuleType) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "docs" / "mkdocs.yml").read_text())
+    named = {page for part in config["nav"][1:-1] for pages in part.values() for page in pages if isinstance(page, str)}
+    written = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert named == {page for page in written if not page.startswith("img/")}
+    assert set(site.rooms()) == {
+        path.stem for path in (ROOT / "esbnn_core").iterdir() if path.stem[:2] not in ("__", "py")
+    }
+    for room in site.rooms():
+        page = site.room_page(room)
+        assert f"::: esbnn_core.{room}\n" in page and page.count(":::") == len(site.modules(room))
+    assert "[`pack_`][esbnn_core.transforms.pack.pack_]" in site.front_door()
+
+
+def test_links_of_the_readme_and_citations_lead_on_within_the_site(site: ModuleType) -> None:
+    text = (
+        "[a](docs/guides/deploy.md) [b](tests/data/sr) [c](https://x.org/y) ![d](docs/img/es.svg) [e](CONTRIBUTING.md)"
+    )
+    made = (
+        "[a](guides/deploy.md) b (`tests/data/sr`) [c](https://x.org/y) ![d](img/es.svg) [e](reference/contributing.md)"
+    )
+    assert site.to_page(text, "index.md") == made
+    assert site.to_page("[a](docs/guides/deploy.md)", "reference/contributing.md") == "[a](../guides/deploy.md)"
+    linked = site.link_citations(f"({CITE}es, #recu)")
+    assert re.findall(r'href="([^"]+)"', linked) == ["../reference/papers.html#es", "../reference/papers.html#recu"]
