@@ -6,12 +6,50 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
+from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
+
+
+class RecipeParser(LightningArgumentParser):
+    """Reads `--config` files as recipes: with their base, and the first of a command line over the defaults of a run.
+
+    Attributes:
+        monitor: metric of the best checkpoint, "" for none; None for a parser whose configs get no defaults.
+        gives_callbacks: whether the callbacks of the first config are the defaults.
+    """
+
+    monitor: str | None = None
+    gives_callbacks: bool = False
+    _first: Path | None = None
+    _text: str | None = None
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """As jsonargparse, after `base` and the defaults are resolved."""
+        file = Path(path).resolve()
+        body = read_config(path)
+        if self.monitor is not None and self._first in (None, file):
+            self._first = file
+            self.gives_callbacks = "callbacks" not in (body.get("trainer") or {})
+            body = with_run_defaults(body, file.stem, self.monitor)
+        self._text = yaml.safe_dump(body, sort_keys=False)
+        try:
+            found: Namespace = super().parse_path(path, *args, **kwargs)
+            return found
+        finally:
+            self._text = None
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """As jsonargparse; a file is parsed as it was resolved."""
+        found: Namespace = super().parse_string(content if self._text is None else self._text, *args, **kwargs)
+        return found
 
 
 class TaskCLI(LightningCLI):
@@ -23,10 +61,14 @@ class TaskCLI(LightningCLI):
 
     def __init__(self, *args: Any, links: Sequence[str] = ("num_classes",), **kwargs: Any) -> None:
         self.links = tuple(links)
+        kwargs.setdefault("parser_class", RecipeParser)
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed, and the links from the data."""
+        """One seed, the links from the data, and the defaults of a run."""
+        module = self.model_class
+        if isinstance(parser, RecipeParser) and isinstance(module, type) and issubclass(module, TaskModule):
+            parser.monitor = module.monitor
         parser.add_lightning_class_args(EpochSeed, "epoch_seed")
         parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
@@ -34,11 +76,20 @@ class TaskCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not exist before anything is built; LightningCLI's hook."""
+        """Refuse a checkpoint that does not exist before anything is built; Lightning's hook."""
         path = self._get(self.config, "ckpt_path")
         word = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
         if not word and not Path(str(path)).exists():
             raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
+        self._drop_default_callbacks()
+
+    def _drop_default_callbacks(self) -> None:
+        """Leave out those of the defaults that Lightning refuses without a logger or without checkpoints."""
+        parser = self.parser if self.subcommand is None else self._subcommand_parsers[self.subcommand]
+        trainer = self._get(self.config, "trainer")
+        if isinstance(parser, RecipeParser) and parser.gives_callbacks and trainer.callbacks:
+            refused = {RATE: trainer.logger is False, CHECKPOINT: trainer.enable_checkpointing is False}
+            trainer.callbacks = [entry for entry in trainer.callbacks if not refused.get(entry.class_path)]
 
     def instantiate_classes(self) -> None:
         """Build everything, and let a module that can (`check_data`) refuse its data before a file is written."""

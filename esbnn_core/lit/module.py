@@ -17,7 +17,7 @@ class TaskModule(L.LightningModule):
 
     Attributes that a subclass sets: network; make_optimizer: parameters -> optimizer; make_scheduler: optimizer ->
     scheduler or None, advanced every lr_interval, "step" or "epoch"; decay: weight decay by kind of parameter, or None.
-    begun: whether there are weights to judge. what: the network, in messages.
+    begun: whether there are weights to judge. what: the network, in messages. monitor: metric of the best checkpoint.
     """
 
     network: Any
@@ -25,6 +25,7 @@ class TaskModule(L.LightningModule):
     make_scheduler: LRSchedulerCallable | None
     lr_interval: str
     decay: DecayRule | None
+    monitor = ""
     begun = True
     what = "network"
 

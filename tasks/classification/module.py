@@ -53,6 +53,8 @@ class ClassificationModule(TaskModule):
     image once.
     """
 
+    monitor = "val_top1"
+
     def __init__(
         self,
         network: str,

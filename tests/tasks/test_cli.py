@@ -11,6 +11,7 @@ import yaml
 from esbnn_core import load_checkpoint
 from esbnn_core.lit.cli import TaskCLI
 from esbnn_core.lit.cli import run as run_task
+from esbnn_core.lit.recipes import read_config
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tests.helpers import processes
@@ -86,7 +87,7 @@ def test_configs_parse_with_every_trainer(config: Path, trainer: Path, monkeypat
     for key, value in wanted.items():
         if key != "logger":  # a list of classes comes back as objects
             assert cli.config.trainer[key] == value
-    assert cli.config.model.network == yaml.safe_load(config.read_text())["model"]["network"]
+    assert cli.config.model.network == read_config(config)["model"]["network"]
 
 
 def test_a_mistyped_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
