@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 from esbnn_core.lit.module import TaskModule
@@ -78,8 +79,8 @@ class TaskCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse a checkpoint that does not exist before anything is built; Lightning's hook."""
         path = self._get(self.config, "ckpt_path")
-        word = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
-        if not word and not Path(str(path)).exists():
+        named = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
+        if not named and not Path(str(path)).exists():
             raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
         self._drop_default_callbacks()
 
@@ -92,45 +93,43 @@ class TaskCLI(LightningCLI):
             trainer.callbacks = [entry for entry in trainer.callbacks if not refused.get(entry.class_path)]
 
     def instantiate_classes(self) -> None:
-        """Build everything, and let a module that can (`check_data`) refuse its data before a file is written."""
+        """Build everything, and let the module refuse its data before a file is written."""
         super().instantiate_classes()
         if self.subcommand is not None:
             keeps_freed_memory(self.trainer)
-        check = getattr(getattr(self, "model", None), "check_data", None)
-        if check is not None:
-            check(self.datamodule)
+        if isinstance(self.model, ChecksData):
+            self.model.check_data(self.datamodule)
 
     def before_fit(self) -> None:
-        """Let a module that can (`check_fit`) refuse to train before a file is written; LightningCLI's hook."""
-        check = getattr(self.model, "check_fit", None)
-        if check is not None:
-            check(resumes=bool(self._get(self.config_init, "ckpt_path")))
-        if self._get(self.config_init, "ckpt_path"):
+        """Let the module refuse to train before a file is written; Lightning's hook."""
+        resumes = bool(self._get(self.config_init, "ckpt_path"))
+        if isinstance(self.model, ChecksFit):
+            self.model.check_fit(resumes=resumes)
+        if resumes:
             keep_curves(self.trainer.loggers)
             self.trainer.callbacks.append(CurveFromHere())  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("validate")
 
     def before_test(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("test")
 
     def before_predict(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("predict")
 
     def _check_evaluation(self, run: str) -> None:
-        """Let a module that can (`check_evaluation`) refuse to be judged before a file is written."""
-        check = getattr(self.model, "check_evaluation", None)
-        if check is not None and not self._get(self.config_init, "ckpt_path"):
-            check(run)
+        """Let the module refuse to be judged before a file is written."""
+        if isinstance(self.model, ChecksEvaluation) and not self._get(self.config_init, "ckpt_path"):
+            self.model.check_evaluation(run)
         keep_curves(self.trainer.loggers)
 
 
 class TrainingConfig(SaveConfigCallback):
-    """config.yaml beside a run says how it was trained: an evaluation into the same folder leaves it alone."""
+    """Writes config.yaml for a training alone: an evaluation into the same folder leaves it as it is."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
@@ -139,7 +138,7 @@ class TrainingConfig(SaveConfigCallback):
 
 
 def _seed(value: bool | int | None) -> int:
-    """A number for our generators from what seed_everything may be; null and false stand for 0."""
+    """A number for our generators from what seed_everything may be; null and false are 0."""
     return int(value or 0)
 
 
@@ -153,11 +152,15 @@ def run(
 ) -> int:
     """Run fit, validate, test or predict from the command line; returns the exit code.
 
-    Args:
-        links: as TaskCLI. trainer_defaults: of the Trainer, under those of the config.
-
     Our samplers split the data over processes themselves and count every evaluation image once, so Lightning's
     sampler stays out (use_distributed_sampler).
+
+    Args:
+        module: class of the task's module.
+        data: class of its data module.
+        args: default those of the process.
+        links: as TaskCLI's.
+        **trainer_defaults: of the Trainer, under those of the config.
     """
     try:
         TaskCLI(
@@ -166,7 +169,7 @@ def run(
             links=links,
             args=list(args) if args is not None else None,
             seed_everything_default=0,
-            # half an option's name is a slip more often than it is meant, and jsonargparse is about to refuse it too
+            # half an option's name is more often a slip than intended, and jsonargparse will refuse it too
             parser_kwargs={"allow_abbrev": False},
             trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
             save_config_callback=TrainingConfig,
@@ -180,5 +183,5 @@ def run(
 
 
 def sentence(error: Exception) -> str:
-    """The sentence alone: a data worker hands an error on with its whole traceback as the text."""
+    """The sentence alone: the error of a data worker arrives with its whole traceback as the text."""
     return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)
