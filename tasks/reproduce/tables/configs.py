@@ -18,10 +18,8 @@ def read_setting(recipe: tuple[str, ...], name: str) -> Any:
     Raises:
         InputError: a config that cannot be read.
     """
-    bodies = [
-        _read_first(ROOT / config) if place == 0 else read_config(ROOT / config) for place, config in enumerate(recipe)
-    ]
-    return recipes.find_setting(bodies, name)
+    paths = [ROOT / config for config in recipe]
+    return recipes.find_setting([*map(_read_first, paths[:1]), *map(read_config, paths[1:])], name)
 
 
 @cache
