@@ -1,4 +1,4 @@
-"""Callbacks of all tasks: reseeding, schedules of quantizers, latent-weight flips, export of safetensors."""
+"""Callbacks of all tasks: reseeding, quantizer schedules, flips of latent weights, export of safetensors."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from esbnn_core.checkpoint.format import load_state, save_checkpoint
 from esbnn_core.checkpoint.network import pack_checkpoint
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import ReCU, Temperature
 from esbnn_core.lit.data import seed_everything_at
@@ -22,11 +22,10 @@ from esbnn_core.transforms.pack import pack_
 
 
 class EpochSeed(Callback):
-    """Reseed every global generator from (seed, epoch, rank) at the start of each training epoch, and from the number
-    of the batch as well before each step.
+    """Reseeds every global generator, from (seed, epoch, rank) at each epoch start and with the batch before each step.
 
-    A resumed run then draws what the uninterrupted one drew (dropout, noise), which Lightning alone does not promise,
-    also one that goes on in the middle of an epoch.
+    A resumed run then draws what the uninterrupted one drew (dropout, noise), also in the middle of an epoch. Lightning
+    alone does not promise that.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -44,15 +43,15 @@ class EpochSeed(Callback):
 
 
 class TemperatureSchedule(Callback):
-    """Set the temperature of BNext's weights to factor^epoch at every epoch start: sign mode from epoch 153 at 0.9.
+    """Sets the temperature of BNext's weights to factor^epoch at every epoch start: sign mode from epoch 153 at 0.9.
 
-    It depends on the epoch alone, so a resumed run has it right. Differs from the paper's ES script, whose schedule
+    It depends on the epoch alone, so a resumed run has the same. Differs from the paper's ES script, whose schedule
     never reaches its own layers (papers.md#es-quirk-1).
     """
 
     def __init__(self, factor: float = 0.9) -> None:
         if not 0 < factor < 1:
-            raise InputError(f"factor={factor} was given, a number between 0 and 1 was expected")
+            raise InputError(f"factor must be a number between 0 and 1, got {factor}: BNext's recipe has 0.9")
         self.factor = factor
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,14 +64,16 @@ class TemperatureSchedule(Callback):
 
 
 class ReCUSchedule(Callback):
-    """Set ReCU's tau at every epoch start: A * exp(e / E) + B, from `start` up to `end` (papers.md#recu).
+    """Sets ReCU's tau at every epoch start: A * exp(e / E) + B, from `start` up to `end` (papers.md#recu).
 
-    It depends on the epoch and the length of the run alone, so a resumed run has it right.
+    It depends on the epoch and the length of the run alone, so a resumed run has the same.
     """
 
     def __init__(self, start: float = 0.85, end: float = 0.99) -> None:
         if not 0.5 <= start <= end < 1:
-            raise InputError(f"start={start} and end={end} were given, 0.5 <= start <= end < 1 was expected")
+            raise InputError(
+                f"start and end must be 0.5 <= start <= end < 1, got {start} and {end}: ReCU's recipe has 0.85 and 0.99"
+            )
         self.start, self.end = start, end
 
     def tau(self, epoch: int, epochs: int) -> float:
@@ -83,7 +84,7 @@ class ReCUSchedule(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
         if not trainer.max_epochs or trainer.max_epochs < 0:
-            raise InputError("ReCUSchedule needs the length of the run in epochs: set trainer.max_epochs")
+            raise InputError("the length of a run with ReCUSchedule must be given in epochs: set trainer.max_epochs")
         tau = self.tau(trainer.current_epoch, trainer.max_epochs)
         for _, layer in binary_layers(pl_module):
             if isinstance(layer.quantizer, ReCU):
@@ -92,7 +93,7 @@ class ReCUSchedule(Callback):
 
 
 class FlipRatio(Callback):
-    """Log per binary layer the share of weights whose sign turned over the epoch: flip/<layer> and flip/mean."""
+    """Logs the share of weights whose sign changed over the epoch: flip/<layer> of a binary layer, and flip/mean."""
 
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
@@ -123,69 +124,70 @@ Which = Literal["last", "best"]
 
 
 class ExportWeights(Callback):
-    """At the end of fit write weights.safetensors (latent) and packed.safetensors of the module's `network`.
+    """Writes weights.safetensors (latent) and packed.safetensors of the module's `network` at the end of fit.
+
+    Packing needs weights in sign mode: otherwise only the latent file is written, and one line says so.
 
     Args:
-        directory: default the trainer's log directory. Packing needs weights in sign mode: where they are not, the
-            latent file alone is written and one line says so.
+        directory: default the trainer's log directory.
         which: "last", the network as training left it, or "best", that of the best file of the run's ModelCheckpoint.
 
     Raises:
-        InputError: "best" without a ModelCheckpoint that monitors a metric (said before training), or without a file of
-            it at the end.
+        InputError: "best" without a ModelCheckpoint that monitors a metric (before training), or without a file of it
+            at the end.
     """
 
     def __init__(self, directory: str | None = None, which: Which = "last") -> None:
-        if which not in get_args(Which):
-            raise InputError(f"which={which!r} was given to ExportWeights, last or best was expected")
+        check_choice("which of ExportWeights", which, get_args(Which))
         self.directory, self.which = directory, which
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
-        if stage == "fit" and self.which == "best" and self._judge(trainer) is None:
+        if stage == "fit" and self.which == "best" and self._find_checkpoint(trainer) is None:
             raise InputError(
-                "ExportWeights(which='best') has no ModelCheckpoint that monitors a metric beside it: add one with "
+                "ExportWeights(which='best') needs a ModelCheckpoint that monitors a metric, got none: add one with "
                 "monitor, or choose which='last'"
             )
 
     @staticmethod
-    def _judge(trainer: L.Trainer) -> ModelCheckpoint | None:
-        judges = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-        return judges[0] if judges else None
+    def _find_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
+        """The first one that monitors a metric."""
+        found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        return found[0] if found else None
 
-    def _best(self, trainer: L.Trainer, network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
-        """A copy of the network with the best file's tensors, and the metric that it was judged by."""
-        judge = self._judge(trainer)
-        assert judge is not None
-        path = judge.best_model_path
+    def _load_best(self, trainer: L.Trainer, network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
+        """A copy of the network with the best file's tensors, and the metric that chose it."""
+        checkpoint = self._find_checkpoint(trainer)
+        assert checkpoint is not None
+        path = checkpoint.best_model_path
         if not path or not Path(path).is_file():
             raise InputError(
-                f"ModelCheckpoint has no best file by {judge.monitor} to export ({path or 'none was written'}): "
+                f"ModelCheckpoint has no best file by {checkpoint.monitor} to export ({path or 'none was written'}): "
                 f"let validation run, or choose ExportWeights(which='last')"
             )
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         tensors = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
         best = copy.deepcopy(network).cpu()
         load_state(best, tensors, path)
-        score = judge.best_model_score
-        return best, {} if score is None else {str(judge.monitor): float(score)}
+        score = checkpoint.best_model_score
+        return best, {} if score is None else {str(checkpoint.monitor): float(score)}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the first process writes."""
-        # asked for by all: log_dir is told from the first process to the others
+        # every process asks: log_dir is broadcast from the first one
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         network: Any = pl_module.network
         metric = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         if self.which == "best":
-            network, metric = self._best(trainer, network)
+            network, metric = self._load_best(trainer, network)
         save_checkpoint(network, folder / "weights.safetensors", metric=metric)
-        open_layers = [name for name, layer in binary_layers(network) if not layer.quantizer.sign_mode()]
-        if open_layers:
-            # one of an earlier run would belong to other weights
+        not_signs = [name for name, layer in binary_layers(network) if not layer.quantizer.sign_mode()]
+        if not_signs:
+            # a packed file of an earlier run would not belong to these weights
             (folder / "packed.safetensors").unlink(missing_ok=True)
-            rank_zero_info(f"packed.safetensors is not written: {open_layers[0]} is not in sign mode")
+            rank_zero_info(f"packed.safetensors is not written: {not_signs[0]} is not in sign mode")
             return
         latent, packed = folder / "weights.safetensors", folder / "packed.safetensors"
         if model_spec(network) is not None:

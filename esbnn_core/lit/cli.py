@@ -6,12 +6,51 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
+from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
+
+
+class RecipeParser(LightningArgumentParser):
+    """Reads `--config` files as recipes: with their base, and the first of a command line over the defaults of a run.
+
+    Attributes:
+        monitor: metric of the best checkpoint, "" for none; None for a parser whose configs get no defaults.
+        gives_callbacks: whether the callbacks of the first config are the defaults.
+    """
+
+    monitor: str | None = None
+    gives_callbacks: bool = False
+    _first: Path | None = None
+    _text: str | None = None
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """As jsonargparse, after `base` and the defaults are resolved."""
+        file = Path(path).resolve()
+        body = read_config(path)
+        if self.monitor is not None and self._first in (None, file):
+            self._first = file
+            self.gives_callbacks = "callbacks" not in (body.get("trainer") or {})
+            body = with_run_defaults(body, file.stem, self.monitor)
+        self._text = yaml.safe_dump(body, sort_keys=False)
+        try:
+            found: Namespace = super().parse_path(path, *args, **kwargs)
+            return found
+        finally:
+            self._text = None
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """As jsonargparse; a file is parsed as it was resolved."""
+        found: Namespace = super().parse_string(content if self._text is None else self._text, *args, **kwargs)
+        return found
 
 
 class TaskCLI(LightningCLI):
@@ -23,10 +62,14 @@ class TaskCLI(LightningCLI):
 
     def __init__(self, *args: Any, links: Sequence[str] = ("num_classes",), **kwargs: Any) -> None:
         self.links = tuple(links)
+        kwargs.setdefault("parser_class", RecipeParser)
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed, and the links from the data."""
+        """One seed, the links from the data, and the defaults of a run."""
+        module = self.model_class
+        if isinstance(parser, RecipeParser) and isinstance(module, type) and issubclass(module, TaskModule):
+            parser.monitor = module.monitor
         parser.add_lightning_class_args(EpochSeed, "epoch_seed")
         parser.link_arguments("seed_everything", "epoch_seed.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
@@ -34,52 +77,59 @@ class TaskCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not exist before anything is built; LightningCLI's hook."""
+        """Refuse a checkpoint that does not exist before anything is built; Lightning's hook."""
         path = self._get(self.config, "ckpt_path")
-        word = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
-        if not word and not Path(str(path)).exists():
+        named = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
+        if not named and not Path(str(path)).exists():
             raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
+        self._drop_default_callbacks()
+
+    def _drop_default_callbacks(self) -> None:
+        """Leave out those of the defaults that Lightning refuses without a logger or without checkpoints."""
+        parser = self.parser if self.subcommand is None else self._subcommand_parsers[self.subcommand]
+        trainer = self._get(self.config, "trainer")
+        if isinstance(parser, RecipeParser) and parser.gives_callbacks and trainer.callbacks:
+            refused = {RATE: trainer.logger is False, CHECKPOINT: trainer.enable_checkpointing is False}
+            trainer.callbacks = [entry for entry in trainer.callbacks if not refused.get(entry.class_path)]
 
     def instantiate_classes(self) -> None:
-        """Build everything, and let a module that can (`check_data`) refuse its data before a file is written."""
+        """Build everything, and let the module refuse its data before a file is written."""
         super().instantiate_classes()
         if self.subcommand is not None:
             keeps_freed_memory(self.trainer)
-        check = getattr(getattr(self, "model", None), "check_data", None)
-        if check is not None:
-            check(self.datamodule)
+        if isinstance(self.model, ChecksData):
+            self.model.check_data(self.datamodule)
 
     def before_fit(self) -> None:
-        """Let a module that can (`check_fit`) refuse to train before a file is written; LightningCLI's hook."""
-        check = getattr(self.model, "check_fit", None)
-        if check is not None:
-            check(resumes=bool(self._get(self.config_init, "ckpt_path")))
-        if self._get(self.config_init, "ckpt_path"):
+        """Let the module refuse to train before a file is written; Lightning's hook."""
+        resumes = bool(self._get(self.config_init, "ckpt_path"))
+        if isinstance(self.model, ChecksFit):
+            self.model.check_fit(resumes=resumes)
+        if resumes:
             keep_curves(self.trainer.loggers)
             self.trainer.callbacks.append(CurveFromHere())  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("validate")
 
     def before_test(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("test")
 
     def before_predict(self) -> None:
-        """LightningCLI's hook."""
+        """Lightning's hook."""
         self._check_evaluation("predict")
 
     def _check_evaluation(self, run: str) -> None:
-        """Let a module that can (`check_evaluation`) refuse to be judged before a file is written."""
-        check = getattr(self.model, "check_evaluation", None)
-        if check is not None and not self._get(self.config_init, "ckpt_path"):
-            check(run)
+        """Let the module refuse to be judged before a file is written."""
+        if isinstance(self.model, ChecksEvaluation) and not self._get(self.config_init, "ckpt_path"):
+            self.model.check_evaluation(run)
         keep_curves(self.trainer.loggers)
 
 
 class TrainingConfig(SaveConfigCallback):
-    """config.yaml beside a run says how it was trained: an evaluation into the same folder leaves it alone."""
+    """Writes config.yaml for a training alone: an evaluation into the same folder leaves it as it is."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
@@ -88,7 +138,7 @@ class TrainingConfig(SaveConfigCallback):
 
 
 def _seed(value: bool | int | None) -> int:
-    """A number for our generators from what seed_everything may be; null and false stand for 0."""
+    """A number for our generators from what seed_everything may be; null and false are 0."""
     return int(value or 0)
 
 
@@ -102,11 +152,15 @@ def run(
 ) -> int:
     """Run fit, validate, test or predict from the command line; returns the exit code.
 
-    Args:
-        links: as TaskCLI. trainer_defaults: of the Trainer, under those of the config.
-
     Our samplers split the data over processes themselves and count every evaluation image once, so Lightning's
     sampler stays out (use_distributed_sampler).
+
+    Args:
+        module: class of the task's module.
+        data: class of its data module.
+        args: default those of the process.
+        links: as TaskCLI's.
+        **trainer_defaults: of the Trainer, under those of the config.
     """
     try:
         TaskCLI(
@@ -115,7 +169,7 @@ def run(
             links=links,
             args=list(args) if args is not None else None,
             seed_everything_default=0,
-            # half an option's name is a slip more often than it is meant, and jsonargparse is about to refuse it too
+            # half an option's name is more often a slip than intended, and jsonargparse will refuse it too
             parser_kwargs={"allow_abbrev": False},
             trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
             save_config_callback=TrainingConfig,
@@ -129,5 +183,5 @@ def run(
 
 
 def sentence(error: Exception) -> str:
-    """The sentence alone: a data worker hands an error on with its whole traceback as the text."""
+    """The sentence alone: the error of a data worker arrives with its whole traceback as the text."""
     return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)

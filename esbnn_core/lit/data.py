@@ -1,7 +1,7 @@
 """Samplers and datasets whose every draw is fixed by (seed, epoch, index): the same for any number of workers.
 
-With them a run resumes exactly and two runs with one seed are equal: the order of an epoch comes from (seed, epoch)
-alone, and what a random transform draws for an image from (seed, epoch, index), not from the worker it lands on.
+With them a run resumes exactly, and two runs with one seed are equal. The order of an epoch comes from (seed, epoch)
+alone. What a random transform draws for an image comes from (seed, epoch, index), not from the worker that loads it.
 """
 
 import random
@@ -35,14 +35,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (index, seed of the item) for one process of a run; Lightning calls set_epoch.
 
     Args:
-        size: of the dataset. shuffle: a new order every epoch (training) or index order (evaluation).
-        seed: of the run. rank, world: this process and how many there are.
-        repeats: training shows each image of an epoch so many times in a row, every copy under a seed of its own; the
-            epoch keeps its length and takes the first size / repeats images of its order (repeated augmentation,
-            Hoffer et al.; the order of timm's RepeatAugSampler: the ranks share the copies of an image).
+        size: of the dataset.
+        shuffle: a new order every epoch (training) or index order (evaluation).
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+        repeats: how many times in a row training shows each image of an epoch, every copy under its own seed. The epoch
+            keeps its length and takes the first size / repeats images of its order (repeated augmentation, Hoffer et
+            al.; the order of timm's RepeatAugSampler: the ranks share the copies of an image).
 
-    Every process gets the same number of items. Where `world` does not divide `size`, training repeats items of the
-    epoch's start, evaluation pads with index -1, which SeededDataset labels IGNORE: every image counts once.
+    Every process gets the same number of items. If `world` does not divide `size`, training repeats items of the
+    epoch's start and evaluation pads with index -1, which SeededDataset labels IGNORE: every image counts once.
 
     Raises:
         InputError: repeats below 1, or above 1 without shuffle.
@@ -53,15 +56,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
     ) -> None:
         if repeats < 1 or (repeats > 1 and not shuffle):
             raise InputError(
-                f"repeats={repeats} was given {'with' if shuffle else 'without'} shuffle, a whole number from 1 in "
-                f"training and 1 in evaluation was expected"
+                f"repeats must be a whole number of at least 1 in training and 1 in evaluation, got {repeats} "
+                f"{'with' if shuffle else 'without'} shuffle: set it to 1"
             )
         self.size, self.shuffle, self.seed, self.rank, self.world = size, shuffle, seed, rank, world
         self.repeats = repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
+        """Choose the epoch whose order the next iteration takes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -83,8 +86,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is drawn inside from the global generators of torch (CPU), numpy and python comes from `seed`; afterwards
-    all three go on as if nothing had been drawn."""
+    """Seed the global generators of torch (CPU), numpy and python for the block; afterwards they go on as before it."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     # the CPU generator alone: torch.manual_seed would also queue a call for a GPU that a worker never touches
     torch.default_generator.manual_seed(seed)
@@ -99,11 +101,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededDataset(Dataset[tuple[Any, int]]):
-    """Applies `transform` under the item's own seed; items are asked for by EpochSampler's (index, seed).
+    """Applies `transform` under the item's own seed; its keys are EpochSampler's (index, seed).
 
     Args:
-        dataset: gives (image, label) for an index. transform: image -> tensor; `random` says whether it draws, from
-            whichever of the global generators of torch, numpy and python.
+        dataset: gives (image, label) for an index.
+        transform: image -> tensor.
+        random: whether the transform draws from any global generator of torch, numpy or python.
     """
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any], random: bool) -> None:
@@ -126,11 +129,12 @@ class SeededDataset(Dataset[tuple[Any, int]]):
 class MixedBatches(Dataset[Any]):
     """A SeededDataset whose batches are mixed as a whole (mixup, cutmix); the loader needs collate_fn=as_it_is.
 
-    A batch is mixed where it is loaded, in a worker, under a seed made from that of its first item: it differs from
-    batch to batch and from rank to rank, and neither the number of workers nor where a run resumes can change it.
+    A batch is mixed by the worker that loads it, under a seed made from that of its first item. The seed differs from
+    batch to batch and from rank to rank; the number of workers and the place where a run resumes do not change it.
 
     Args:
-        items: the dataset. mix: (images (B, C, H, W), labels (B,)) -> the same mixed, drawn from global generators.
+        items: the dataset.
+        mix: (images (B, C, H, W), labels (B,)) -> the same mixed, drawn from global generators.
     """
 
     def __init__(self, items: SeededDataset, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -150,7 +154,7 @@ _BATCH = 1
 
 
 def as_it_is(batch: Any) -> Any:
-    """Collate function of a dataset that gives whole batches."""
+    """The collate function of a dataset that gives whole batches."""
     return batch
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run tell one another."""
+"""Lists that the processes of a distributed run share."""
 
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def from_all_processes(own: list[T]) -> list[T]:
-    """What every process of the run found, the same list in each, in the order of the processes."""
+    """Concatenate the lists of all processes, in their order; every process gets the same result."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return own
     parts: list[Any] = [None] * torch.distributed.get_world_size()

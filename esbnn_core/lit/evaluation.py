@@ -1,4 +1,4 @@
-"""A file judged by the config of its task: module and data as the command line builds them, Trainer.test, no output."""
+"""Test a file with the config of its task: module and data as the command line builds them, without output."""
 
 import json
 import sys
@@ -28,13 +28,22 @@ def run_test(
     device: str = "cpu",
     links: Sequence[str] = ("num_classes",),
 ) -> tuple[Any, float]:
-    """Build the module of a config around a weights file, run Trainer.test; returns the module and the seconds.
+    """Build the module of a config around a weights file and run Trainer.test.
+
+    Logger, callbacks and distribution of the config are left out: one process tests and writes nothing.
 
     Args:
-        path: `weights` of the module. config: a recipe of the task, as below_repository finds it. options: laid over
-            it, by dotted name. Logger, callbacks and distribution of the config stay out, one process tests and writes
-            nothing.
-        backend: "auto" is what the file holds; "packed" packs a latent one. device: "cpu" or "cuda". links: as TaskCLI.
+        module: class of the task's module.
+        data: class of its data module.
+        path: `weights` of the module.
+        config: a recipe of the task, as below_repository finds it.
+        options: override the config, by dotted name.
+        backend: "auto" is what the file holds; "packed" packs a latent one.
+        device: "cpu" or "cuda".
+        links: as TaskCLI's.
+
+    Returns:
+        The module, and the seconds of the test.
 
     Raises:
         InputError: a config, file, option or data set that does not fit; "latent" of a packed file.
@@ -42,7 +51,7 @@ def run_test(
     config = below_repository(config)
     if not config.is_file():
         raise InputError(f"config {config} does not exist: check the path")
-    laid: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "model.weights": str(path),
         **options,
         **{"trainer.accelerator": "gpu" if device == "cuda" else "cpu", "trainer.devices": 1, "trainer.num_nodes": 1},
@@ -50,9 +59,9 @@ def run_test(
         **{"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
         "trainer.enable_progress_bar": sys.stderr.isatty(),
     }
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in laid.items()]
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in overrides.items()]
     with warnings.catch_warnings():
-        # it warns of arguments beside those of the process, which are another command's
+        # it warns because the arguments are not those of the process, which belong to another command
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter")
         cli = TaskCLI(
             module,
@@ -73,7 +82,7 @@ def run_test(
     try:
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning leaves with 1, a result outside the tolerance
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits with 1, which means a wrong result here
             raise stop.__context__ from None
         raise
     return cli.model, time.perf_counter() - start

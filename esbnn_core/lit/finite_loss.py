@@ -1,4 +1,4 @@
-"""Where a loss stopped being a number: the first parameter or output of a network that is not finite."""
+"""Find where a loss stopped being a number: the first parameter or output of a network that is not finite."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,10 +16,14 @@ def check_finite(
     images: Tensor | tuple[Tensor, ...],
     run: Callable[[], Any] | None = None,
 ) -> None:
-    """Raise TrainingError for a loss that is not finite, naming the step and where it was so first.
+    """Raise TrainingError for a loss that is not finite; it names the step and the first place that is not finite.
 
     Args:
-        step: of the run. images, run: as first_not_finite.
+        loss: a scalar.
+        step: of the run.
+        network: that gave it.
+        images: as first_not_finite's.
+        run: as first_not_finite's.
     """
     if not torch.isfinite(loss):
         where = first_not_finite(network, images, run)
@@ -36,7 +40,9 @@ def first_not_finite(
     """Name of the first parameter or module output that is not finite for this batch, in the order of the forward.
 
     Args:
-        images: of the batch, all that the network is given. run: runs the network on the batch, default on the images.
+        network: as it is after the step.
+        images: of the batch, all that the network is given.
+        run: runs the network on the batch, default on the images.
     """
     if not all(torch.isfinite(tensor).all() for tensor in _tensors(images)):
         return "the images"
@@ -65,7 +71,7 @@ def first_not_finite(
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Every floating tensor in what a module gives, also inside tuples, lists and dicts."""
+    """Every floating tensor in a module's output, also inside tuples, lists and dicts."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

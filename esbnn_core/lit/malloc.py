@@ -1,4 +1,4 @@
-"""What the C library does with the memory of a CPU run's large tensors."""
+"""Keep the memory of a CPU run's large tensors in the process, in place of giving it back to the system."""
 
 import ctypes
 import os
@@ -14,11 +14,11 @@ _ALL = 2**31 - 1
 def keeps_freed_memory(trainer: L.Trainer) -> bool:
     """Let this process keep the memory of freed tensors for the next ones; returns whether that was set.
 
-    glibc gives every block above 32 MiB back when it is freed and takes it anew, zeroed, page by page, for the next
-    tensor. A network that trains on the CPU frees and takes hundreds of them a step: one step of ES-BiDet SSD300 on
-    eight images takes 2.4 times as long (docs/guides/detection.md). Kept memory counts as used until the process ends.
+    glibc returns every block above 32 MiB to the system when it is freed, and gets it again, zeroed, page by page, for
+    the next tensor. A network that trains on the CPU does so hundreds of times a step: one step of ES-BiDet SSD300 on
+    eight images takes 2.4 times as long (docs/guides/detection.md). Kept memory counts as used by the process until it ends.
 
-    Only a run on the CPU, only under glibc, and only where no variable MALLOC_* of glibc says what is wanted.
+    It is set for a run on the CPU under glibc, unless a variable MALLOC_* or GLIBC_TUNABLES is set.
     """
     if not isinstance(trainer.accelerator, CPUAccelerator) or platform.libc_ver()[0] != "glibc":
         return False

@@ -1,9 +1,9 @@
-"""metrics.csv over several runs into one folder: a resumed fit goes on behind its rows, an evaluation adds its own.
+"""metrics.csv over several runs into one folder: a resumed fit goes on after its rows, an evaluation adds its own.
 
-Lightning's CSVLogger deletes the metrics.csv that it finds in its folder. With a folder of its own for every run
-(version_0, version_1, ...) that does not matter; our recipes write into one folder, so that a resume finds its run.
+Lightning's CSVLogger deletes the metrics.csv that it finds in its folder. With a folder for every run (version_0,
+version_1, ...) that does not matter; our recipes write into one folder, so that a resume finds its run.
 
-The mean of an epoch that was cut off in its middle is Lightning's own: of the batches behind the checkpoint.
+The mean of an epoch that was interrupted is Lightning's own: of the batches after the checkpoint.
 """
 
 import csv
@@ -23,9 +23,9 @@ from esbnn_core.files import write_atomically
 
 @rank_zero_only
 def keep_curves(loggers: Iterable[Logger]) -> None:
-    """Let every CSVLogger write behind the rows that its metrics.csv has; before the trainer first asks for it.
+    """Let every CSVLogger write after the rows that its metrics.csv has; call it before the trainer uses the loggers.
 
-    A file that is no local one (an address of fsspec) is left to Lightning.
+    A file that is not local (an address of fsspec) is left to Lightning.
     """
     for logger in loggers:
         path = _curve(logger)
@@ -46,7 +46,7 @@ def keep_curves(loggers: Iterable[Logger]) -> None:
 
 
 class CurveFromHere(L.Callback):
-    """Drops the rows that a run wrote behind the checkpoint from which it now goes on: it writes them again."""
+    """Drops the rows that a run wrote after the checkpoint from which it now goes on: it writes them again."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the counters are those of the checkpoint by now."""
@@ -63,7 +63,7 @@ def _curve(logger: Logger) -> Path | None:
 
 
 def _cut(path: Path, steps: int) -> None:
-    """Leave the rows of the first `steps` steps, which count from 0."""
+    """Keep only the rows of the first `steps` steps, which count from 0."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows, header = list(reader), list(reader.fieldnames or [])

@@ -1,4 +1,4 @@
-"""What the Lightning modules of all tasks have in common: optimizer and schedule, and what may be trained or judged."""
+"""The base of the tasks' Lightning modules: optimizer and schedule, and what may be trained or evaluated."""
 
 from typing import Any
 
@@ -15,9 +15,15 @@ from esbnn_core.training.latent_clip import attach_latent_clip
 class TaskModule(L.LightningModule):
     """A LightningModule around one `network`.
 
-    Attributes that a subclass sets: network; make_optimizer: parameters -> optimizer; make_scheduler: optimizer ->
-    scheduler or None, advanced every lr_interval, "step" or "epoch"; decay: weight decay by kind of parameter, or None.
-    begun: whether there are weights to judge. what: the network, in messages.
+    Attributes:
+        network: set by the subclass, as the next four are.
+        make_optimizer: parameters -> optimizer.
+        make_scheduler: optimizer -> scheduler, or None.
+        lr_interval: "step" or "epoch", how often the schedule advances.
+        decay: weight decay by kind of parameter, or None.
+        monitor: validation metric of the best checkpoint, the higher the better; "" for none.
+        begun: whether there are weights to evaluate.
+        what: the network, in messages.
     """
 
     network: Any
@@ -25,6 +31,7 @@ class TaskModule(L.LightningModule):
     make_scheduler: LRSchedulerCallable | None
     lr_interval: str
     decay: DecayRule | None
+    monitor = ""
     begun = True
     what = "network"
 
@@ -36,7 +43,7 @@ class TaskModule(L.LightningModule):
             )
 
     def check_evaluation(self, run: str) -> None:
-        """Raise InputError unless there are weights; the command line asks before it writes a file."""
+        """Raise InputError unless there are weights; the command line calls it before it writes a file."""
         if not self.begun:
             raise InputError(
                 f"there are no trained weights to {run}: give a file as model.weights or a run's checkpoint as "
@@ -62,17 +69,17 @@ class TaskModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Bind a schedule that advances by steps to their number.
 
-        Not in configure_optimizers: the number comes from the loader, and a loader that is made before the checkpoint
-        is read does not learn where in the epoch the run stopped.
+        Not in configure_optimizers: the number comes from the loader, and a loader made before the checkpoint is read
+        does not learn where in the epoch the run stopped.
         """
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
             scheduler.bind(int(self.trainer.estimated_stepping_batches))
 
     def configure_optimizers(self) -> Any:
-        """Optimizer with the latent-weight clip, and a schedule that advances by epochs bound to their number.
+        """Make the optimizer with the latent-weight clip, and bind a schedule that advances by epochs to their number.
 
-        Parameters that no gradient reaches are handed over too and stay as they are.
+        Parameters that no gradient reaches are included and stay as they are.
         """
         self.check_latent()
         whole = list(self.network.parameters())

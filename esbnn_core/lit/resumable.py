@@ -1,7 +1,7 @@
-"""Going on in the middle of an epoch: a loader that remembers how far it was, and skips what was seen.
+"""Resume in the middle of an epoch: a loader that remembers how far it was, and skips what was seen.
 
-Lightning keeps the state of a loader that has state_dict and load_state_dict in its checkpoint, and counts on it. With
-EpochSampler's fixed order and EpochSeed's generators, fixed for every step, the resumed run is the uninterrupted one.
+Lightning keeps the state of a loader that has state_dict and load_state_dict in its checkpoint. With EpochSampler's
+fixed order, and EpochSeed's generators fixed for every step, the resumed run equals the uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from esbnn_core.lit.data import EpochSampler, mix_seed
 
 
 class ResumableSampler(EpochSampler):
-    """An EpochSampler whose next epoch can start behind its first items; the items skipped are not loaded."""
+    """An EpochSampler whose next epoch can start after its first items; skipped items are not loaded."""
 
     skipped = 0
 
@@ -26,24 +26,24 @@ class ResumableSampler(EpochSampler):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over a ResumableSampler that goes on behind the batches of an interrupted epoch.
+    """A DataLoader over a ResumableSampler that goes on after the batches of an interrupted epoch.
 
-    Batches count as seen when they are handed out, not when a worker has made them.
+    A batch counts as seen when it is handed out, not when a worker has made it.
     """
 
     _seen = 0
     _left: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches of an epoch; of the epoch that load_state_dict speaks of, those left."""
+        """The batches of an epoch; of the epoch that load_state_dict names, those left."""
         sampler = self._order()
         left, self._left = self._left, None
-        # a checkpoint of an epoch's end speaks of the epoch before this one: nothing to skip
+        # a checkpoint of an epoch's end names the epoch before this one: nothing to skip
         self._seen = left["batches"] if left is not None and left["epoch"] == sampler.epoch else 0
         if left is not None and self._seen and left["batch_size"] != self.batch_size:
             raise InputError(
-                f"the run stopped in the middle of an epoch with batch_size={left['batch_size']}, which is now "
-                f"{self.batch_size}: resume with the same, or from a checkpoint of an epoch's end"
+                f"batch_size must be {left['batch_size']} to resume in the middle of an epoch, as before, got "
+                f"{self.batch_size}: resume with that, or from a checkpoint of an epoch's end"
             )
         sampler.skipped = self._seen * int(self.batch_size or 1)
         for batch in super().__iter__():
@@ -51,17 +51,17 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def _order(self) -> ResumableSampler:
-        # Lightning builds a loader of predictions anew, around a batch sampler of its own over ours
+        # Lightning rebuilds a loader of predictions, with its own batch sampler around ours
         for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
             if isinstance(sampler, ResumableSampler):
                 return sampler
         raise InputError(
-            f"ResumableLoader was given a {type(self.sampler).__name__}, a ResumableSampler was expected: it has to "
-            f"skip what was seen"
+            f"the sampler of a ResumableLoader must be a ResumableSampler, got {type(self.sampler).__name__}: it has "
+            f"to skip what was seen"
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Where the epoch under way stands; Lightning's hook."""
+        """How far the current epoch is; Lightning's hook."""
         epoch = int(getattr(self.sampler, "epoch", 0))
         return {"epoch": epoch, "batches": self._seen, "batch_size": int(self.batch_size or 1)}
 
@@ -85,9 +85,14 @@ def resumable_loader(
 ) -> ResumableLoader:
     """The loader of one part of a data module.
 
+    The arguments that are not listed are DataLoader's.
+
     Args:
-        items: dataset, asked for the sampler's (index, seed). train: leave out a last batch that is not full. seed: of
-            the data module. The others as DataLoader's; prefetch_factor counts with workers alone.
+        items: dataset whose keys are the sampler's (index, seed).
+        sampler: of the items.
+        train: leave out a last batch that is not full.
+        seed: of the data module.
+        prefetch_factor: DataLoader's; used with workers only.
     """
     return ResumableLoader(
         items,
@@ -101,6 +106,6 @@ def resumable_loader(
         pin_memory=pin_memory,
         # a last batch of one image has no batch statistics
         drop_last=train and len(sampler) > batch_size,
-        # private: drawing worker seeds from the global generator would shift the network's own draws
+        # its own: drawing worker seeds from the global generator would shift the network's draws
         generator=torch.Generator().manual_seed(mix_seed(seed, 2)),
     )

@@ -1,4 +1,4 @@
-"""A learning-rate schedule over the whole run, whose length the trainer fills in."""
+"""A learning-rate schedule over the whole run; the trainer sets its length."""
 
 import math
 from typing import Any, Literal, get_args
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 
 Shape = Literal["constant", "linear", "cosine"]
 
@@ -14,17 +14,19 @@ Shape = Literal["constant", "linear", "cosine"]
 class ProgressLR(LRScheduler):
     """lr = base * warm-up * shape(progress), progress = step / total steps of the run.
 
-    Args:
-        optimizer: its lr is the peak. shape: after the warm-up "constant", "linear" to the floor or half a "cosine".
-        warmup: share of the run, 0 <= warmup < 1, over which lr rises linearly from start * peak.
-        start, floor: lowest lr at both ends, as shares of the peak.
-        ahead: how many steps ahead the schedule is read, never before its start nor behind its end. 1 is a script that
-            steps its scheduler before the epoch (ReActNet: the last epoch has lr 0), -1 one that does so an epoch late
-            (BinaryViT: the first two epochs share the peak).
-        prefix: timm's warmup_prefix (BNext): the warm-up stands in front of a shape as long as the whole run, which
-            ends with the run, short of the floor.
-
     The module that owns the optimizer calls `bind` with the number of steps before training.
+
+    Args:
+        optimizer: its lr is the peak.
+        shape: after the warm-up: "constant", "linear" to the floor, or half a "cosine".
+        warmup: share of the run, 0 <= warmup < 1, over which lr rises linearly from start * peak.
+        start: lr at the first step of the warm-up, as a share of the peak.
+        floor: lr at the end, as a share of the peak.
+        ahead: how many steps ahead the schedule is read, within its start and end. 1 is a script that steps its
+            scheduler before the epoch (ReActNet: the last epoch has lr 0), -1 one that does so an epoch late
+            (BinaryViT: the first two epochs share the peak).
+        prefix: timm's warmup_prefix (BNext): the warm-up comes before a shape as long as the whole run, which ends with
+            the run, above the floor.
     """
 
     def __init__(
@@ -37,13 +39,12 @@ class ProgressLR(LRScheduler):
         ahead: int = 0,
         prefix: bool = False,
     ) -> None:
-        if shape not in get_args(Shape):
-            raise InputError(f"schedule shape {shape!r} is not known, one of {', '.join(get_args(Shape))} was expected")
+        check_choice("shape of ProgressLR", shape, get_args(Shape))
         if not 0 <= warmup < 1:
-            raise InputError(f"warmup={warmup} was given, a share of the run from 0 up to 1 was expected")
+            raise InputError(f"warmup must be a share of the run, at least 0 and below 1, got {warmup}")
         for name, share in (("start", start), ("floor", floor)):
             if not 0 <= share <= 1:
-                raise InputError(f"{name}={share} was given, a share of the peak from 0 to 1 was expected")
+                raise InputError(f"{name} must be a share of the peak from 0 to 1, got {share}")
         self.shape, self.warmup, self.start, self.floor = shape, warmup, start, floor
         self.ahead, self.prefix = ahead, prefix
         self.total = 1
@@ -57,7 +58,7 @@ class ProgressLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Without the length: a run that resumes for more epochs has another one."""
+        """Without the length: a run that resumes for more epochs has a longer one."""
         state = super().state_dict()
         del state["total"]
         return state
@@ -75,5 +76,5 @@ class ProgressLR(LRScheduler):
         return self.floor + (1 - self.floor) * fall
 
     def get_lr(self) -> list[Any]:
-        """Learning rate per parameter group at the current step."""
+        """Learning rate of each parameter group at the current step."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers import RPReLU, RSign
 from esbnn_core.layers.base import BinaryLayer
 
@@ -17,17 +17,19 @@ Kind = Literal["conv", "weights"]
 
 @dataclass(frozen=True)
 class DecayRule:
-    """Which parameters decay by `value`, and by how much the others do.
+    """Weight decay of the parameters of one kind, and of all others.
+
+    It replaces the optimizer's own weight_decay; for one decay on all parameters set that and no rule.
 
     Attributes:
         kind: "conv": what has four dimensions in the originals of ReActNet and BNext: convolution weights (also of the
             stem and the squeeze-excite gates), BNext's mixes, and the shifts of RSign and RPReLU, (1, C, 1, 1) there
             and (C,) here. "weights": the weights of convolutions and linear layers.
-        value, rest: weight decay of these and of all others. It takes the place of the optimizer's own weight_decay;
-            for one decay on all parameters give the optimizer that and no rule.
+        value: weight decay of these.
+        rest: weight decay of all others.
 
     Raises:
-        InputError: a negative decay, an unknown kind.
+        InputError: a negative decay or an unknown kind.
     """
 
     kind: Kind
@@ -35,14 +37,13 @@ class DecayRule:
     rest: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"decay kind {self.kind!r} is not known, one of {', '.join(get_args(Kind))} was expected")
+        check_choice("kind of decay", self.kind, get_args(Kind))
         for name in ("value", "rest"):
             if not getattr(self, name) >= 0:
-                raise InputError(f"decay {name}={getattr(self, name)} was given, a number from 0 on was expected")
+                raise InputError(f"{name} of decay must be a number of at least 0, got {getattr(self, name)}")
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Two parameter groups for a torch optimizer, together every parameter once, in the order of the network."""
+        """Two parameter groups for a torch optimizer: every parameter once, in the order of the network."""
         chosen = self.chosen(network)
         parts = ((self.value, True), (self.rest, False))
         return [
@@ -51,7 +52,7 @@ class DecayRule:
         ]
 
     def chosen(self, network: nn.Module) -> set[str]:
-        """Names of the parameters that decay by `value`; a shared parameter has the first of its names."""
+        """Names of the parameters that decay by `value`; a shared parameter under the first of its names."""
         ids: set[int] = set()
         for module in network.modules():
             if self.kind == "weights":

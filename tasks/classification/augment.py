@@ -1,7 +1,7 @@
-"""What is done to an image before the network sees it: one frozen dataclass of options, and the transforms it means.
+"""Augmentation of images: one frozen dataclass of options, and the transforms that it describes.
 
-Transforms are torchvision's (v2) and timm's RandAugment; the lighting noise, which neither has, is ours. Images are cut
-and scaled as uint8 tensors, which is 1.4 to 2.3 times faster than on PIL images and differs by one grey level at most.
+Transforms are torchvision's (v2) and timm's RandAugment; the lighting noise, which neither has, is ours. Images are
+cropped and scaled as uint8 tensors: 1.4 to 2.3 times faster than PIL images, and different by one grey level at most.
 """
 
 import math
@@ -33,19 +33,24 @@ Interpolation = Literal["bilinear", "bicubic"]
 class Augmentation:
     """Options of training and evaluation images; the defaults are random resized crop and mirror (papers.md#two-steps).
 
+    crop_* and the interpolations are for images above 32 pixels; smaller ones are padded and cropped.
+
     Args:
-        crop_scale, crop_ratio: range of the cut area (a share of the image) and of its width by height.
-        interpolation: of that cut. flip: probability of a mirror.
+        crop_scale: range of the cropped area, as a share of the image.
+        crop_ratio: range of its width by height.
+        interpolation: of that crop.
+        flip: probability of a mirror.
         lighting: standard deviation of the colour noise (Lighting), 0 for none; colour images only.
         rand_augment: timm's policy, e.g. rand-m7-mstd0.5-inc1 (BNext, papers.md#bnext-data); none by default.
         erasing: probability that a rectangle is filled with noise (DeiT, papers.md#binaryvit-training).
-        mixup, cutmix: alphas of the two mixtures of a batch, 0 for none; with both a batch gets one of them by the toss
-            of a coin. Labels are then probabilities (B, num_classes).
-        repeats: how often an epoch shows an image, each time augmented anew; its length stays (repeated augmentation).
-        crop_pct, eval_interpolation: evaluation resizes the shorter side to size / crop_pct and cuts the centre.
-        mean, std: of the normalisation, default the dataset's own.
-
-    crop_* and the interpolations are for images above 32 pixels; smaller ones are padded and cropped.
+        mixup: alpha of this mixture of a batch, 0 for none. Labels are then probabilities (B, num_classes).
+        cutmix: likewise; with both, each batch gets one of them at random.
+        repeats: how often an epoch shows an image, each time with a new augmentation; its length stays (repeated
+            augmentation).
+        crop_pct: evaluation resizes the shorter side to size / crop_pct and crops the centre.
+        eval_interpolation: of that resize.
+        mean: of the normalisation, default the dataset's own.
+        std: of the normalisation, default the dataset's own.
 
     Raises:
         InputError: a value out of its range.
@@ -69,23 +74,23 @@ class Augmentation:
     def __post_init__(self) -> None:
         def check(name: str, fits: bool, want: str) -> None:
             if not fits:
-                raise InputError(f"augmentation {name}={getattr(self, name)} was given, {want} was expected")
+                raise InputError(f"augmentation {name} must be {want}, got {getattr(self, name)}")
 
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
-            check(name, 0 < low <= high, "two positive numbers, the smaller one first,")
+            check(name, 0 < low <= high, "two positive numbers, the smaller one first")
         for name in ("interpolation", "eval_interpolation"):
             check(name, getattr(self, name) in ("bilinear", "bicubic"), "bilinear or bicubic")
         for name in ("flip", "erasing"):
             check(name, 0 <= getattr(self, name) <= 1, "a probability")
         for name in ("lighting", "mixup", "cutmix"):
             check(name, 0 <= getattr(self, name) < math.inf, "0 or a positive number")
-        check("repeats", self.repeats >= 1, "a whole number from 1")
+        check("repeats", self.repeats >= 1, "a whole number of at least 1")
         check("crop_pct", 0 < self.crop_pct <= 1, "a share of the image above 0 and at most 1")
         check("std", self.std is None or min(self.std, default=0) > 0, "positive numbers")
-        # timm passes over what it does not know in a policy, or stops with an assertion
+        # timm ignores what it does not know in a policy, or stops with an assertion
         known = self.rand_augment is None or _POLICY.fullmatch(self.rand_augment) is not None
-        check("rand_augment", known, "timm's policy, e.g. rand-m7-mstd0.5-inc1,")
+        check("rand_augment", known, "timm's policy, e.g. rand-m7-mstd0.5-inc1")
 
     @property
     def mixes(self) -> bool:
@@ -93,22 +98,22 @@ class Augmentation:
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self, dataset: str, channels: int, side: int) -> None:
-        """Raise InputError for an option that has no meaning for images of that many channels and that side."""
+        """Raise InputError for an option that does not apply to images of these channels and this side."""
         if side <= SMALL:
             for name in _LARGE_ONLY:
                 if getattr(self, name) != getattr(Augmentation, name):
                     raise InputError(
-                        f"augmentation {name}={getattr(self, name)} was given for {dataset}, whose images of {side} "
-                        f"pixels are padded and cropped: take it out"
+                        f"augmentation {name} must stay as it is for {dataset}, whose images of {side} pixels are "
+                        f"padded and cropped, got {getattr(self, name)}: remove it"
                     )
         if self.lighting > 0 and channels != 3:
-            raise InputError(f"augmentation lighting was given for {dataset}, whose images have no colour: take it out")
+            raise InputError(f"augmentation lighting must be 0 for {dataset}, whose images have no colour: remove it")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != channels:
                 raise InputError(
-                    f"augmentation {name} has {len(values)} numbers for {dataset}, one for each of its {channels} "
-                    f"channels was expected"
+                    f"augmentation {name} must have one number for each of the {channels} channels of {dataset}, got "
+                    f"{len(values)}"
                 )
 
 
@@ -117,10 +122,10 @@ class Lighting:
 
     Differs from the paper: the recipes add it to 8-bit images with an amplitude of hundredths of a grey level, so that
     rounding leaves at most one level of it (papers.md#two-steps, quirk c); here it is added to values in [0, 1], as
-    AlexNet means.
+    AlexNet intends. Images are float (3, H, W), before the normalisation.
 
     Args:
-        std: of the three normal draws that scale the axes. Float images (3, H, W) before the normalisation.
+        std: of the three normal draws that scale the axes.
     """
 
     VALUES = (0.2175, 0.0188, 0.0045)
@@ -136,17 +141,23 @@ class Lighting:
 
 
 def padding(side: int) -> int:
-    """Pixels of black around a small training image before it is cut back to its side."""
+    """Pixels of black around a small training image before it is cropped to its side."""
     return side // 8
 
 
 def train_transform(
     a: Augmentation, side: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Compose:
-    """PIL image -> float tensor (C, size, size), drawn from the global generators (SeededDataset fixes them).
+    """The transform PIL image -> float tensor (C, size, size), drawn from the global generators.
+
+    SeededDataset fixes the generators.
 
     Args:
-        a: the options. side: of the dataset's own images. size: of the result. mean, std: the dataset's own.
+        a: the options.
+        side: of the dataset's own images.
+        size: of the result.
+        mean: the dataset's own.
+        std: the dataset's own.
 
     Raises:
         InputError: RandAugment is asked for and timm is not installed.

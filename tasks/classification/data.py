@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_counts
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
 from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
@@ -19,23 +19,29 @@ from tasks.classification.synsets import SynsetFolder
 class ClassificationDataModule(L.LightningDataModule):
     """FashionMNIST, CIFAR-10, an ImageNet folder or generated images, by name (tasks.classification.datasets.DATASETS).
 
-    Args:
-        dataset: name. root: folder that has it. download: let torchvision fetch it.
-        batch_size: images per process and step. num_workers: loader processes; results do not depend on it.
-        val_size: images split off the training set for validation, chosen by `seed`; 0 validates on the test split.
-        augment: random crop and mirror in training, and whatever else `augmentation` asks for; false trains on the
-            images as they are evaluated. image_size: side, default the dataset's own.
-        num_classes: default the dataset's; a folder dataset with fewer classes needs it said. With 1,000 the labels of
-            an ImageNet folder are those of the official synset order, with fewer those of its sorted folders.
-        train_size, test_size: use the first so many images only, 0 for all.
-        seed: of the split and of every epoch's order (linked to seed_everything on the command line).
-        augmentation: options of the recipe, RandAugment to mixup, and of the evaluation crop. prefetch_factor: batches
-            that each loader process keeps ready.
-        on_device: keep the images of a small dataset on the device that trains, and cut and mirror them there (see
-            tasks.classification.on_device): the same kind of images, drawn by other numbers.
+    Batches are images float32 (B, C, H, W) and labels int64 (B,). With mixup or cutmix the labels of training are
+    probabilities (B, num_classes). Evaluation labels may hold IGNORE (see esbnn_core.lit.data) if the number of
+    processes does not divide the set.
 
-    Batches are images float32 (B, C, H, W) and labels int64 (B,), of a training with mixup or cutmix probabilities
-    (B, num_classes); evaluation labels may hold IGNORE (see esbnn_core.lit.data) where processes do not divide the set.
+    Args:
+        dataset: name.
+        root: folder that has it.
+        download: let torchvision fetch it.
+        batch_size: images per process and step.
+        num_workers: loader processes; results do not depend on it.
+        val_size: images split off the training set for validation, chosen by `seed`; 0 validates on the test split.
+        augment: random crop and mirror in training, and everything in `augmentation`; false trains on the images as
+            they are evaluated.
+        image_size: side, default the dataset's own.
+        num_classes: default the dataset's; required for a folder dataset with fewer classes. With 1,000 the labels of
+            an ImageNet folder are those of the official synset order, with fewer those of its sorted folders.
+        train_size: number of training images to use, the first ones; 0 for all.
+        test_size: number of test images to use, the first ones; 0 for all.
+        seed: of the split and of every epoch's order (linked to seed_everything on the command line).
+        augmentation: options of the recipe, from RandAugment to mixup, and of the evaluation crop.
+        prefetch_factor: batches that each loader process keeps ready.
+        on_device: keep the images of a small dataset on the device that trains, and crop and mirror them there (see
+            tasks.classification.on_device): the same kind of images, drawn from other random numbers.
 
     Raises:
         InputError: an unknown dataset at construction; a missing or damaged one at setup; sizes that do not fit.
@@ -67,8 +73,7 @@ class ClassificationDataModule(L.LightningDataModule):
         self.augment, self.image_size, self.seed = augment, image_size, seed
         self.num_classes = num_classes or self.info.classes
         self.augmentation, self.prefetch_factor = augmentation, prefetch_factor
-        if prefetch_factor < 1:
-            raise InputError(f"prefetch_factor={prefetch_factor} was given, 1 or more batches were expected")
+        check_counts(prefetch_factor=prefetch_factor)
         augmentation.check(dataset, self.info.channels, self.info.size)
         self.on_device = on_device
         if on_device:
@@ -100,8 +105,8 @@ class ClassificationDataModule(L.LightningDataModule):
             labels = getattr(whole, "targets", None)
             if labels is not None and len(labels) and int(max(labels)) >= self.num_classes:
                 raise InputError(
-                    f"dataset {self.dataset} in {self.root} has label {int(max(labels))}, labels below "
-                    f"num_classes={self.num_classes} were expected: set data.num_classes"
+                    f"labels of {self.dataset} in {self.root} must be below num_classes={self.num_classes}, got "
+                    f"{int(max(labels))}: set data.num_classes"
                 )
             self._opened[train] = whole
         return self._opened[train]
@@ -115,7 +120,8 @@ class ClassificationDataModule(L.LightningDataModule):
             order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(mix_seed(self.seed, 1)))
             if self.val_size >= len(whole):
                 raise InputError(
-                    f"val_size={self.val_size} was given for {len(whole)} training images: leave some to train on"
+                    f"val_size must be below the number of training images, {len(whole)}, got {self.val_size}: leave "
+                    f"some to train on"
                 )
             held, rest = order[: self.val_size].tolist(), order[self.val_size :].tolist()
             indices = held if part == "val" else rest[: self.train_size or len(rest)]
@@ -128,16 +134,16 @@ class ClassificationDataModule(L.LightningDataModule):
         odd = [name for name in ("rand_augment", "erasing", "lighting") if getattr(self.augmentation, name)]
         if self.info.size > SMALL or (self.image_size or self.info.size) != self.info.size:
             raise InputError(
-                f"data.on_device was given for {self.dataset} at {self.image_size or self.info.size} pixels: whole "
-                f"images of at most {SMALL} pixels stay on the device, set it to false"
+                f"images for data.on_device must be of at most {SMALL} pixels and of their own size, got "
+                f"{self.dataset} at {self.image_size or self.info.size} pixels: set it to false"
             )
         if odd:
             raise InputError(
-                f"data.on_device was given, and augmentation {odd[0]} works image by image: set it to false"
+                f"augmentation with data.on_device must be of whole batches, got {odd[0]}: set data.on_device to false"
             )
 
     def _keep(self, part: str) -> ResidentImages:
-        """The images of a part, read once."""
+        """The images of a part, read once and kept."""
         if part not in self._resident:
             a = self.augmentation
             train = part == "train" and self.augment
@@ -152,7 +158,7 @@ class ClassificationDataModule(L.LightningDataModule):
         return self._resident[part]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning's hook: the images behind a batch of keys."""
+        """Lightning's hook: the images of a batch of keys."""
         if not isinstance(batch, Keys):
             return batch
         return self._keep(batch.part).batch(batch, batch.places.device)

@@ -1,7 +1,7 @@
-"""Classification datasets by name: where they lie, what they hold, how their images are prepared.
+"""Classification datasets by name: where they are, what they hold, how their images are prepared.
 
-A dataset is torchvision's own class (ImageNet's a subclass, see synsets); what it says of a wrong or damaged folder
-becomes one sentence.
+A dataset is torchvision's own class (ImageNet's a subclass, see synsets). Its errors about a wrong or damaged folder
+become one sentence.
 """
 
 import lzma
@@ -13,22 +13,28 @@ from typing import Any
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.files import write_atomically
 from tasks.classification.augment import IMAGENET, Augmentation, eval_transform, train_transform
 from tasks.classification.generated import GeneratedImages
 from tasks.classification.synsets import SynsetFolder
 
 EMBEDDED = Path(__file__).parent / "assets" / "fashion_mnist"
-"""The repository's own real images (MIT), see the README beside them."""
+"""Real images that come with the repository (MIT), see the README beside them."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Facts of a dataset: classes, channels, side of the square image, normalisation, and how to open a split.
+    """Facts of a dataset, and how to open a split.
 
-    `open` is (root, train, download, number of classes) -> a torchvision dataset; `layout` names what has to lie under
-    root.
+    Attributes:
+        classes: number of labels.
+        channels: of an image.
+        size: side of the square image, in pixels.
+        mean: of the normalisation, for values in [0, 1].
+        std: of the normalisation.
+        layout: files that have to be under root.
+        open: (root, train, download, number of classes) -> a torchvision dataset.
     """
 
     classes: int
@@ -40,11 +46,15 @@ class DatasetInfo:
     open: Callable[[str, bool, bool, int], Any]
 
     def transform(self, augment: bool, size: int | None = None, options: Augmentation | None = None) -> v2.Compose:
-        """PIL image -> float tensor (C, size, size), normalised; `augment` for training.
+        """The transform PIL image -> float tensor (C, size, size), normalised.
 
-        28 and 32 pixels: pad, random crop and mirror as the CIFAR recipes have it. ImageNet: random resized crop and
-        mirror to train, shorter side 256/224 of the size and centre crop to evaluate (papers.md#two-steps). Another
-        `size` scales small images; `options` says more, see Augmentation.
+        28 and 32 pixels: pad, random crop and mirror, as the CIFAR recipes do. ImageNet: random resized crop and mirror
+        to train, shorter side 256/224 of the size and centre crop to evaluate (papers.md#two-steps).
+
+        Args:
+            augment: for training.
+            size: of the result; another one than the dataset's scales small images.
+            options: further ones, see Augmentation.
         """
         make = train_transform if augment else eval_transform
         return make(options or Augmentation(), self.size, size or self.size, self.mean, self.std)
@@ -55,7 +65,7 @@ def _fashion_mnist(root: str, train: bool, download: bool, classes: int) -> Any:
 
 
 def _fashion_mnist_mini(root: str, train: bool, download: bool, classes: int) -> Any:
-    """Unpack the repository's files into torchvision's layout, once, then read them as the full set is read."""
+    """Unpack the repository's files into torchvision's layout, once, then read them like the full set."""
     home = Path(root) / "fashion_mnist_mini"
     embedded = sorted(EMBEDDED.glob("*.xz"))
     if len(embedded) != 4 and not home.exists():
@@ -93,11 +103,14 @@ DATASETS: dict[str, DatasetInfo] = {
 
 
 def open_split(name: str, root: str, train: bool, download: bool = False, num_classes: int | None = None) -> Any:
-    """The training or test split of a dataset by name.
+    """Open the training or test split of a dataset by name.
 
     Args:
-        name: of DATASETS. root, download: see ClassificationDataModule. num_classes: default the dataset's; a folder of
-            fewer classes is labelled by its sorted folders (SynsetFolder).
+        name: of DATASETS.
+        root: see ClassificationDataModule.
+        train: the training split.
+        download: see ClassificationDataModule.
+        num_classes: default the dataset's; a folder of fewer classes is labelled by its sorted folders (SynsetFolder).
 
     Raises:
         InputError: an unknown name; a root without the dataset, or with a damaged one.
@@ -111,7 +124,7 @@ def open_split(name: str, root: str, train: bool, download: bool = False, num_cl
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the {part} split of {name} cannot be read from {root} ({reason}): {root}/{info.layout} was expected, set "
+            f"the {part} split of {name} cannot be read from {root} ({reason}): it must be {root}/{info.layout}, set "
             f"data.root to the folder that has it" + (" or data.download to true" if name in _FETCHED else "")
         ) from error
 
@@ -121,6 +134,5 @@ _FETCHED = ("fashion_mnist", "cifar10")
 
 def dataset_info(name: str) -> DatasetInfo:
     """Facts of a dataset by name. Raises InputError for an unknown one."""
-    if name not in DATASETS:
-        raise InputError(f"dataset {name!r} is not known, one of {', '.join(DATASETS)} was expected")
+    check_choice("dataset", name, DATASETS)
     return DATASETS[name]

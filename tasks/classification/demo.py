@@ -2,8 +2,8 @@
 
     python -m tasks.classification.demo --out results/demo
 
-The runs go to runs/demo_* and the data to data/ of the current folder. Exit code 0 only if every packed prediction
-equals the latent one and both networks cost the same OPs.
+The runs are written to runs/demo_base and runs/demo_es, and the data to data/, all below the current folder. The exit
+code is 0 only if every packed prediction equals the latent one and both networks cost the same OPs.
 """
 
 import argparse
@@ -26,14 +26,34 @@ from esbnn_core import count, load_checkpoint, model_spec
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT, child_environment, write_atomically
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.demo_report import draw, markdown
+from tasks.classification.demo_report import draw_report, render_report, render_summary
 
 CONFIGS = {"base": "configs/classification/demo_base.yaml", "ES tau=2": "configs/classification/demo_es.yaml"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network of the table; tops in percent of the test images, times in milliseconds an image."""
+    """One network of the table.
+
+    Attributes:
+        system: name in the table.
+        network: registered name.
+        options: of the network.
+        command: that trained it.
+        top1_latent: accuracy of the latent network, in percent of the test images.
+        top1_packed: accuracy of the packed network, likewise.
+        differing: test images on which the two disagree.
+        bops: binary multiply-accumulates of one image.
+        flops: real multiply-accumulates of one image.
+        ops: BOPs / 64 + FLOPs.
+        params: number of parameters.
+        bytes_latent: size of weights.safetensors.
+        bytes_packed: size of packed.safetensors.
+        ms_latent: median time an image, in milliseconds.
+        ms_packed: likewise, packed.
+        train_seconds: of the whole command.
+        val_top1: of every epoch, in percent.
+    """
 
     system: str
     network: str
@@ -55,12 +75,21 @@ class Row:
 
 
 def train(config: str, extra: Sequence[str]) -> tuple[str, float]:
-    """Run the command that users run; returns it and its seconds. Raises InputError if it fails."""
+    """Run the command that users run.
+
+    Returns:
+        The command and its seconds.
+
+    Raises:
+        InputError: the command failed.
+    """
     words = ["-m", "tasks.classification", "fit", "--config", os.path.relpath(ROOT / config), *extra]
     command = "python " + " ".join(words)
     print(f"\n$ {command}", flush=True)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], env=child_environment())
+    # threads that wait by spinning slow a step several times where other work shares the processors
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **child_environment()}
+    done = subprocess.run([sys.executable, *words], env=environment)
     if done.returncode:
         raise InputError(f"{command} ended with exit code {done.returncode}: its own message is above")
     return command, time.perf_counter() - start
@@ -68,20 +97,24 @@ def train(config: str, extra: Sequence[str]) -> tuple[str, float]:
 
 @torch.inference_mode()
 def compare(latent: nn.Module, packed: nn.Module, data: ClassificationDataModule) -> dict[str, float]:
-    """Both networks over the test split, batch by batch in turn: tops, differing predictions, median ms an image."""
+    """Run both networks over the test split, batch by batch in turn.
+
+    Returns:
+        The fields of Row that are measured: accuracies, differing predictions, median milliseconds an image.
+    """
     data.setup("test")
     right = {"latent": 0, "packed": 0}
     times: dict[str, list[float]] = {"latent": [], "packed": []}
     differing = total = 0
     for images, labels in data.test_dataloader():
         images = images.contiguous(memory_format=torch.channels_last)
-        guess = {}
+        predicted = {}
         for name, network in (("latent", latent), ("packed", packed)):
             start = time.perf_counter()
-            guess[name] = network(images).argmax(1)
+            predicted[name] = network(images).argmax(1)
             times[name].append(1e3 * (time.perf_counter() - start) / len(images))
-            right[name] += int((guess[name] == labels).sum())
-        differing += int((guess["latent"] != guess["packed"]).sum())
+            right[name] += int((predicted[name] == labels).sum())
+        differing += int((predicted["latent"] != predicted["packed"]).sum())
         total += len(images)
     return {
         "top1_latent": 100 * right["latent"] / total,
@@ -92,14 +125,14 @@ def compare(latent: nn.Module, packed: nn.Module, data: ClassificationDataModule
     }
 
 
-def validation_curve(metrics: Path) -> list[float]:
-    """val_top1 of every epoch from a CSVLogger's file."""
+def read_curve(metrics: Path) -> list[float]:
+    """val_top1 of every epoch, from a CSVLogger's file."""
     with metrics.open() as file:
         return [float(row["val_top1"]) for row in csv.DictReader(file) if row.get("val_top1")]
 
 
 def run_system(system: str, config: str, extra: Sequence[str]) -> Row:
-    """Train, read back both files, compare and count one network."""
+    """Train one network, read both of its files, compare and count them."""
     folder = Path("runs") / Path(config).stem
     command, seconds = train(config, extra)
     latent = load_checkpoint(folder / "weights.safetensors").to(memory_format=torch.channels_last)
@@ -120,7 +153,7 @@ def run_system(system: str, config: str, extra: Sequence[str]) -> Row:
         bytes_latent=(folder / "weights.safetensors").stat().st_size,
         bytes_packed=(folder / "packed.safetensors").stat().st_size,
         train_seconds=seconds,
-        val_top1=validation_curve(folder / "metrics.csv"),
+        val_top1=read_curve(folder / "metrics.csv"),
         **compare(latent, packed, data),  # type: ignore[arg-type]
     )
 
@@ -128,8 +161,9 @@ def run_system(system: str, config: str, extra: Sequence[str]) -> Row:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description="train, pack and compare a binary ResNet-8 and its ES twin")
-    parser.add_argument("--out", default="results/demo", help="folder for report.md, report.json and report.png")
-    parser.add_argument("extra", nargs="*", help="further options of fit, behind --, e.g. -- --trainer.max_epochs=1")
+    files = "summary.md, report.md, report.json and report.png"
+    parser.add_argument("--out", default="results/demo", help=f"folder for {files}")
+    parser.add_argument("extra", nargs="*", help="further options of fit, after --, e.g. -- --trainer.max_epochs=1")
     args = parser.parse_args(argv)
     out = Path(args.out)
     try:
@@ -140,12 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = [f"{row.system}: {row.differing} packed predictions differ" for row in rows if row.differing]
     if len({(row.bops, row.flops) for row in rows}) != 1:
         faults.append("the OPs of the two networks differ")
-    text = markdown(rows)
-    write_atomically(out / "report.md", text.encode())
+    summary = render_summary(rows)
+    write_atomically(out / "summary.md", summary.encode())
+    write_atomically(out / "report.md", render_report(rows).encode())
     report = {"rows": [asdict(row) for row in rows], "faults": faults, "torch": torch.__version__}
     write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
-    draw(rows, out / "report.png")
-    print(f"\n{text}\nwritten to {out}/report.md, report.json, report.png")
+    draw_report(rows, out / "report.png")
+    print(f"\n{summary}\nwritten to {out}: {files}")
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -1,14 +1,22 @@
-"""The demo's report: a markdown table and a picture."""
+"""The demo's report: a short table, a full one and a picture."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from esbnn_core.files import write_atomically
 from esbnn_core.kernels import cpu
 
-_COLUMNS: list[tuple[str, Any]] = [
+Column = tuple[str, Callable[[Any], str]]
+_SUMMARY: list[Column] = [
+    ("network", lambda r: r.system),
+    ("test accuracy", lambda r: f"{r.top1_packed:.2f} %"),
+    ("OPs", lambda r: f"{r.ops / 1e6:.3f} M"),
+    ("file", lambda r: f"{r.bytes_packed / 1024:.1f} KiB"),
+    ("time per image", lambda r: f"{r.ms_packed:.2f} ms"),
+]
+_COLUMNS: list[Column] = [
     ("network", lambda r: r.system),
     ("top-1 latent %", lambda r: f"{r.top1_latent:.2f}"),
     ("top-1 packed %", lambda r: f"{r.top1_packed:.2f}"),
@@ -25,15 +33,27 @@ _COLUMNS: list[tuple[str, Any]] = [
 ]
 
 
-def markdown(rows: Sequence[Any]) -> str:
-    """Table, commands and what the numbers are; `rows` are tasks.classification.demo.Row."""
-    head = [name for name, _ in _COLUMNS]
-    body = [[cell(row) for _, cell in _COLUMNS] for row in rows]
+def render_summary(rows: Sequence[Any]) -> str:
+    """The packed networks in five columns, and whether they agree with the latent ones; `rows` as render_report's."""
+    differing = sum(row.differing for row in rows)
+    agree = f"on {differing} test images" if differing else "on no test image"
+    return "\n".join([*_table(_SUMMARY, rows), "", f"Packed and latent networks disagree {agree}.", ""])
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Any]) -> list[str]:
+    """Lines of a markdown table."""
+    head = [name for name, _ in columns]
+    body = [[cell(row) for _, cell in columns] for row in rows]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
+    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, body)]
+
+
+def render_report(rows: Sequence[Any]) -> str:
+    """The full table, the commands and what the numbers are; `rows` are tasks.classification.demo.Row."""
     spread = [row for row in rows if row.options.get("copy_spread")]
     notes = [f"- {row.system}: `{row.command}`" for row in rows]
     notes += [
@@ -46,12 +66,11 @@ def markdown(rows: Sequence[Any]) -> str:
         "difference under about one point says little. Milliseconds: median over batches of 100, both paths in turn; "
         f"packed runs on the path `{cpu.choose()[1].serving}` (esbnn doctor)."
     )
-    table = [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, body)]
-    return "\n".join([*table, "", *notes, ""])
+    return "\n".join([*_table(_COLUMNS, rows), "", *notes, ""])
 
 
-def draw(rows: Sequence[Any], path: Path) -> None:
-    """Validation curves, test top-1 of both paths, and file sizes, as a PNG."""
+def draw_report(rows: Sequence[Any], path: Path) -> None:
+    """Draw validation curves, test top-1 of both paths and file sizes, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -73,7 +73,7 @@ class Request:
 def evaluate(asked: Request) -> dict[str, Any]:
     """Measure a classifier: its network and cost, the data, and one entry of `rows` for each way to run it.
 
-    `metrics` are those of the first row: of a BNext whose temperature is high the weights as stored.
+    `metrics` are those of the first row: for a BNext whose temperature is high, the weights as stored.
 
     Raises:
         InputError: a request, file or data set that does not fit.
@@ -196,17 +196,17 @@ def _forms(network: nn.Module, asked: Request, file: dict[str, Any]) -> tuple[di
     if packed and asked.backend == "latent":
         raise InputError(f"{asked.path} is packed and holds no latent weights: use --backend packed")
     quantizers = [layer.quantizer for _, layer in binary_layers(network)]
-    hot = any(isinstance(quantizer, Temperature) and not quantizer.sign_mode() for quantizer in quantizers)
-    highest, bound = (file["temperature"][1], file["sign_below"]) if hot else (0.0, 0.0)
-    if hot and asked.backend == "packed":
+    real = any(isinstance(quantizer, Temperature) and not quantizer.sign_mode() for quantizer in quantizers)
+    highest, bound = (file["temperature"][1], file["sign_below"]) if real else (0.0, 0.0)
+    if real and asked.backend == "packed":
         raise InputError(
-            f"{asked.path} has weight temperatures up to {highest:.3g} and so real weights, less than {bound:g} was "
-            f"expected to pack: use --backend latent, which shows the network with forced sign too"
+            f"weight temperatures of a file to pack must be below {bound:g}, got {highest:.3g} in {asked.path}, whose "
+            f"weights are real: use --backend latent, which shows the network with forced sign too"
         )
     forms, warning = {PACKED if packed else STORED: network}, ""
     if asked.backend == "packed" and not packed:
         forms = {PACKED: pack_(network)}
-    if hot:
+    if real:
         forms[FORCED] = copy.deepcopy(network)
         for _, layer in binary_layers(forms[FORCED]):
             if isinstance(layer.quantizer, Temperature):

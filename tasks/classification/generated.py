@@ -9,12 +9,14 @@ from esbnn_core.lit.data import mix_seed
 
 
 class GeneratedImages(Dataset[tuple[Image.Image, int]]):
-    """Stripes whose angle, width and colour tell the label, and noise: for smoke runs without data, and for them alone.
+    """Stripes whose angle, width and colour depend on the label, with noise: only for smoke runs without data.
 
-    Image i has label i mod classes; it is made when asked for, from (train, i), and the same every time.
+    Image i has label i mod classes. It is made on demand from (train, i), the same every time.
 
     Args:
-        train: 64 images, or 32 others to evaluate. classes: labels. side: of the square images.
+        train: 64 images, or 32 others to evaluate.
+        classes: number of labels.
+        side: of the square images.
     """
 
     def __init__(self, train: bool, classes: int, side: int) -> None:

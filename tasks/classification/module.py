@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from esbnn_core import list_models, model_spec, train_on_bits_
 from esbnn_core.checkpoint.network import load_checkpoint
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
@@ -28,30 +28,33 @@ Loaded = tuple[Tensor, Tensor]
 class ClassificationModule(TaskModule):
     """Trains and evaluates one network of esbnn_core.list_models().
 
+    Logs train_loss and train_top1 (their means as _epoch); val_ and test_ loss, top1 and top5, in percent, over every
+    image once.
+
     Args:
-        network: name. num_classes: of the read-out (linked to the data module on the command line).
+        network: name.
+        num_classes: of the read-out (linked to the data module on the command line).
         network_options: further options of create_model, e.g. {tau: 2, groups: 1, in_channels: 1}.
         weights: a .safetensors file to start from or to evaluate, latent or packed (a packed one cannot be trained).
-        real_weights: binary activations but real weights, step 1 of the two-step recipes (papers.md#two-steps); without
-        a file the
-            weights start as torch's own convolutions do. Step 2 is the same network without it, `weights` the file
-            that step 1 exported.
-        train_on_bits: take the sums of the binary units from the packed operators in training too and keep bits for
+        real_weights: binary activations but real weights, step 1 of the two-step recipes (papers.md#two-steps). Without
+            a file the weights start as torch's own convolutions do. Step 2 is the same network without this option, and
+            `weights` the file that step 1 exported.
+        train_on_bits: take the sums of the binary units from the packed operators in training too, and keep bits for
             backward (esbnn_core.train_on_bits_): the same gradients from less memory. BNext begins with it once its
             temperature is annealed.
-        optimizer: parameters -> optimizer. decay: weight decay by kind of parameter, in place of the optimizer's own.
-        lr_scheduler: optimizer -> scheduler; ProgressLR learns the run's length.
+        optimizer: parameters -> optimizer.
+        decay: weight decay by kind of parameter, in place of the optimizer's own.
+        lr_scheduler: optimizer -> scheduler; ProgressLR is given the run's length.
         lr_interval: whether the scheduler advances every step or every epoch.
         objective: what is minimised (tasks.classification.objectives), default cross entropy with the labels. Its
             teachers are built when fit starts and kept out of the state.
-        untrained_teachers: build teachers with random weights, for trying a recipe without downloads.
+        untrained_teachers: build teachers with random weights, to try a recipe without downloads.
         channels_last: memory format of network and images.
-        compile_backend: backend of torch.compile for training, e.g. inductor; none by default. On a CPU it gains a
-            tenth of a step behind half a minute at the start; never run on a GPU.
-
-    Logs train_loss and train_top1 (their means as _epoch); val_ and test_ loss, top1 and top5, in percent, over every
-    image once.
+        compile_backend: backend of torch.compile for training, e.g. inductor; none by default. On a CPU it shortens a
+            step by a tenth, after half a minute at the start; not verified on a GPU yet.
     """
+
+    monitor = "val_top1"
 
     def __init__(
         self,
@@ -73,26 +76,24 @@ class ClassificationModule(TaskModule):
         super().__init__()
         if compile_backend is not None:  # the list alone loads the compiler, which takes seconds
             known = ["eager", *torch.compiler.list_backends(exclude_tags=())]
-            if compile_backend not in known:
-                raise InputError(
-                    f"compile_backend={compile_backend} is not known, one of {', '.join(known)} was expected"
-                )
+            check_choice("compile_backend", compile_backend, known)
         if network in list_models(kind="trunk"):
             raise InputError(
-                f"network {network} is the trunk of a detector and gives no logits: pre-train {network}_classifier"
+                f"network must be a classifier, got {network}, the trunk of a detector: train {network}_classifier"
             )
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
         if real_weights and train_on_bits:
             raise InputError(
-                "real_weights and train_on_bits were both asked for: train step 1 with real weights and step 2 on bits"
+                "only one of real_weights and train_on_bits can be set: train step 1 with real weights and step 2 on "
+                "bits"
             )
         if real_weights:
             real_weights_(self.network, fresh=weights is None)
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
             if real_weights and is_packed(self.network):
-                raise InputError(f"real_weights was asked for and {weights} is packed: give a latent file as weights")
-        if train_on_bits and not is_packed(self.network):  # a packed file is evaluated, and refused where fit begins
+                raise InputError(f"weights must be a latent file with real_weights, got the packed {weights}")
+        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
             train_on_bits_(self.network)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.compile_backend = decay, compile_backend
@@ -122,7 +123,7 @@ class ClassificationModule(TaskModule):
             )
 
     def on_fit_start(self) -> None:
-        """Build teachers here, not in __init__: evaluation needs none."""
+        """Build the teachers here, not in __init__: evaluation needs none."""
         self.objective.prepare(self.network, self.num_classes if self.untrained_teachers else None)
         if self.compile_backend is not None:  # in place: the state's names stay
             self.network.compile(backend=self.compile_backend)
@@ -134,11 +135,11 @@ class ClassificationModule(TaskModule):
         epochs = max(1, self.trainer.max_epochs or 1)
         logits, loss = self.objective(self.network, Batch(images, labels, self.current_epoch, epochs))
         check_finite(loss, self.global_step, self.network, images)
-        # of mixed images the label with the larger share
+        # the label with the larger share of mixed images
         hard = labels.argmax(1) if labels.is_floating_point() else labels
         top1 = 100 * (logits.argmax(1) == hard).float().mean()
         self.log_dict({"train_loss": loss, "train_top1": top1}, prog_bar=True)
-        # means of the epoch over all processes; waiting for one another at every step would slow training
+        # means of the epoch over all processes; synchronising every step would slow training
         epoch = {"train_loss_epoch": loss, "train_top1_epoch": top1}
         self.log_dict(epoch, on_step=False, on_epoch=True, sync_dist=True)
         return loss
@@ -171,7 +172,7 @@ class ClassificationModule(TaskModule):
         self.log(f"{stage}loss", metrics["loss"].compute(), sync_dist=False)
         for name in ("top1", "top5"):
             self.log(f"{stage}{name}", 100 * metrics[name].compute(), prog_bar=name == "top1", sync_dist=False)
-        # normal tensors: trainer.validate runs in inference mode, and a later fit may not write into what it leaves
+        # normal tensors: trainer.validate runs in inference mode, and a later fit may not write into its tensors
         with torch.inference_mode(False):
             for metric in metrics.values():
                 metric.reset()

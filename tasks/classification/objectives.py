@@ -1,8 +1,8 @@
 """What a training step minimises: labels, one teacher, BNext's consecutive teachers, or a network's own real branch.
 
-An objective is named by class_path in the YAML. It is no module: teachers that it builds when fit starts never enter
-the student's state. They run inside the trainer's precision context, so under its autocast if there is one (BNext's
-script runs its teachers alone under autocast, papers.md#es-quirk-9: values differ by rounding, and so does the speed).
+A recipe names an objective by class_path. It is not a module: teachers that it builds when fit starts never enter the
+student's state. They run in the trainer's precision context, under its autocast if there is one (BNext's script runs
+only its teachers under autocast, papers.md#es-quirk-9: values differ by rounding, and so does the speed).
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,14 @@ from tasks.classification.teachers import NetworkTeacher
 
 @dataclass(frozen=True)
 class Batch:
-    """One step: images (B, C, H, W), labels int64 (B,) or probabilities (B, K) of mixed images, epoch of epochs."""
+    """The input of one training step.
+
+    Attributes:
+        images: (B, C, H, W).
+        labels: int64 (B,), or probabilities (B, K) of mixed images.
+        epoch: counted from 0.
+        epochs: of the run.
+    """
 
     images: Tensor
     labels: Tensor
@@ -35,11 +42,12 @@ class Objective(ABC):
         """Build what the objective needs, once, when fit starts.
 
         Args:
-            network: the student. untrained_classes: build teachers with random weights and so many classes in place
-                of trained ones; None builds the trained ones.
+            network: the student.
+            untrained_classes: build teachers with random weights and this number of classes; None builds the trained
+                ones.
 
         Raises:
-            InputError: a teacher's weights are not there; a network that the objective is not made for.
+            InputError: a teacher's weights are not found; a network that the objective is not made for.
         """
 
     @abstractmethod
@@ -52,7 +60,7 @@ class LabelObjective(Objective):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing={label_smoothing} was given, a share from 0 up to 1 was expected")
+            raise InputError(f"label_smoothing must be a share, at least 0 and below 1, got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
     def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -64,13 +72,14 @@ class TeacherObjective(Objective):
     """The distributional loss: soft labels of one teacher (papers.md#distributional-loss).
 
     Args:
-        teacher: whose labels. label_share: weight of the cross entropy with the labels beside it; 0 for ReActNet and
-            BinaryViT, 0.1 in BinaryViT's code where images are mixed (papers.md#binaryvit-training).
+        teacher: gives the soft labels.
+        label_share: weight of the cross entropy with the labels; 0 for ReActNet and BinaryViT, 0.1 in BinaryViT's code
+            if images are mixed (papers.md#binaryvit-training).
     """
 
     def __init__(self, teacher: NetworkTeacher, label_share: float = 0.0) -> None:
         if not 0 <= label_share < 1:
-            raise InputError(f"label_share={label_share} was given, a share from 0 up to 1 was expected")
+            raise InputError(f"label_share must be a share, at least 0 and below 1, got {label_share}")
         self.teacher, self.label_share = teacher, label_share
         self._frozen: FrozenTeacher | None = None
 
@@ -94,18 +103,22 @@ class ConsecutiveObjective(Objective):
     The run is cut into equal spans, one an assistant; in each the assistant and the main teacher are active.
 
     Args:
-        assistants: in their order. main: the strongest teacher. per_instance: False as the original's code runs, True
-            as it intends (esbnn_core.training.distillation.gap_weighted_loss).
+        assistants: in their order.
+        main: the strongest teacher.
+        per_instance: False as the original's code runs, True as it intends
+            (esbnn_core.training.distillation.gap_weighted_loss).
     """
 
     def __init__(self, assistants: list[NetworkTeacher], main: NetworkTeacher, per_instance: bool = False) -> None:
         if not assistants:
-            raise InputError("ConsecutiveObjective was given no assistants: use TeacherObjective for one teacher")
+            raise InputError(
+                "assistants of ConsecutiveObjective must not be empty: use TeacherObjective for one teacher"
+            )
         self.assistants, self.main, self.per_instance = assistants, main, per_instance
         self._frozen: Sequence[FrozenTeacher] = ()
 
     def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:
-        # all of them at once: weights that are missing must not be found out in the last span
+        # all at once: missing weights must not stop the run in the last span
         if not self._frozen:
             self._frozen = [_frozen(teacher, untrained_classes) for teacher in [*self.assistants, self.main]]
 
@@ -130,8 +143,8 @@ class LatentObjective(Objective):
     def prepare(self, network: nn.Module, untrained_classes: int | None = None) -> None:
         if not callable(getattr(network, "both", None)):
             raise InputError(
-                f"LatentObjective trains networks with a real branch beside the binary one, {type(network).__name__} "
-                f"has none: choose a latent_resnet or another objective"
+                f"the network of LatentObjective must have a real branch beside the binary one, got "
+                f"{type(network).__name__}: choose a latent_resnet or another objective"
             )
 
     def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -145,7 +158,7 @@ def _frozen(teacher: NetworkTeacher, untrained_classes: int | None) -> FrozenTea
     if untrained_classes is None:
         return FrozenTeacher(teacher.build())
     network = teacher.build_untrained(untrained_classes)
-    rank_zero_info(f"untrained_teachers: a {type(network).__name__} stands in for a teacher, the result says nothing")
+    rank_zero_info(f"untrained_teachers: a random {type(network).__name__} is the teacher, the result means nothing")
     return FrozenTeacher(network)
 
 
@@ -153,7 +166,7 @@ def _labels_of(teacher: FrozenTeacher, images: Tensor, student: Tensor) -> Tenso
     logits = teacher(images)
     if logits.shape != student.shape:
         raise InputError(
-            f"the teacher gives logits {tuple(logits.shape)} and the network {tuple(student.shape)}, the same classes "
-            f"were expected: choose a teacher of this dataset"
+            f"logits of the teacher must have the shape of the network's, {tuple(student.shape)}, got "
+            f"{tuple(logits.shape)}: choose a teacher of this dataset"
         )
     return logits

@@ -1,8 +1,8 @@
-"""Small images kept whole on the device that trains: cut, mirrored and normalised there, a batch at a time.
+"""Keep small images whole on the device that trains: cropped, mirrored and normalised there, a batch at a time.
 
-A loader that decodes and cuts image by image takes longer for CIFAR-10 than a small network takes to train on it. Here
-the loader hands on indices alone, and the images are gathered from one uint8 tensor. What is drawn for a batch comes
-from the seed of its first item, on the CPU: no worker, device or resumed run changes it.
+A loader that decodes and crops image by image takes longer for CIFAR-10 than a small network takes to train on it. Here
+the loader gives only indices, and the images are gathered from one uint8 tensor. The random numbers of a batch come
+from the seed of its first item, on the CPU: no worker, device or resumed run changes them.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,13 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Keys(NamedTuple):
-    """What the loader gives for a batch: places in the split int64 (B,), -1 for padding, the batch's seed int64 (1,),
-    and which part of the data it is of."""
+    """What the loader gives for a batch.
+
+    Attributes:
+        places: in the split, int64 (B,), -1 for padding.
+        seed: of the batch, int64 (1,).
+        part: of the data: train, val or test.
+    """
 
     places: Tensor
     seed: Tensor
@@ -32,8 +37,12 @@ class Keys(NamedTuple):
 
 
 class KeyBatches(Dataset[Any]):
-    """Turns EpochSampler's (index, seed) pairs into Keys of a part of `size` images; the loader needs
-    collate_fn=as_it_is."""
+    """Turns EpochSampler's (index, seed) pairs into Keys; the loader needs collate_fn=as_it_is.
+
+    Args:
+        size: number of images of the part.
+        part: name of the part.
+    """
 
     def __init__(self, size: int, part: str) -> None:
         self.size, self.part = size, part
@@ -47,12 +56,15 @@ class KeyBatches(Dataset[Any]):
 
 
 class ResidentImages:
-    """The images of one split as one uint8 tensor (N, C, H, W), and what is done to a batch of them.
+    """The images of one split as one uint8 tensor (N, C, H, W), and the augmentation of a batch of them.
 
     Args:
-        items: gives (PIL image, label) for an index, all of one size. mean, std: of the normalisation, for values in
-            [0, 1]. pad: pixels of black around a training image before it is cut back to its size, 0 for no cut.
-        flip: probability of a mirror. mix: mixture of a training batch and its labels, or None.
+        items: gives (PIL image, label) for an index, all of one size.
+        mean: of the normalisation, for values in [0, 1].
+        std: of the normalisation.
+        pad: pixels of black around a training image before it is cropped to its size, 0 for no crop.
+        flip: probability of a mirror.
+        mix: mixture of a training batch and its labels, or None.
 
     Raises:
         InputError: images of several sizes.
@@ -73,8 +85,8 @@ class ResidentImages:
         shapes = sorted({array.shape for array in arrays})
         if len(shapes) > 1:
             raise InputError(
-                f"images of {shapes[0]} and of {shapes[-1]} values were met, one size was expected to keep them on the "
-                f"device: set data.on_device to false"
+                f"images kept on the device must be of one size, got {shapes[0]} and {shapes[-1]}: set data.on_device "
+                f"to false"
             )
         pixels = torch.from_numpy(np.stack(arrays))
         self.pixels = (pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)).contiguous()
@@ -90,7 +102,7 @@ class ResidentImages:
         if self.pixels.device != device:
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
         places, seed = keys.places.to(device), int(keys.seed)
-        images = self._cut(self.pixels[places.clamp(min=0)], seed)
+        images = self._crop(self.pixels[places.clamp(min=0)], seed)
         images = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, True), self.mean, self.std)
         labels = torch.where(places < 0, IGNORE, self.labels[places.clamp(min=0)])
         if self.mix is None:
@@ -98,7 +110,7 @@ class ResidentImages:
         with seeded(mix_seed(seed, _MIX)):
             return self.mix(images, labels)
 
-    def _cut(self, pixels: Tensor, seed: int) -> Tensor:
+    def _crop(self, pixels: Tensor, seed: int) -> Tensor:
         """Crop and mirror every image of uint8 (B, C, H, W) on its own."""
         if not self.pad and not self.flip:
             return pixels

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of networks on the test images of a data module, in a plain loop."""
+"""Measure top-1 and top-5 of networks on the test images of a data module, in a plain loop."""
 
 import sys
 import time
@@ -15,7 +15,15 @@ from tasks.classification.data import ClassificationDataModule
 
 @dataclass(frozen=True)
 class Row:
-    """One network: its name, images right among the first and the first five, and the same in percent."""
+    """The result of one network.
+
+    Attributes:
+        weights: name of the network.
+        right1: images whose label is the first guess.
+        right5: images whose label is among the first five.
+        top1: right1 in percent.
+        top5: right5 in percent.
+    """
 
     weights: str
     right1: int
@@ -31,10 +39,12 @@ def score(
     """Run all networks over the test split in one pass, every image once.
 
     Args:
-        networks: by name, on `device` and in evaluation mode. data: set up for "test".
+        networks: by name, on `device` and in evaluation mode.
+        data: set up for "test".
+        device: "cpu" or "cuda".
 
     Returns:
-        images counted, a row for each network, seconds.
+        Images counted, a row for each network, seconds.
 
     Raises:
         InputError: logits that are not finite, or an image that cannot be read.

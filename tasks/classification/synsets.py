@@ -1,4 +1,4 @@
-"""An ImageNet folder: labels in the official order of the synsets, and what is wrong with a folder in one sentence."""
+"""An ImageNet folder: labels in the official order of the synsets, and errors of one sentence."""
 
 from functools import cache
 from pathlib import Path
@@ -16,27 +16,29 @@ def official_synsets() -> tuple[str, ...]:
 
 
 def load_image(path: str) -> Image.Image:
-    """An image file as RGB (grey ones are widened). Raises InputError that names the file."""
+    """Read an image file as RGB, grey ones too. Raises InputError that names the file."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         reason = str(error).split(path)[0].strip(" '\"") or type(error).__name__
-        raise InputError(f"image {path} cannot be read ({reason}): replace it or take it out") from error
+        raise InputError(f"image {path} cannot be read ({reason}): replace or remove it") from error
 
 
 class SynsetFolder(datasets.ImageFolder):
-    """Images under root/{train,val}/<class>/; `official` says which order the labels have.
+    """Images under root/{train,val}/<class>/; `official` is True for labels in the official order.
 
-    With num_classes=1000 and folders named by official synsets a label is the synset's place among the 1,000, however
-    few of the folders there are. Otherwise it is the folder's place among the sorted folders.
+    With num_classes=1000 and folders named by official synsets a label is the synset's place among the 1,000, even if
+    there are few folders. Otherwise it is the folder's place among the sorted folders.
 
     Args:
-        root: has train and val, or val alone. train: which of the two. num_classes: labels that the network knows.
+        root: has train and val, or val alone.
+        train: which of the two.
+        num_classes: number of labels of the network.
 
     Raises:
-        InputError: no class folder, more of them than classes, some official and some not among 1,000, or other ones
-            in the sibling part.
+        InputError: no class folder, more of them than classes, only some of 1,000 official, or other ones in the
+            sibling part.
         FileNotFoundError: the part does not exist, or a class folder holds no image.
     """
 
@@ -54,23 +56,21 @@ class SynsetFolder(datasets.ImageFolder):
             raise InputError(_flat(Path(directory)))
         if len(names) > self.num_classes:
             raise InputError(
-                f"{directory} has {len(names)} class folders, at most num_classes={self.num_classes} were expected: "
-                f"set data.num_classes"
+                f"class folders of {directory} must be at most num_classes={self.num_classes}, got {len(names)}: set "
+                f"data.num_classes"
             )
         beside = _folders(self._sibling) if self._sibling.is_dir() else []
         if beside and beside != names:
             first = min(set(beside) ^ set(names))
             here, there = (directory, self._sibling) if first in names else (self._sibling, directory)
-            raise InputError(
-                f"class folder {first} is in {here} and not in {there}: both parts need the same class folders"
-            )
+            raise InputError(f"class folders of both parts must be the same, got {first} in {here} and not in {there}")
         order = {name: label for label, name in enumerate(official_synsets())}
         strange = [name for name in names if name not in order]
         self.official = self.num_classes == len(order) and not strange
         if self.num_classes == len(order) and 0 < len(strange) < len(names):
             raise InputError(
-                f"{directory} has class folders of ImageNet synsets and {strange[0]}, which is none of the "
-                f"{len(order):,}: take it out"
+                f"class folders of {directory} must be ImageNet's {len(order):,} synsets, as others there are, got "
+                f"{strange[0]}: remove it"
             )
         return names, {name: order[name] if self.official else label for label, name in enumerate(names)}
 
@@ -81,11 +81,11 @@ def _folders(directory: Path) -> list[str]:
 
 
 def _flat(directory: Path) -> str:
-    """What is wrong with a part without class folders."""
+    """The error for a part without class folders."""
     images = sum(entry.suffix.lower() in (".jpeg", ".jpg", ".png") for entry in directory.iterdir())
     if images:
         return (
             f"{directory} holds {images:,} images and no class folder, as the ILSVRC archive unpacks: move it away and "
             f"let torchvision.datasets.ImageNet({str(directory.parent)!r}, {directory.name!r}) sort archive and devkit"
         )
-    return f"{directory} holds no class folder, {directory}/<synset>/*.JPEG was expected: set data.root"
+    return f"{directory} must hold class folders, {directory}/<synset>/*.JPEG, got none: set data.root"

@@ -1,8 +1,8 @@
 """Teachers for soft labels, built when fit starts and never part of the student's state.
 
-Teachers see the student's own images: every recipe normalises with ImageNet's mean and deviation, as torchvision's
-weights and DeiT expect, and at the student's size; timm weights that were trained at another size or with another
-normalisation get the student's all the same, as in the originals (papers.md#bnext-teachers, #bnext-data).
+Teachers see the student's images, at its size: every recipe normalises with ImageNet's mean and deviation, as
+torchvision's weights and DeiT expect. timm weights that were trained at another size or with another normalisation get
+the student's images too, as in the originals (papers.md#bnext-teachers, #bnext-data).
 """
 
 import os
@@ -24,22 +24,25 @@ CONTAINERS = ("model", "state_dict")
 
 
 class NetworkTeacher(ABC):
-    """Builds a teacher network; a subclass is named by class_path in the YAML."""
+    """Builds a teacher network; a recipe names a subclass by class_path."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A network (N, C, H, W) -> logits (N, num_classes)."""
+        """Build the network: (N, C, H, W) -> logits (N, num_classes)."""
 
     @abstractmethod
     def build_untrained(self, num_classes: int) -> nn.Module:
-        """The same network with random weights and `num_classes` outputs, for trying a recipe without a download."""
+        """Build the same network with random weights and `num_classes` outputs, to try a recipe without a download."""
 
 
 class TorchvisionTeacher(NetworkTeacher):
-    """A torchvision classification model, e.g. name=resnet34, weights=IMAGENET1K_V1 (ReActNet's teacher,
-    papers.md#distributional-loss).
+    """A torchvision classification model, e.g. ReActNet's teacher (papers.md#distributional-loss).
 
-    The weights are read from torchvision's cache, or fetched by it where the network allows.
+    The weights are read from torchvision's cache, or fetched by torchvision if there is a connection.
+
+    Args:
+        name: of torchvision, e.g. resnet34.
+        weights: of the model, e.g. IMAGENET1K_V1.
     """
 
     def __init__(self, name: str = "resnet34", weights: str = "DEFAULT") -> None:
@@ -54,8 +57,8 @@ class TorchvisionTeacher(NetworkTeacher):
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise InputError(
                 f"teacher {self.name} with weights {self.weights} cannot be built ({_reason(error)}): name a "
-                f"torchvision model and weights of it, which are read from {place}; place the file there where there "
-                f"is no network"
+                f"torchvision model and its weights, which are read from {place}; put the file there if there is no "
+                f"connection"
             ) from error
 
     def build_untrained(self, num_classes: int) -> nn.Module:
@@ -66,8 +69,8 @@ class TimmTeacher(NetworkTeacher):
     """A timm classification model, e.g. name=deit_small_patch16_224 (BinaryViT) or efficientnet_b0 (BNext).
 
     Args:
-        name: of timm, with the tag of its weights where one is meant, e.g. convnext_tiny.in12k_ft_in1k.
-        file: None for timm's pretrained weights, read from its cache or fetched where the network allows; or a local
+        name: of timm, with the tag of its weights if it matters, e.g. convnext_tiny.in12k_ft_in1k.
+        file: None for timm's pretrained weights, read from its cache or fetched if there is a connection; or a local
             .pth or .safetensors file, loaded strictly, bare or under a key of CONTAINERS.
     """
 
@@ -91,7 +94,7 @@ class TimmTeacher(NetworkTeacher):
         return network
 
     def _place(self) -> str:
-        """Where the pretrained weights would be read from, as the end of a sentence."""
+        """Which place the pretrained weights are read from, as the end of a sentence."""
         timm = _timm()
         known = timm.get_pretrained_cfg(self.name) if timm.is_model(self.name.split(".")[0]) else None
         if known is None or not known.has_weights:
@@ -102,14 +105,14 @@ class TimmTeacher(NetworkTeacher):
             place = os.path.join(HF_HUB_CACHE, "models--" + known.hf_hub_id.replace("/", "--"))
         else:
             place = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(known.url))
-        return f"its weights are read from {place}, fill that where there is a network, or give a local file as `file`"
+        return f"its weights are read from {place}, fill that with a connection, or give a local file as `file`"
 
     def _from_file(self, path: Path) -> nn.Module:
         timm = _timm()
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=False)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"teacher {self.name} is no model of timm ({_reason(error)}): check the name") from error
+            raise InputError(f"teacher must be a model of timm, got {self.name} ({_reason(error)})") from error
         tensors, want = read_tensors(path), network.state_dict()
         faults = [f"{name} is missing" for name in want if name not in tensors]
         faults += [f"{name} is not expected" for name in tensors if name not in want]
@@ -129,7 +132,11 @@ class TimmTeacher(NetworkTeacher):
 
 
 class CheckpointTeacher(NetworkTeacher):
-    """A network from an esbnn .safetensors file, latent or packed."""
+    """A network from an esbnn .safetensors file, latent or packed.
+
+    Args:
+        path: of the file.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -138,18 +145,18 @@ class CheckpointTeacher(NetworkTeacher):
         return load_checkpoint(self.path)
 
     def build_untrained(self, num_classes: int) -> nn.Module:
-        """The file itself: it is local, and it alone says which network it is."""
+        """Build it from the file all the same: it is local, and only the file names the network."""
         return self.build()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file by name, bare or under a key of CONTAINERS.
+    """Read the tensors of a .pth or .safetensors file by name, bare or under a key of CONTAINERS.
 
     Raises:
-        InputError: a missing file, or one that holds anything else than tensors and plain containers.
+        InputError: a missing file, or one that holds anything but tensors and plain containers.
     """
     if not path.is_file():
-        raise InputError(f"teacher weights {path} do not exist: place the file there or change `file`")
+        raise InputError(f"teacher weights {path} do not exist: put the file there or change `file`")
     found: Any
     try:
         if path.suffix == ".safetensors":
@@ -164,14 +171,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = unwrap(found, CONTAINERS)
     if tensors is None:
         raise InputError(
-            f"teacher weights {path} hold no mapping of tensors, bare or under {' or '.join(CONTAINERS)}: give the "
-            f"file of a network"
+            f"teacher weights must be a mapping of tensors, bare or under {' or '.join(CONTAINERS)}, got something "
+            f"else in {path}: give the file of a network"
         )
     return tensors
 
 
 def _timm() -> Any:
-    """timm, imported where a teacher needs it: it takes seconds."""
+    """timm, imported only if a teacher needs it: it takes seconds."""
     try:
         import timm
     except ImportError as error:
@@ -180,6 +187,6 @@ def _timm() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """First line of what a library says, without its full stop."""
+    """The first line of a library's message, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -61,6 +61,7 @@ class DetectionModule(TaskModule):
     """
 
     what = "detector"
+    monitor = "val_map_11point"
     peak_lr: Tensor
 
     def __init__(

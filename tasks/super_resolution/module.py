@@ -72,6 +72,8 @@ class SuperResolutionModule(TaskModule):
         InputError: at construction an option or file that does not fit; at the start of fit packed weights.
     """
 
+    monitor = "val_psnr"
+
     def __init__(
         self,
         unet: dict[str, Any] | None = None,

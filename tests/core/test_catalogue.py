@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from esbnn_core import InputError, create_model, model_spec, read_checkpoint
 from esbnn_core.checkpoint.catalogue import CATALOGUE, FOLDER, Entry, read_catalogue
 from esbnn_core.checkpoint.official_keys import KEY_MAPS
+from esbnn_core.lit.recipes import read_recipe
 from tests.helpers.catalogue import GIVEN, LINKED, write
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_every_file_that_the_originals_release_is_there() -> None:
 @pytest.mark.parametrize("entry", REAL, ids=lambda entry: entry.name)
 def test_an_entry_names_what_exists(entry: Entry) -> None:
     if entry.config:
-        recipe = yaml.safe_load((ROOT / entry.config).read_text())
+        recipe = read_recipe(ROOT / entry.config)
         assert "model" in recipe and "data" in recipe and (entry.ours or Path(entry.config).parent.name == entry.task)
     if entry.task != "classification":
         assert entry.config and entry.metric

@@ -73,9 +73,9 @@ def test_the_optimizer_decays_as_told(value: float, rest: float) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "all", "value": 1.0}, "'all' is not known, one of conv, weights"),
-        ({"kind": "conv", "value": -1.0}, "value=-1.0"),
-        ({"kind": "conv", "value": 1.0, "rest": math.nan}, "rest=nan"),
+        ({"kind": "all", "value": 1.0}, "kind of decay must be one of conv, weights, got 'all'"),
+        ({"kind": "conv", "value": -1.0}, "value of decay must be .*, got -1.0"),
+        ({"kind": "conv", "value": 1.0, "rest": math.nan}, "rest of decay must be .*, got nan"),
     ],
 )
 def test_what_is_no_rule_is_refused(options: dict[str, object], words: str) -> None:

@@ -105,7 +105,7 @@ def test_repeats_are_dealt_out_as_timm_deals_them(size: int, world: int) -> None
 
 def test_repeats_belong_to_training() -> None:
     for options in ({"repeats": 0}, {"repeats": 2, "shuffle": False}):
-        with pytest.raises(InputError, match=f"repeats={options['repeats']} was given"):
+        with pytest.raises(InputError, match=f"repeats must be .*, got {options['repeats']} with"):
             items(5, **options)
 
 

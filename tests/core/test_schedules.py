@@ -224,10 +224,10 @@ def test_ahead_moves_the_whole_schedule_and_stays_inside_it(ahead: int) -> None:
     ("options", "words"),
     [
         ({"shape": "cosin"}, ["'cosin'", "constant", "linear", "cosine"]),
-        ({"warmup": 1.0}, ["warmup=1.0"]),
-        ({"warmup": -0.1}, ["warmup=-0.1"]),
-        ({"warmup": 5}, ["warmup=5"]),
-        ({"warmup": float("nan")}, ["warmup=nan"]),
+        ({"warmup": 1.0}, ["warmup must be", "got 1.0"]),
+        ({"warmup": -0.1}, ["warmup must be", "got -0.1"]),
+        ({"warmup": 5}, ["warmup must be", "got 5"]),
+        ({"warmup": float("nan")}, ["warmup must be", "got nan"]),
     ],
     ids=str,
 )

@@ -271,17 +271,17 @@ def test_a_resumed_run_mixes_what_the_whole_one_mixed(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"crop_scale": (0.5, 0.1)}, "crop_scale=.* two positive numbers"),
-        ({"flip": 1.5}, "flip=1.5 was given, a probability"),
-        ({"erasing": -0.1}, "erasing=-0.1"),
-        ({"mixup": float("nan")}, "mixup=nan"),
-        ({"cutmix": -1.0}, "cutmix=-1.0"),
-        ({"repeats": 0}, "repeats=0"),
-        ({"crop_pct": 95.0}, "crop_pct=95.0"),
-        ({"std": (0.1, 0.0, 0.2)}, "std="),
-        ({"interpolation": "cubic"}, "interpolation=cubic was given, bilinear or bicubic"),
-        ({"rand_augment": "m7-mstd0.5"}, "rand_augment=m7-mstd0.5 was given, timm's policy"),
-        ({"rand_augment": "rand-m7-mstdd0.5"}, "rand_augment=rand-m7-mstdd0.5 was given, timm's policy"),
+        ({"crop_scale": (0.5, 0.1)}, "crop_scale must be two positive numbers"),
+        ({"flip": 1.5}, "flip must be a probability, got 1.5"),
+        ({"erasing": -0.1}, "erasing must be .*, got -0.1"),
+        ({"mixup": float("nan")}, "mixup must be .*, got nan"),
+        ({"cutmix": -1.0}, "cutmix must be .*, got -1.0"),
+        ({"repeats": 0}, "repeats must be .*, got 0"),
+        ({"crop_pct": 95.0}, "crop_pct must be .*, got 95.0"),
+        ({"std": (0.1, 0.0, 0.2)}, "std must be positive numbers"),
+        ({"interpolation": "cubic"}, "interpolation must be bilinear or bicubic, got cubic"),
+        ({"rand_augment": "m7-mstd0.5"}, "rand_augment must be timm's policy, .*, got m7-mstd0.5"),
+        ({"rand_augment": "rand-m7-mstdd0.5"}, "rand_augment must be timm's policy, .*, got rand-m7-mstdd0.5"),
     ],
 )
 def test_values_out_of_range_are_one_sentence(options: dict[str, Any], sentence: str) -> None:
@@ -292,16 +292,20 @@ def test_values_out_of_range_are_one_sentence(options: dict[str, Any], sentence:
 @pytest.mark.parametrize(
     ("dataset", "options", "sentence"),
     [
-        ("cifar10", {"crop_scale": (0.5, 1.0)}, "crop_scale=.* was given for cifar10, whose images of 32 pixels"),
-        ("cifar10", {"eval_interpolation": "bicubic"}, "eval_interpolation=bicubic was given for cifar10"),
-        ("fashion_mnist", {"lighting": 0.1}, "lighting was given for fashion_mnist, whose images have no colour"),
-        ("imagenet", {"mean": (0.5,)}, "mean has 1 numbers for imagenet, one for each of its 3 channels"),
+        ("cifar10", {"crop_scale": (0.5, 1.0)}, "crop_scale must stay as it is for cifar10, whose images of 32 pixels"),
+        (
+            "cifar10",
+            {"eval_interpolation": "bicubic"},
+            "eval_interpolation must stay as it is for cifar10, .*, got bicubic",
+        ),
+        ("fashion_mnist", {"lighting": 0.1}, "lighting must be 0 for fashion_mnist, whose images have no colour"),
+        ("imagenet", {"mean": (0.5,)}, "mean must have one number for each of the 3 channels of imagenet, got 1"),
     ],
 )
 def test_options_without_a_meaning_are_refused(dataset: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=f"augmentation {sentence}"):
         ClassificationDataModule(dataset, augmentation=Augmentation(**options))
-    with pytest.raises(InputError, match="prefetch_factor=0"):
+    with pytest.raises(InputError, match="prefetch_factor must be a whole number of at least 1, got 0"):
         ClassificationDataModule(dataset, prefetch_factor=0)
 
 

@@ -117,7 +117,7 @@ def test_recus_tau_is_set_in_a_real_run_and_after_a_resume(tmp_path: Path, make_
 
 def test_recus_schedule_refuses(make_trainer: MakeTrainer) -> None:
     for options in ({"start": 0.4}, {"end": 1.0}, {"start": 0.9, "end": 0.86}):
-        with pytest.raises(InputError, match=r"0\.5 <= start <= end < 1 was expected"):
+        with pytest.raises(InputError, match=r"must be 0\.5 <= start <= end < 1, got"):
             ReCUSchedule(**options)
     with pytest.raises(InputError, match=r"set trainer\.max_epochs"):
         make_trainer(max_epochs=-1, max_steps=2, callbacks=[ReCUSchedule()]).fit(Quick(unit("recu")))
@@ -167,10 +167,10 @@ def test_best_without_a_judge_is_said_before_training(
         trainer = make_trainer(
             max_epochs=1, enable_checkpointing=bool(keep), callbacks=[*keep, ExportWeights(str(tmp_path), "best")]
         )
-        with pytest.raises(InputError, match="no ModelCheckpoint that monitors a metric"):
+        with pytest.raises(InputError, match="needs a ModelCheckpoint that monitors a metric, got none"):
             trainer.fit(make_module(), make_data())
         assert trainer.global_step == 0 and not list(tmp_path.glob("*.safetensors"))
-    with pytest.raises(InputError, match="which='middle'"):
+    with pytest.raises(InputError, match="must be one of last, best, got 'middle'"):
         ExportWeights(which="middle")  # type: ignore[arg-type]
 
 

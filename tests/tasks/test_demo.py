@@ -11,7 +11,7 @@ import pytest
 
 from tasks.classification import demo
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.demo_report import markdown
+from tasks.classification.demo_report import render_report, render_summary
 from tests.helpers import processes
 
 
@@ -55,8 +55,8 @@ def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
         assert row["differing"] == 0 and row["top1_latent"] == row["top1_packed"]
         assert row["bytes_packed"] < row["bytes_latent"] / 4
     assert (tmp_path / "out" / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (tmp_path / "out" / "summary.md").read_text() in capfd.readouterr().out
     text = (tmp_path / "out" / "report.md").read_text()
-    assert text in capfd.readouterr().out
     assert text.count("fit --config") == 2 and "copy_spread = 0.5" in text
 
 
@@ -82,7 +82,13 @@ def test_a_disagreement_gives_exit_code_1(
 
 
 def test_table_has_a_line_a_network(rows: list[demo.Row]) -> None:
-    head, rule, *body = markdown(rows).splitlines()[:4]
-    assert head.split("|")[1].strip() == "network" and set(rule) == {"|", "-"}
-    assert [line.split("|")[1].strip() for line in body] == ["base", "ES tau=2"]
-    assert len({len(line) for line in (head, rule, *body)}) == 1
+    for text in (render_report(rows), render_summary(rows)):
+        head, rule, *body = text.splitlines()[:4]
+        assert head.split("|")[1].strip() == "network" and set(rule) == {"|", "-"}
+        assert [line.split("|")[1].strip() for line in body] == ["base", "ES tau=2"]
+        assert len({len(line) for line in (head, rule, *body)}) == 1
+
+
+def test_the_summary_counts_disagreements(rows: list[demo.Row]) -> None:
+    assert "disagree on no test image." in render_summary(rows)
+    assert "disagree on 3 test images." in render_summary([rows[0], replace(rows[1], differing=3)])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
@@ -18,6 +17,7 @@ from esbnn_core import create_model, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.checkpoint.official import to_official
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.lit.recipes import read_recipe
 from tasks.classification.augment import IMAGENET, Augmentation, evaluation_recipe
 from tasks.classification.generated import GeneratedImages
 from tasks.evaluate.command import main
@@ -272,7 +272,7 @@ CONFIGS = sorted((ROOT / "configs" / "classification").glob("*.yaml"))
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_training_recipes_evaluate_as_the_command_does(config: Path) -> None:
-    recipe = yaml.safe_load(config.read_text())
+    recipe = read_recipe(config)
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe["data"].get("augmentation", {}).items()}
     ours, dataset = Augmentation(**given), recipe["data"]["dataset"]
     command = evaluation_recipe(recipe["model"]["network"], dataset)

@@ -98,10 +98,10 @@ def test_labels_follow_the_official_order_where_it_applies(
 @pytest.mark.parametrize(
     ("train", "val", "options", "sentence"),
     [
-        (["n01440764", "spare"], None, {}, r"ImageNet synsets and spare, which is none of the 1,000: take it out"),
-        (["a", "b", "c"], None, {"num_classes": 2}, "has 3 class folders, at most num_classes=2 were expected"),
-        (["a", "b", "c"], ["a", "c"], {"num_classes": 3}, r"class folder b is in \S+train and not in \S+val"),
-        (["a", "c"], ["a", "b", "c"], {"num_classes": 3}, r"class folder b is in \S+val and not in \S+train"),
+        (["n01440764", "spare"], None, {}, "must be ImageNet's 1,000 synsets, .*, got spare: remove it"),
+        (["a", "b", "c"], None, {"num_classes": 2}, "must be at most num_classes=2, got 3"),
+        (["a", "b", "c"], ["a", "c"], {"num_classes": 3}, r"must be the same, got b in \S+train and not in \S+val"),
+        (["a", "c"], ["a", "b", "c"], {"num_classes": 3}, r"must be the same, got b in \S+val and not in \S+train"),
     ],
 )
 def test_folders_that_do_not_fit_are_one_sentence(
@@ -121,7 +121,7 @@ def test_a_flat_validation_folder_says_how_it_is_sorted(write_folder: WriteFolde
         open_data(root)
     empty = write_folder(["a"], [], root=root / "other")
     (empty / "val").mkdir()
-    with pytest.raises(InputError, match=r"other/val holds no class folder, .*set data\.root"):
+    with pytest.raises(InputError, match=r"other/val must hold class folders, .*, got none: set data\.root"):
         open_data(empty)
 
 

@@ -164,7 +164,7 @@ def test_callbacks_log_flips_and_export_both_files(
 
 @pytest.mark.parametrize("name", ["bidet_resnet18", "es_bidet_vgg16"])
 def test_a_trunk_is_no_classifier(name: str) -> None:
-    with pytest.raises(InputError, match=f"gives no logits: pre-train {name}_classifier"):
+    with pytest.raises(InputError, match=f"the trunk of a detector: train {name}_classifier"):
         ClassificationModule(name, num_classes=10)
 
 
@@ -180,5 +180,5 @@ def test_temperature_follows_the_epoch_into_sign_mode(epoch: int, sign_mode: boo
         assert layer.quantizer.temperature.item() == pytest.approx(0.9**epoch)
         assert layer.quantizer.sign_mode() is sign_mode
     assert logged["temperature"] == pytest.approx(0.9**epoch)
-    with pytest.raises(InputError, match="factor=1"):
+    with pytest.raises(InputError, match="factor must be a number between 0 and 1, got 1"):
         TemperatureSchedule(1)

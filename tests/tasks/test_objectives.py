@@ -103,7 +103,7 @@ def test_each_span_has_its_assistant_and_the_main_teacher(epochs: int, spans: li
         share = gaps.softmax(0)
         each = gaps if per_instance else gaps.mean(1, keepdim=True)
         assert loss.item() == pytest.approx(((share * each).sum(0).mean() / 2).item(), rel=1e-12), epoch
-    with pytest.raises(InputError, match="no assistants: use TeacherObjective"):
+    with pytest.raises(InputError, match="must not be empty: use TeacherObjective"):
         ConsecutiveObjective([], LinearTeacher(4))
 
 
@@ -137,16 +137,16 @@ def test_untrained_teachers_have_the_students_classes() -> None:
 )
 def test_another_number_of_classes_is_a_sentence(objective: Objective) -> None:
     objective.prepare(Linear(0))
-    with pytest.raises(InputError, match=r"gives logits \(3, 9\) and the network \(3, 6\)"):
+    with pytest.raises(InputError, match=r"the network\'s, \(3, 6\), got \(3, 9\)"):
         objective(Linear(0), batch(3, epoch=1, epochs=2))
 
 
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: LabelObjective(1.0), "label_smoothing=1.0"),
-        (lambda: TeacherObjective(LinearTeacher(0), -0.1), "label_share=-0.1"),
-        (lambda: TeacherObjective(LinearTeacher(0), 1.0), "label_share=1.0"),
+        (lambda: LabelObjective(1.0), "label_smoothing must be a share, .*, got 1.0"),
+        (lambda: TeacherObjective(LinearTeacher(0), -0.1), "label_share must be a share, .*, got -0.1"),
+        (lambda: TeacherObjective(LinearTeacher(0), 1.0), "label_share must be a share, .*, got 1.0"),
     ],
 )
 def test_shares_out_of_their_range(build: Callable[[], Any], words: str) -> None:
@@ -173,7 +173,7 @@ def test_the_real_branch_teaches_and_is_not_taught_by_the_binary_one(smoothing: 
     (got,) = torch.autograd.grad(loss, own)
     (want,) = torch.autograd.grad(parts[1], own)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-12)
-    with pytest.raises(InputError, match="BinaryResNet has none: choose a latent_resnet"):
+    with pytest.raises(InputError, match="got BinaryResNet: choose a latent_resnet"):
         LatentObjective().prepare(create_model("reactnet_resnet8"))
 
 

@@ -18,6 +18,7 @@ from scipy import stats
 
 from esbnn_core import count, create_model
 from esbnn_core.errors import InputError
+from esbnn_core.lit.recipes import read_config
 from tasks.reproduce.modes import proxy, proxy_run
 from tasks.reproduce.modes.proxy_results import ProxyResult, compare_with_base, compute_half_width
 from tasks.reproduce.tables import proxies
@@ -92,7 +93,7 @@ def test_epochs_are_those_of_the_command_and_its_last_is_validated(system: str) 
         words = proxy_run.fit_command(found, variant, 0, Path("run"), "data")
         trainer: dict[str, Any] = {}
         for name in (word for before, word in pairwise(words) if before == "--config"):
-            trainer |= yaml.safe_load(Path(name).read_text()).get("trainer", {})
+            trainer |= read_config(name).get("trainer", {})
         if "--trainer.max_epochs" in words:
             trainer["max_epochs"] = int(words[words.index("--trainer.max_epochs") + 1])
         assert trainer["max_epochs"] == (found.epochs if variant.epochs is None else variant.epochs), variant.name

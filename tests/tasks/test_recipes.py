@@ -15,6 +15,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import RealWeights, ReCU, Temperature
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
 from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.lit.recipes import read_recipe
 from tasks.classification.augment import Augmentation
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
@@ -32,8 +33,7 @@ def path(name: str) -> Path:
 
 
 def body(name: str) -> dict[str, Any]:
-    read: dict[str, Any] = yaml.safe_load(path(name).read_text())
-    return read
+    return read_recipe(path(name), ClassificationModule.monitor)
 
 
 def header(name: str) -> str:
@@ -233,21 +233,6 @@ def test_step_2_starts_where_step_1_ends(name: str) -> None:
     assert f"Start: the {which} network of step 1" in header(name)
     a, b = (build(n).model.network.state_dict() for n in (name.replace("_step2", "_step1"), name))
     assert {k: t.shape for k, t in a.items()} == {k: t.shape for k, t in b.items()}
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("es_", "rep_"))])
-def test_an_expanded_recipe_differs_from_its_base_in_the_network_alone(name: str) -> None:
-    base_name = re.sub(r"^(es|rep)_", "", name)
-    ours, base = path(name).read_text(), path(base_name).read_text()
-    prefix = name.removesuffix(base_name)
-
-    def lines(text: str) -> list[str]:
-        kept = [line for line in text.splitlines() if not line.startswith("#") and "network_options" not in line]
-        return [line.replace(prefix, "") for line in kept]
-
-    assert lines(ours) == lines(base)
-    options = body(name)["model"]["network_options"]
-    assert options["tau"] == 2 and options.get("groups", 1) == 1
 
 
 @pytest.mark.parametrize(

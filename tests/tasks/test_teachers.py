@@ -50,7 +50,7 @@ def test_local_files_that_are_no_teacher(tmp_path: Path, capsys: pytest.CaptureF
             TimmTeacher(name, str(path)).build()
         assert "\n" not in str(caught.value) and path.name in str(caught.value)
 
-    refused("do not exist: place the file there")
+    refused("do not exist: put the file there")
     torch.save({"model": {key: t for key, t in state.items() if key != "head.bias"} | {"odd": torch.ones(1)}}, path)
     refused("does not fit the teacher test_vit: head.bias is missing; odd is not expected: name the timm model")
     torch.save({**state, "head.bias": torch.zeros(7)}, path)
@@ -121,7 +121,7 @@ def test_missing_torchvision_weights_say_where_they_are_read_from(
         ),
         (TorchvisionTeacher("nonsense"), "nonsense with weights DEFAULT cannot be built"),
         (TorchvisionTeacher("resnet18", "V9"), "resnet18 with weights V9 cannot be built"),
-        (TimmTeacher("nonsense", "somewhere.pth"), "nonsense is no model of timm"),
+        (TimmTeacher("nonsense", "somewhere.pth"), "must be a model of timm, got nonsense"),
     ],
 )
 def test_unknown_names(teacher: Any, words: str) -> None:

@@ -1,15 +1,22 @@
 """Which run a folder holds: what it trains and its configs by content, kept as json from its start."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from esbnn_core.files import file_sha256
+from esbnn_core.lit.recipes import read_config
 
 
 def digest_configs(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """The first 16 digits of each config's sha256, by its name below `root`."""
-    return {name: file_sha256(root / name)[:16] for name in names}
+    """The first 16 digits of the sha256 of what each config says, with its base, by its name below `root`."""
+
+    def digest(name: str) -> str:
+        text = json.dumps(read_config(root / name), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    return {name: digest(name) for name in names}
 
 
 def list_differences(found: object, wanted: Mapping[str, Any]) -> str:

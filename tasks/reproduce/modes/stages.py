@@ -10,12 +10,12 @@ from typing import Any
 
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT
+from esbnn_core.lit.recipes import LOGGER
 from tasks.reproduce.modes.identity import digest_configs, list_differences
 from tasks.reproduce.tables.configs import read_config, read_setting
 from tasks.reproduce.tables.table import Row
 
 CHECKPOINTS = ("last.ckpt", "recent.ckpt")
-LOGGER = "lightning.pytorch.loggers.CSVLogger"
 NOTE = "reproduce.json"
 """In the folder of a run, from its start: the command and the identity of the run."""
 MACHINE = {

@@ -35,12 +35,11 @@ def smoke(folder: Path, name: str, *words: str) -> int:
 
 
 def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export = "--trainer.callbacks+=esbnn_core.lit.callbacks.ExportWeights"
-    assert smoke(tmp_path, "fit", export) == 0
+    assert smoke(tmp_path, "fit") == 0
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["pipeline"] == TINY
     weights = tmp_path / "weights.safetensors"
     assert weights.is_file() and not (tmp_path / "packed.safetensors").exists()  # no binary layer
-    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     capsys.readouterr()
     trained = ["--model.from_scratch=false", f"--model.weights={weights}"]
     assert smoke(tmp_path, "test", *trained) == 0

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
+from esbnn_core.lit.recipes import read_recipe
 from tasks.detection.cost import count_detector
 from tasks.detection.data import VOCDataModule
 from tasks.detection.mmdet.api import DetDataSample, build
@@ -22,7 +22,7 @@ PIPELINE = "configs/detection/mmdet/voc_faster_rcnn_r18.py"
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_and_model_belong_together(name: str) -> None:
-    recipe = yaml.safe_load((ROOT / "configs" / "detection" / f"{name}_faster_rcnn_r18.yaml").read_text())
+    recipe = read_recipe(ROOT / "configs" / "detection" / f"{name}_faster_rcnn_r18.yaml")
     assert (ROOT / recipe["model"]["model"]) == CONFIGS / f"{name}_faster_rcnn_r18.py"
     assert (recipe["data"]["pipeline"], recipe["data"]["group_by_aspect"]) == (PIPELINE, True)
     schedule = recipe["model"]["lr_scheduler"]["init_args"]

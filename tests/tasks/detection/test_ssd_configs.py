@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import yaml
 
+from esbnn_core.lit.recipes import read_recipe
 from tasks.detection.data import VOCDataModule
 from tasks.detection.mmdet import api as mm
 from tests.helpers.detection.ssd300 import CONFIG, detector
@@ -20,7 +20,7 @@ NAMES = ("bidet", "es_bidet", "bireal", "xnor", "real")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_model_and_pipeline_belong_together(name: str) -> None:
-    recipe = yaml.safe_load((ROOT / "configs" / "detection" / f"{name}_ssd300.yaml").read_text())
+    recipe = read_recipe(ROOT / "configs" / "detection" / f"{name}_ssd300.yaml")
     assert recipe["model"]["model"] == CONFIG.format(name) and recipe["data"]["pipeline"].endswith("/voc_ssd300.py")
     steps, milestones = recipe["trainer"]["max_steps"], recipe["model"]["lr_scheduler"]["init_args"]["milestones"]
     assert recipe["model"]["lr_interval"] == "step" and steps > milestones[-1]
