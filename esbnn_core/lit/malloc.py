@@ -16,7 +16,7 @@ def keeps_freed_memory(trainer: L.Trainer) -> bool:
 
     glibc returns every block above 32 MiB to the system when it is freed, and gets it again, zeroed, page by page, for
     the next tensor. A network that trains on the CPU does so hundreds of times a step: one step of ES-BiDet SSD300 on
-    eight images takes 2.4 times as long (docs/guides/detection.md). Kept memory counts as used by the process until it ends.
+    eight images takes 2.4 times as long (docs/guides/detection.md). Kept memory counts as used until the process ends.
 
     It is set for a run on the CPU under glibc, unless a variable MALLOC_* or GLIBC_TUNABLES is set.
     """
