@@ -1,0 +1,83 @@
+"""What binarize_ refuses, leaves real or warns of, by name."""
+
+import warnings
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from esbnn_core.errors import InputError
+from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.transforms.first_batch import named
+from esbnn_core.transforms.look import Look
+
+
+def check_forms(layers: Mapping[str, nn.Module]) -> None:
+    """Raise InputError that names the first layers for which a binary one could not stand."""
+    own = [name for name, layer in layers.items() if _has_own_forward(layer)]
+    if own:
+        kind = type(layers[own[0]]).__name__
+        raise InputError(
+            f"{named(own)} of the layers are of the subclass {kind}, whose own forward a binary layer does not have: "
+            f"leave them out with filter_fn, or build the network from plain nn.Conv2d and nn.Linear"
+        )
+    for name, layer in layers.items():
+        if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+            raise InputError(
+                f"layer {name} has a weight that is computed from other tensors (weight_norm, spectral_norm, pruning): "
+                f"make it a plain parameter first, with remove_parametrizations, remove_weight_norm or prune.remove"
+            )
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    kind = type(layer)
+    if parametrize.is_parametrized(layer):  # torch makes a class for each; the class below it is the layer's
+        kind = kind.__bases__[0]
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    methods = ("forward", "_conv_forward", "__call__")
+    return any(getattr(kind, name, None) is not getattr(plain, name, None) for name in methods)
+
+
+def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str]:
+    """Layers whose weight another module multiplies by itself, and which module that is."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            kind = type(module).__name__
+            found[f"{name}.out_proj" if name else "out_proj"] = f"its {kind} multiplies by the weight without it"
+    read = {parameter.rpartition(".")[0]: parameter for parameter in look.read} if look is not None else {}
+    for name, module in model.named_modules():
+        if name and name in read and isinstance(module, nn.Conv2d | nn.Linear):
+            found.setdefault(name, f"the forward of another module reads {read[name]}")
+    return found
+
+
+def keep_slow_path_(model: nn.Module) -> None:
+    """Let torch's transformer layers call their binary linear layers: the fused path would read the latent weights."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and _holds_binary(module):
+            module.activation_relu_or_gelu = 0  # the condition of the fused path; forward reads it for nothing else
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and _holds_binary(module):
+            module.use_nested_tensor = False
+
+
+def _holds_binary(module: nn.Module) -> bool:
+    return any(isinstance(part, BinaryLayer) for part in module.modules())
+
+
+def warn_of(left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, str]) -> None:
+    """One warning for what stays real, one for binary layers whose input is never negative."""
+    real = [f"{number} {kind}" for kind, number in left.items()]
+    if shared:
+        real.append(f"{named(list(shared))} whose weight another module reads")
+    if real:
+        warnings.warn(f"binarize_ leaves these layers real: {'; '.join(real)}", stacklevel=3)
+    if positive:
+        first = next(iter(positive))
+        warnings.warn(
+            f"{named(list(positive))} of the binary layers have an input that is never negative, so that every sign is "
+            f"+1 until their shifts move: {first} follows {positive[first]}: replace it by a module with negative "
+            f"values, such as nn.PReLU",
+            stacklevel=3,
+        )

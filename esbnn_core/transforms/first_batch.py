@@ -1,0 +1,72 @@
+"""What only a batch shows of a network that binarize_ made: signs that are constant, binary layers that never run.
+
+The first forward of the whole network is watched once, and one warning names what was found. Watching ends there; it
+does nothing under torch.compile, torch.export and on the meta device.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from esbnn_core.layers import Sign
+from esbnn_core.layers.activations import per_channel
+from esbnn_core.layers.base import BinaryLayer
+
+
+class FirstBatch:
+    """Hooks on a network and its binary layers that remove themselves after the first forward."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[tuple[str, BinaryLayer]]) -> None:
+        self.names = {layer: name for name, layer in layers}
+        self.constant: dict[str, int] = {}
+        self.ran: set[str] = set()
+        self.handles: list[RemovableHandle] = [layer.register_forward_pre_hook(self.watch) for _, layer in layers]
+        self.handles.append(model.register_forward_hook(self.report))
+
+    def watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Hook of a binary layer: is every sign of its input the same?"""
+        if torch.compiler.is_compiling() or not inputs or not isinstance(inputs[0], Tensor) or layer not in self.names:
+            return
+        name, x = self.names[layer], inputs[0].detach()
+        if x.is_meta or x.numel() == 0:
+            return
+        self.ran.add(name)
+        sign = getattr(layer, "sign", None)
+        if not isinstance(sign, Sign):
+            return
+        if sign.shift is not None:
+            x = x + per_channel(sign.shift.detach(), x, sign.channel_dim)
+        low, high = torch.aminmax(x)
+        if low >= 0 or high < 0:
+            self.constant[name] = 1 if low >= 0 else -1
+
+    def report(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Hook of the network: warn once of what was found, and stop watching."""
+        if torch.compiler.is_compiling() or not self.ran:
+            return
+        for handle in self.handles:
+            handle.remove()
+        if self.constant:
+            warnings.warn(
+                f"{named(self.constant)} of {len(self.names)} binary layers gave the same sign everywhere in the first "
+                f"batch, so nothing of their input is left: put an activation with negative values in front of them "
+                f"(BinaryConfig.activation replaces modules, a function such as F.relu has to become one)",
+                stacklevel=2,
+            )
+        if idle := [name for name in self.names.values() if name not in self.ran]:
+            warnings.warn(
+                f"{named(idle)} of {len(self.names)} binary layers did not run in the first forward: where another "
+                f"module reads their weights, it reads the real ones: leave them out with filter_fn",
+                stacklevel=2,
+            )
+
+
+def named(names: Sequence[str] | dict[str, int], most: int = 4) -> str:
+    """`5 (a, b, c, d and 1 more)` for a message."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"{len(listed)} ({', '.join(listed[:most])}{more})"

@@ -1,0 +1,267 @@
+"""binarize_ on ordinary networks: binary in every mode and packed alike, or named: ends, subclasses, constant signs."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from timm.layers import Conv2dSame, StdConv2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, weight_norm
+
+from esbnn_core import BinaryConfig, InputError, binarize_, pack_
+from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.layers.base import binary_layers
+
+
+def names(model: nn.Module) -> list[str]:
+    return [name for name, _ in binary_layers(model)]
+
+
+def quietly(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module:
+    """binarize_, whose warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return binarize_(model, config)
+
+
+def encoder(activation: str = "gelu") -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation=activation)
+    return nn.TransformerEncoder(layer, 2)
+
+
+def feed_forward(name: str, module: nn.Module) -> bool:
+    return "linear" in name
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_transformer_layer_is_binary_with_and_without_gradients(batch: int) -> None:
+    torch.manual_seed(0)
+    model = quietly(encoder(), BinaryConfig(filter_fn=feed_forward)).eval()
+    x = torch.randn(batch, 5, 16)
+    padding = torch.arange(5) >= torch.tensor([5, 3, 4])[:batch, None]
+    for masks in ({}, {"src_key_padding_mask": padding}):
+        with_gradients = model(x, **masks)
+        with torch.no_grad():
+            want = model(x, **masks)
+        assert torch.allclose(with_gradients, want, atol=1e-5)  # attention itself is fused without gradients
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for _, layer in binary_layers(other):  # same signs and scales, other real weights
+                layer.weight.copy_(layer.weight.abs().mean(1, keepdim=True) * layer.weight.sign())
+            assert torch.allclose(other(x, **masks), want, atol=1e-5)
+        with torch.no_grad():
+            assert torch.equal(pack_(copy.deepcopy(model))(x, **masks), want)
+
+
+@pytest.mark.parametrize("build", [torchvision.models.vit_b_16, torchvision.models.swin_t])
+def test_weights_that_attention_multiplies_by_itself_stay_real_and_are_named(build: Callable[..., nn.Module]) -> None:
+    with torch.device("meta"):
+        model = build()
+    with pytest.warns(UserWarning, match="leaves these layers real: .* whose weight another module reads"):
+        binarize_(model)
+    assert not any("out_proj" in name or "attn" in name for name in names(model))
+    assert sum("mlp" in name for name in names(model)) == 24
+
+
+def test_such_a_weight_is_refused_where_it_was_asked_for() -> None:
+    model = encoder()
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(InputError, match=r"layer layers\.0\.self_attn\.out_proj cannot be binary, its Multihead"):
+        binarize_(model, BinaryConfig(filter_fn=lambda name, module: True))
+    assert {name: type(module) for name, module in model.named_modules()} == before
+
+
+class Ends(nn.Module):
+    """Two inputs of their own, a trunk, two heads of two kinds, a skip from the first layer to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(8, 8, 3, padding=1)  # defined first: order of definition says nothing
+        self.mask = nn.Conv2d(8, 1, 1)
+        self.classes = nn.Linear(8, 4)
+        self.inside = nn.Linear(8, 8)
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, depth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        start = self.left(x) + self.right(depth)
+        y = self.trunk(start) + start
+        return self.mask(y), {"classes": self.classes(self.inside(y.mean((2, 3))))}
+
+
+class SkipToTheEnd(nn.Module):
+    """The form of super-resolution: what is learned is added to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 3 if i == 3 else 8, 3, padding=1) for i in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[0](x)
+        for layer in self.layers[1:-1]:
+            y = y + layer(y)
+        out: Tensor = x + self.layers[-1](y)
+        return out
+
+
+def test_what_reads_inputs_and_makes_outputs_stays_real() -> None:
+    assert sorted(names(quietly(Ends()))) == ["inside", "trunk"]
+    assert names(quietly(SkipToTheEnd())) == ["layers.1", "layers.2"]
+    # three kinds of first and last layers
+    mixed = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match="leaves these layers real: 1 Conv1d"):
+        binarize_(mixed)
+    assert names(mixed) == ["2", "3"]
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        if float(y.detach().sum()) > -1:
+            y = self.b(y)
+        out: Tensor = self.head(F.conv2d(y, self.c.weight).mean((2, 3)))
+        return out
+
+
+def test_the_first_batch_shows_what_a_trace_cannot() -> None:
+    model = quietly(Untraceable())
+    assert names(model) == ["b", "c"]
+    buffer = io.BytesIO()
+    torch.save(model, buffer)  # a watched network is an ordinary object
+    with pytest.warns(UserWarning) as warned:
+        model(torch.randn(2, 3, 9, 9))
+    texts = [str(w.message) for w in warned]
+    assert len(texts) == 2 and texts[0].startswith("1 (b) of 2 binary layers gave the same sign everywhere")
+    assert texts[1].startswith("1 (c) of 2 binary layers did not run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        model(torch.randn(2, 3, 9, 9))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_a_watched_network_exports_and_compiles() -> None:
+    model = quietly(nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(3)))).eval()
+    x = torch.randn(1, 3, 9, 9)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()(x)
+        compiled = torch.compile(model, backend="eager")(x)
+        assert torch.equal(exported, model(x)) and torch.equal(compiled, model(x))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize(("activation", "want"), [("prelu", nn.PReLU), ("hardtanh", nn.Hardtanh)])
+def test_activations_without_negative_values_are_replaced(act: type[nn.Module], activation: str, want: type) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), act(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), act(), nn.Conv2d(4, 2, 3))
+    quietly(model, BinaryConfig(activation=activation))  # type: ignore[arg-type]
+    assert type(model[1]) is type(model[4]) is want
+
+
+class Functional(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.softplus = nn.Softplus()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.form == "relu":
+            y = F.max_pool2d(F.relu(y), 2)
+        elif self.form == "method":
+            y = y.relu_() + y.abs()
+        elif self.form == "clamp":
+            y = y.clamp(min=0) * torch.sigmoid(y)
+        elif self.form == "module":
+            y = self.softplus(y)
+        elif self.form == "negative":
+            y = F.relu(y) - 0.5
+        elif self.form == "gelu":
+            y = F.gelu(y)
+        out: Tensor = self.c(self.b(y))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("form", "source"),
+    [
+        ("relu", "a call of relu"),
+        ("method", "a call of relu"),
+        ("clamp", "a call of clamp"),
+        ("module", r"softplus \(Softplus\)"),
+        ("negative", None),
+        ("gelu", None),
+        ("none", None),
+    ],
+)
+def test_signs_that_are_constant_are_named_at_once(form: str, source: str | None) -> None:
+    if source is None:
+        quietly(Functional(form))
+        return
+    with pytest.warns(UserWarning, match=rf"1 \(b\) of the binary layers have an input that is never neg.*{source}"):
+        model = binarize_(Functional(form))
+    assert names(model) == ["b"]
+    with torch.no_grad():
+        x = model.a(torch.randn(2, 3, 9, 9))
+        inside: list[Tensor] = []
+        model.b.sign.register_forward_hook(lambda _, given, out: inside.append(out))
+        model(torch.randn(2, 3, 9, 9))
+    assert (inside[0] == 1).all() and x.min() < 0
+
+
+@pytest.mark.parametrize("kind", [Conv2dSame, StdConv2d])
+def test_a_subclass_with_a_forward_of_its_own_is_refused_by_name(kind: type[nn.Conv2d]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4, 4, 3, stride=2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
+    x = torch.randn(1, 3, 16, 16)
+    before = model(x)
+    with pytest.raises(InputError, match=rf"1 \(1\) of the layers are of the subclass {kind.__name__}"):
+        binarize_(model)
+    assert torch.equal(model(x), before)
+    quietly(model, BinaryConfig(filter_fn=lambda name, module: name == "2"))
+    assert names(model) == ["2"] and model(x).shape == before.shape
+
+
+class OnlyNamed(nn.Conv2d):
+    """A subclass that computes what its parent does."""
+
+
+def test_a_subclass_without_a_forward_of_its_own_is_binarized() -> None:
+    model = quietly(nn.Sequential(nn.Conv2d(3, 4, 3), OnlyNamed(4, 4, 3), nn.Conv2d(4, 2, 3)))
+    assert isinstance(model[1], BinaryConv2d)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: weight_norm(layer),
+        lambda layer: parametrizations.weight_norm(layer),
+        lambda layer: parametrizations.spectral_norm(layer),
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_weight_that_is_computed_is_refused_by_name(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), change(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="layer 1 has a weight that is computed from other tensors"):
+        binarize_(model)
+
+
+def test_other_kinds_of_convolutions_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 2, 3))
+    with pytest.warns(UserWarning, match="leaves these layers real: 1 ConvTranspose2d"):
+        binarize_(model)
+    with pytest.raises(InputError, match=r"found no nn\.Conv2d or nn\.Linear to binarize: it has 2 Conv3d"):
+        binarize_(nn.Sequential(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 1)))
+
+
+def test_a_bare_layer_can_be_binarized() -> None:
+    layer = quietly(nn.Linear(4, 4), BinaryConfig(filter_fn=lambda name, module: True))
+    assert isinstance(layer, BinaryLinear) and layer(torch.randn(2, 4)).shape == (2, 4)
