@@ -179,7 +179,7 @@ def test_imports_keep_to_the_table(folder: str) -> None:
         ("esbnn_core/units/conv.py", "def f():\n    from esbnn_core.models import create_model", False),
         ("esbnn_core/models/resnet.py", "from esbnn_core.transforms import pack_", False),
         ("esbnn_core/models/resnet.py", "from .registry import register_model", True),
-        ("esbnn_core/counting.py", "from esbnn_core.transforms.pack import pack_", False),
+        ("esbnn_core/counting/cost.py", "from esbnn_core.transforms.pack import pack_", False),
         ("esbnn_core/checkpoint/format.py", "from safetensors.torch import save", True),
         ("esbnn_core/models/registry.py", "import safetensors", False),
         ("esbnn_core/cli.py", "from esbnn_core import create_model", False),

@@ -4,7 +4,6 @@ One multiply-accumulate is one operation, binary or real. Convolutions and linea
 signs, biases, pooling and residual additions do not. OPs = BOPs / 64 + FLOPs.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from esbnn_core.counting.outside import LayerCount, Outside, check_not_lazy, on_meta
 from esbnn_core.errors import InputError, check_counts
 from esbnn_core.layers import BinaryMatmul
 from esbnn_core.layers.base import BinaryLayer, binary_layers
@@ -21,37 +21,14 @@ from esbnn_core.packed.match import packed_like
 
 
 @dataclass(frozen=True)
-class LayerCount:
-    """One row of the table.
-
-    Attributes:
-        name: of the module in the network.
-        kind: its class.
-        output: shape for one input, without N.
-        macs: multiply-accumulates for one input.
-        weights: number of weights.
-        binary: whether the multiply-accumulates are binary.
-        counted: False for products of two binary activations, which the papers' OPs leave out (Count.matmul_bops).
-    """
-
-    name: str
-    kind: str
-    output: tuple[int, ...]
-    macs: int
-    weights: int
-    binary: bool
-    counted: bool = True
-
-
-@dataclass(frozen=True)
 class Count:
     """Cost of one forward pass for one input; `print` shows the table of layers and the sums.
 
     Attributes:
         bops: binary operations.
-        flops: real operations.
-        matmul_bops: binary operations of attention, which the papers' rule leaves out (only convolutions and linear
-            layers count).
+        flops: real operations, those of products with a parameter outside of any layer too.
+        matmul_bops: products of two binary activations (attention), which the papers' rule leaves out of the OPs.
+        matmul_flops: products of two real activations (attention), left out likewise.
         params: all parameters, without those of parts for training alone (latent_resnet18 has such).
         binary_params: weights of 1 bit each.
         latent_bytes: of all tensors of the latent checkpoint.
@@ -62,6 +39,7 @@ class Count:
     bops: int
     flops: int
     matmul_bops: int
+    matmul_flops: int
     params: int
     binary_params: int
     latent_bytes: int
@@ -75,8 +53,8 @@ class Count:
 
     @property
     def ops_with_matmuls(self) -> float:
-        """OPs with the products of binary attention counted as well."""
-        return self.ops + self.matmul_bops / 64
+        """OPs with the products of two activations counted as well."""
+        return self.ops + self.matmul_bops / 64 + self.matmul_flops
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.sums()}"
@@ -88,8 +66,10 @@ class Count:
             f"FLOPs         {self.flops / 1e8:.4f}e8",
             f"OPs           {self.ops / 1e8:.4f}e8   (BOPs/64 + FLOPs)",
         ]
-        if self.matmul_bops:
+        if self.matmul_bops or self.matmul_flops:
             matmuls = f"binary attention: {self.matmul_bops / 1e9:.4f} G"
+            if self.matmul_flops:
+                matmuls = f"attention: {self.matmul_bops / 1e9:.4f} G binary, {self.matmul_flops / 1e9:.4f} G real"
             lines.append(f"with matmuls  {self.ops_with_matmuls / 1e8:.4f}e8   ({matmuls})")
         lines.append(f"parameters    {self.params:,}   of which 1-bit {self.binary_params:,}")
         lines.append(f"bytes         {self.latent_bytes:,} latent, {self.packed_bytes:,} packed")
@@ -151,29 +131,32 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Count:
     if len(size) == 4:
         check_counts(N=size[0])
         size = size[1:]
-    twin = drop_training_parts_(copy.deepcopy(model).to("meta").eval())
+    check_not_lazy(model)
+    twin = drop_training_parts_(on_meta(model).eval())
     rows: list[LayerCount] = []
-    hooks = [
-        module.register_forward_hook(_hook(name, module, rows))
-        for name, module in twin.named_modules()
-        if isinstance(module, BinaryLayer | PackedLayer | BinaryMatmul | nn.modules.conv._ConvNd | nn.Linear)
-    ]
+    outside = Outside(twin, rows)
+    for name, module in twin.named_modules():
+        if isinstance(module, BinaryLayer | PackedLayer | BinaryMatmul | nn.modules.conv._ConvNd | nn.Linear):
+            module.register_forward_hook(_hook(name, module, rows))
+            outside.skip(module)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator that holds several layers
     try:
-        with torch.no_grad():
+        with torch.no_grad(), outside:
             twin(torch.zeros(1, *size, device="meta"))
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise InputError(f"the network does not run on an input of size {size}: {text}") from error
     finally:
-        for hook in hooks:
-            hook.remove()
+        torch.backends.mha.set_fastpath_enabled(fused)
     packed_weights = {id(m): math.prod(m.weight_shape) for m in twin.modules() if isinstance(m, PackedLayer)}
     binary_params = sum(m.weight.numel() for m in twin.modules() if isinstance(m, BinaryLayer) and _one_bit(m))
     binary_params += sum(packed_weights.values())
     return Count(
         bops=sum(row.macs for row in rows if row.binary and row.counted),
-        flops=sum(row.macs for row in rows if not row.binary),
-        matmul_bops=sum(row.macs for row in rows if not row.counted),
+        flops=sum(row.macs for row in rows if not row.binary and row.counted),
+        matmul_bops=sum(row.macs for row in rows if row.binary and not row.counted),
+        matmul_flops=sum(row.macs for row in rows if not row.binary and not row.counted),
         params=sum(p.numel() for p in twin.parameters()) + sum(packed_weights.values()),
         binary_params=binary_params,
         latent_bytes=tensor_bytes(model),

@@ -1,0 +1,123 @@
+"""Work outside of layers is counted: against torchvision's own published operations, closed forms, changed layers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, weight_norm
+
+from esbnn_core import InputError, binarize_, count
+
+NETWORKS = [
+    "resnet18",
+    "vit_b_16",
+    "swin_t",
+    "swin_v2_t",
+    "maxvit_t",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "densenet121",
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_operations_are_those_that_torchvision_publishes(name: str) -> None:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    side = weights.transforms().crop_size[0]
+    found = count(model, (3, side, side))
+    # torchvision counts the products of attention, this project's OPs leave them out and name them
+    assert round((found.flops + found.matmul_flops) / 1e9, 3) == weights.meta["_ops"]
+    assert found.params == weights.meta["num_params"]
+    assert (found.matmul_flops > 0) == (name in ("vit_b_16", "swin_t", "swin_v2_t", "maxvit_t"))
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(5, 8), (7, 12)])
+def test_attention_by_its_closed_form(tokens: int, width: int) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.attention(x, x, x, need_weights=False)[0]
+            return out
+
+    found = count(Attends(), (tokens, width))
+    assert found.flops == found.ops == 4 * tokens * width * width
+    assert (
+        found.matmul_flops == 2 * tokens * tokens * width and found.ops_with_matmuls == found.ops + found.matmul_flops
+    )
+    assert {row.name for row in found.layers} == {"attention"}
+
+
+class Functional(nn.Module):
+    """A convolution, a linear layer and a product of two inputs, all as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.matrix = nn.Parameter(torch.randn(4, 6))
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.conv2d(x, self.kernel, stride=2))
+        y = y + torch.relu(F.conv_transpose2d(x[:, :1], self.kernel[:1, :, :1, :1].reshape(1, 3, 1, 1)).mean())
+        return F.linear((y @ y.transpose(2, 3)).mean((2, 3)), self.matrix.T)
+
+
+def test_functions_are_counted_and_named() -> None:
+    found = count(Functional(), (3, 9, 9))
+    conv, transposed, layer, linear = 4 * 27 * 16, 3 * 81, 16 * 16, 24
+    assert found.flops == conv + transposed + layer + linear
+    assert found.matmul_flops == 4 * 4 * 4 * 4
+    assert [row.kind for row in found.layers if row.kind != "Conv2d"] == [
+        *("(convolution)", "(convolution)", "(bmm)", "(mm)"),
+    ]
+
+
+CHANGES: list[Callable[[nn.Module], nn.Module]] = [
+    lambda layer: weight_norm(layer),
+    lambda layer: parametrizations.weight_norm(layer),
+    lambda layer: parametrizations.spectral_norm(layer),
+    lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    lambda layer: layer.register_forward_hook(lambda module, given, out: out * 2) and layer,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_layer_with_hooks_or_a_computed_weight_costs_what_it_did(change: Callable[[nn.Module], nn.Module]) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 25, 2)]
+    plain = count(nn.Sequential(*layers), (3, 9, 9))
+    change(layers[1])
+    model = nn.Sequential(*layers)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert count(model, (3, 9, 9)).ops == plain.ops
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_lazy_layer_is_named() -> None:
+    with pytest.raises(InputError, match=r"1\.weight must have a shape, its layer is lazy"):
+        count(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 3)), (3, 9, 9))
+
+
+def test_shared_layers_are_counted_at_every_use() -> None:
+    layer = nn.Linear(4, 4)
+    found = count(nn.Sequential(nn.Linear(4, 4), layer, nn.PReLU(), layer), (4,))
+    assert found.flops == 3 * 16 and found.params == 2 * 20 + 1
+
+
+def test_a_binary_network_beside_attention() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+    whole = count(model, (3, 224, 224))
+    with pytest.warns(UserWarning, match="leaves these layers real"):
+        binarize_(model)
+    found = count(model, (3, 224, 224))
+    assert found.bops == 12 * 2 * 197 * 768 * 3072 and found.bops + found.flops == whole.flops
+    assert found.matmul_flops == whole.matmul_flops
