@@ -31,7 +31,10 @@ CORE: dict[str, tuple[str, str]] = {
     "counting": ("packed layers errors", ""),
     "transforms": ("models packed units layers errors", ""),
     "checkpoint": ("transforms models packed layers errors files version", "safetensors"),
-    "lit": ("checkpoint transforms models packed training layers errors files", "lightning numpy jsonargparse yaml"),
+    "lit": (
+        "checkpoint transforms models packed training layers errors files",
+        "lightning numpy PIL jsonargparse yaml",
+    ),
     "cli": ("checkpoint counting models kernels errors version", ""),
     "__init__": ("checkpoint counting transforms models training errors version", ""),
 }

@@ -3,10 +3,11 @@
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision import datasets
 
 from esbnn_core.errors import InputError
+from esbnn_core.lit.image_files import UNREADABLE, is_hidden, is_image, to_8_bits
 
 
 @cache
@@ -19,8 +20,10 @@ def load_image(path: str) -> Image.Image:
     """Read an image file as RGB, grey ones too. Raises InputError that names the file."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            return to_8_bits(image, f"image {path}").convert("RGB")
+    except InputError:
+        raise
+    except UNREADABLE as error:
         reason = str(error).split(path)[0].strip(" '\"") or type(error).__name__
         raise InputError(f"image {path} cannot be read ({reason}): replace or remove it") from error
 
@@ -47,7 +50,7 @@ class SynsetFolder(datasets.ImageFolder):
         self.official = False
         part, sibling = ("train", "val") if train else ("val", "train")
         self._sibling = Path(root) / sibling
-        super().__init__(str(Path(root) / part), loader=load_image)
+        super().__init__(str(Path(root) / part), loader=load_image, is_valid_file=is_image)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """torchvision's hook: class folders by name, and the label of each."""
@@ -77,12 +80,12 @@ class SynsetFolder(datasets.ImageFolder):
 
 def _folders(directory: Path) -> list[str]:
     """Names of the class folders, sorted. Raises FileNotFoundError."""
-    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _flat(directory: Path) -> str:
     """The error for a part without class folders."""
-    images = sum(entry.suffix.lower() in (".jpeg", ".jpg", ".png") for entry in directory.iterdir())
+    images = sum(is_image(entry) for entry in directory.iterdir())
     if images:
         return (
             f"{directory} holds {images:,} images and no class folder, as the ILSVRC archive unpacks: move it away and "

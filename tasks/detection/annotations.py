@@ -4,25 +4,26 @@ A record is the dict that mmdet's VOCDataset makes of an annotation, so mmdet's 
 the far corner is the last pixel inside, and difficult objects are flagged to be ignored.
 """
 
+import glob
+import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from esbnn_core.errors import InputError
+from esbnn_core.lit.image_files import is_hidden, is_image, read_image_size, read_text
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """The 20 classes in the order of their labels."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-
-_END = 1 << 16
-"""Bytes at the end of a JPEG that are searched for its end mark; some programs write more after it."""
+_DECLARED = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
+_OF_ONE_CLASS = re.compile(r"\s-?[01]$")
+"""How the lines of VOC's lists for single classes end."""
 
 Record = dict[str, Any]
 
@@ -34,13 +35,21 @@ class Split:
     Attributes:
         records: of the images, in the order of the list.
         skipped: why an image was left out, a sentence by image id.
+        other_objects: how many objects of each other class were left out.
     """
 
     records: list[Record] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    other_objects: Counter[str] = field(default_factory=Counter)
 
 
-def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES, skip_bad: bool = False) -> Split:
+def read_split(
+    root: str | Path,
+    name: str,
+    classes: Sequence[str] = VOC_CLASSES,
+    skip_bad: bool = False,
+    drop_other_classes: bool = False,
+) -> Split:
     """All images of a list below a VOCdevkit root, in its order.
 
     Args:
@@ -48,6 +57,7 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
         name: YEAR/LIST, e.g. VOC2007/trainval for VOC2007/ImageSets/Main/trainval.txt.
         classes: names in the order of their labels.
         skip_bad: leave out images with a fault and say why in `skipped`.
+        drop_other_classes: leave out objects of other classes and count them in `other_objects`.
 
     Raises:
         InputError: a missing or empty list, or no image left; the first fault of an image unless `skip_bad`.
@@ -58,16 +68,16 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
         raise InputError(
             f"image list {path} does not exist: set data.root to the VOCdevkit folder, or name another list"
         )
-    ids = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    ids = [line.strip() for line in read_text(path, "image list").splitlines() if line.strip()]
     if not ids:
         raise InputError(f"image list {path} must have one image id a line, got none: fill it or name another list")
-    for words in ids:
-        if len(words) > 1:
-            raise InputError(f"image list {path} must have one image id a line, got {' '.join(words)!r}: correct it")
+    if all(_OF_ONE_CLASS.search(line) for line in ids):
+        raise InputError(f"image list {path} must have one image id a line, got {ids[0]!r}: name a list of all classes")
     split = Split()
-    for (identity,) in ids:
+    for identity in ids:
         try:
-            split.records.append(read_record(folder, identity, classes))
+            record = read_record(folder, identity, classes, split.other_objects if drop_other_classes else None)
+            split.records.append(record)
         except InputError as error:
             if not skip_bad:
                 raise
@@ -75,13 +85,21 @@ def read_split(root: str | Path, name: str, classes: Sequence[str] = VOC_CLASSES
     if not split.records:
         raise InputError(
             f"image list {path} has no image left because all {len(ids)} were skipped, the first because "
-            f"{split.skipped[ids[0][0]]}"
+            f"{split.skipped[ids[0]]}"
         )
     return split
 
 
-def read_record(folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSES) -> Record:
+def read_record(
+    folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSES, others: Counter[str] | None = None
+) -> Record:
     """Read one image of a VOC year folder.
+
+    Args:
+        folder: of the year.
+        identity: of the image, as the lists name it.
+        classes: names in the order of their labels.
+        others: if given, objects of other classes are left out and counted here.
 
     Returns:
         img_path, img_id, xml_path, height, width, and instances (none for an image without objects), each of bbox (x1,
@@ -103,7 +121,12 @@ def read_record(folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSE
                 f"the size in annotation {xml} must be the {width}x{height} pixels of image {image}, got "
                 f"{written[0]}x{written[1]}: correct one of them"
             )
-    instances = [_instance(node, xml, (width, height), classes) for node in root.findall("object")]
+    nodes = root.findall("object")
+    if others is not None:
+        other = [name for node in nodes if (name := _class_of(node)) not in classes]
+        others.update(other)
+        nodes = [node for node in nodes if _class_of(node) in classes]
+    instances = [_instance(node, xml, (width, height), classes) for node in nodes]
     return {
         "img_id": identity,
         "img_path": str(image),
@@ -115,32 +138,19 @@ def read_record(folder: Path, identity: str, classes: Sequence[str] = VOC_CLASSE
 
 
 def find_image(folder: Path, identity: str) -> Path:
-    """The image file of an id. Raises InputError."""
-    for suffix in IMAGE_SUFFIXES:
+    """The image file of an id, whatever its ending. Raises InputError."""
+    for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"):  # found without listing the folder
         if (folder / f"{identity}{suffix}").is_file():
             return folder / f"{identity}{suffix}"
+    found = [path for path in folder.glob(f"{glob.escape(identity)}.*") if path.stem == identity and is_image(path)]
+    if found:
+        return min(found)
     raise InputError(f"image {folder / identity}.jpg does not exist: place it there or take {identity} out of the list")
-
-
-def read_image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header; of the rest only the end is read. Raises InputError."""
-    try:
-        with Image.open(path) as image:
-            size, jpeg = image.size, image.format == "JPEG"
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"image {path} cannot be read as an image: replace it or take it out of the list") from error
-    # OpenCV, which mmdet reads with, fills a missing part with grey without a warning
-    if jpeg:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _END))
-            if b"\xff\xd9" not in file.read():
-                raise InputError(f"image {path} is cut off before its end: replace it or take it out of the list")
-    return size
 
 
 def _folder(root: Path, name: str) -> tuple[Path, str]:
     year, _, part = name.partition("/")
-    if not year or not part:
+    if not year or not part or is_hidden(year) or is_hidden(part):
         raise InputError(f"image list must be YEAR/LIST, e.g. VOC2007/trainval, got {name!r}")
     if not (root / year).is_dir():
         raise InputError(f"{root} has no folder {year}: set data.root to the VOCdevkit folder that has it")
@@ -153,14 +163,23 @@ def _parse(path: Path) -> ET.Element:
     if not path.stat().st_size:
         raise InputError(f"annotation {path} is an empty file: write it or take the image out of the list")
     try:
-        root = ET.parse(path).getroot()
-    except (ET.ParseError, UnicodeDecodeError) as error:
+        root = ET.fromstring(_decoded(path.read_bytes()))
+    except (ET.ParseError, UnicodeDecodeError, LookupError, ValueError) as error:
         raise InputError(
             f"annotation {path} is not a whole XML file ({error}): fix it or take it out of the list"
         ) from error
     if root.tag != "annotation":
         raise InputError(f"annotation {path} must begin with <annotation> of PASCAL VOC, got <{root.tag}>")
     return root
+
+
+def _decoded(data: bytes) -> str | bytes:
+    """The text of an XML file; what its declaration names is decoded by Python, whose codecs are more than expat's."""
+    declared = _DECLARED.match(data)
+    if declared is None:
+        return data  # UTF-8 or UTF-16, by its first bytes
+    text = data[declared.end() :].decode(declared[1].decode())
+    return text.lstrip()
 
 
 def _number(node: ET.Element, key: str, path: Path, where: str) -> float:
@@ -174,12 +193,16 @@ def _number(node: ET.Element, key: str, path: Path, where: str) -> float:
     return value
 
 
+def _class_of(node: ET.Element) -> str:
+    return (node.findtext("name") or "").strip()
+
+
 def _instance(node: ET.Element, path: Path, size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
-    name = (node.findtext("name") or "").strip()
+    name = _class_of(node)
     if name not in classes:
         raise InputError(
-            f"classes of annotation {path} must be among the {len(classes)} of data.classes, got {name!r}: correct it "
-            f"or set data.classes"
+            f"classes of annotation {path} must be among the {len(classes)} of data.classes, got {name!r}: correct it, "
+            f"set data.classes, or leave such objects out with data.drop_other_classes"
         )
     bounds = node.find("bndbox")
     if bounds is None:

@@ -1,5 +1,6 @@
 """VOCDataModule: image lists of a VOCdevkit folder through mmdet's transforms, in loaders that repeat exactly."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seeded
+from esbnn_core.lit.image_files import SUFFIXES, list_images, read_image_size
 from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.detection import pipelines
-from tasks.detection.annotations import IMAGE_SUFFIXES, VOC_CLASSES, Record, read_image_size, read_split
+from tasks.detection.annotations import VOC_CLASSES, Record, read_split
 from tasks.detection.aspect_sampler import GroupedSampler
 
 Batch = dict[str, list[Any]]
@@ -33,6 +35,7 @@ class VOCDataModule(L.LightningDataModule):
         augment: false trains on the images as they are evaluated.
         classes: names in the order of their labels, default VOC's 20.
         skip_bad: leave out images whose file or annotation has a fault, and say how many and why.
+        drop_other_classes: leave out objects of classes that `classes` does not name, as mmdet does, and say how many.
         drop_empty: leave out training images without an object, which otherwise train as background.
         group_by_aspect: training batches of images that are all wide or all tall (tasks.detection.aspect_sampler): less
             padding if images keep their aspect.
@@ -57,6 +60,7 @@ class VOCDataModule(L.LightningDataModule):
         augment: bool = True,
         classes: Sequence[str] = VOC_CLASSES,
         skip_bad: bool = False,
+        drop_other_classes: bool = False,
         drop_empty: bool = False,
         group_by_aspect: bool = False,
         batch_size: int = 32,
@@ -69,7 +73,7 @@ class VOCDataModule(L.LightningDataModule):
         self.root, self.predict, self.classes = root, predict, tuple(classes)
         self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.skip_bad, self.drop_empty, self.augment = skip_bad, drop_empty, augment
-        self.group_by_aspect = group_by_aspect
+        self.group_by_aspect, self.drop_other_classes = group_by_aspect, drop_other_classes
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_size, self.test_size = train_size, test_size
         if len(set(self.classes)) != len(self.classes) or not self.classes:
@@ -121,14 +125,26 @@ class VOCDataModule(L.LightningDataModule):
 
     def _records(self, part: str) -> list[Record]:
         records: list[Record] = []
+        several = len({name.partition("/")[0] for name in self.lists[part]}) > 1
         for name in self.lists[part]:
-            split = read_split(self.root, name, self.classes, self.skip_bad)
+            split = read_split(self.root, name, self.classes, self.skip_bad, self.drop_other_classes)
+            if several:  # an image is known by its folder and its name: two years may both have a 000001
+                split.records = [{**r, "img_id": f"{name.partition('/')[0]}/{r['img_id']}"} for r in split.records]
             records += split.records
+            if split.other_objects:
+                named = ", ".join(f"{number:,} {other}" for other, number in split.other_objects.most_common(5))
+                rank_zero_info(f"{name}: {split.other_objects.total():,} objects of other classes left out ({named})")
             self.skipped[name] = split.skipped
             if split.skipped:
                 whole = len(split.records) + len(split.skipped)
                 first = next(iter(split.skipped.values()))
                 rank_zero_info(f"{name}: {len(split.skipped):,} of {whole:,} images skipped, the first because {first}")
+        twice = [name for name, number in Counter(record["img_id"] for record in records).items() if number > 1]
+        if twice and part != "train":
+            raise InputError(
+                f"data.{part} must name every image once, got {twice[0]} more than once: "
+                f"the lists {', '.join(self.lists[part])} overlap"
+            )
         return records
 
     def _loader(self, part: str) -> DataLoader[Any]:
@@ -194,6 +210,12 @@ class DetectionItems(Dataset[dict[str, Any]]):
             if not cv2.haveImageReader(record["img_path"]):
                 raise InputError(f"image {record['img_path']} cannot be read: replace it or take it out") from error
             raise
+        found = tuple(item["data_samples"].metainfo.get("ori_shape", ()))[:2]
+        if found and found != (record["height"], record["width"]):
+            raise InputError(
+                f"image {record['img_path']} must have {record['width']}x{record['height']} pixels as its header says, "
+                f"got {found[1]}x{found[0]}: replace it or take it out"
+            )
         item["data_samples"].set_metainfo({"padded": index < 0})
         return item
 
@@ -212,9 +234,9 @@ def _folder_records(folder: Path) -> list[Record]:
     """A record without objects for every image in a folder, by name. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"folder {folder} does not exist: set data.predict to a folder of images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
+    paths = list_images(folder, report_others=True)
     if not paths:
-        raise InputError(f"folder {folder} has no image ({', '.join(IMAGE_SUFFIXES[:3])}): set data.predict")
+        raise InputError(f"folder {folder} has no image ({', '.join(SUFFIXES[:3])}, ...): set data.predict")
     records: list[Record] = []
     stems = [path.stem for path in paths]
     for path in paths:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from esbnn_core.files import write_atomically
+from esbnn_core.lit.image_files import to_8_bits
 from tasks.detection.scoring import ImageResult, coco_results
 
 
@@ -43,7 +44,8 @@ def write_drawing(
     """Draw the detections of at least the score `least` on the image `source` and write the PNG `target`."""
     buffer = io.BytesIO()
     with Image.open(source) as image:
-        draw_boxes(image, found, classes, least).save(buffer, format="PNG")
+        turned = to_8_bits(ImageOps.exif_transpose(image), f"image {source}")  # as the detector has seen it
+        draw_boxes(turned, found, classes, least).save(buffer, format="PNG")
     write_atomically(target, buffer.getvalue())
 
 

@@ -178,7 +178,8 @@ class DetectionModule(TaskModule):
         for source, image in zip(sources, found, strict=True):
             target = self.prediction_folder / f"{image.identity}.png"
             write_drawing(source, target, image, self.classes, self.draw_above)
-            self.files[image.identity] = Path(source).name
+            # with an identity of folder and name the file is named with its folder too
+            self.files[image.identity] = str(Path(image.identity).parent / Path(source).name)
         self.found += found
         return [sample.pred_instances for sample in samples]
 

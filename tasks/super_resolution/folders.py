@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esbnn_core.errors import InputError
-from tasks.super_resolution.image_files import list_images, read_image_size
+from esbnn_core.lit.image_files import list_images, read_image_size
 from tasks.super_resolution.metrics import WINDOW
 
 HIGH = ("{n}/HR", "{n}/{m}_HR", "{n}/{m}_train_HR", "{n}/GTmod12", "{n}/image_SRF_{s}", "{n}", "{n}_HR", "{n}_train_HR")
@@ -130,7 +130,7 @@ def read_images(folder: str | Path, hr: str | Path | None, scale: int, *, skip_b
     for given, option in ((folder, "images"), (hr, "hr")):
         if given is not None and not Path(given).is_dir():
             raise InputError(f"folder {given} does not exist: set data.{option} to a folder of images")
-    low = _group((path.stem, path) for path in list_images(Path(folder)))
+    low = _group((path.stem, path) for path in list_images(Path(folder), report_others=True))
     if not low:
         raise InputError(f"folder {folder} has no image (.png, .jpg, ...): set data.images to another")
     high = _list_high(Path(hr), scale)[0] if hr is not None else {}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from esbnn_core.errors import InputError
-from tasks.detection.annotations import read_image_size, read_record, read_split
+from esbnn_core.lit.image_files import read_image_size
+from tasks.detection.annotations import read_record, read_split
 from tasks.detection.mmdet import api as mm
 from tests.helpers.detection.tiny import EMBEDDED
 
@@ -127,7 +128,7 @@ def test_an_edge_of_one_pixel_and_an_image_without_objects_are_no_faults(voc: Pa
         ("VOC2012/train", None, r"has no folder VOC2012"),
         ("train", None, r"image list must be YEAR/LIST, .*, got 'train'"),
         ("VOC2007/train", "\n", r"train\.txt must have one image id a line, got none"),
-        ("VOC2007/train", "000521  1\n", r"train\.txt must have one image id a line, got '000521 1'"),
+        ("VOC2007/train", "000521  1\n", r"train\.txt must have one image id a line, got '000521  1'"),
     ],
 )
 def test_a_wrong_list_is_one_sentence(voc: Path, name: str, text: str | None, sentence: str) -> None:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from esbnn_core.errors import InputError
-from tasks.super_resolution.image_files import convert_image, list_images, read_image, read_image_size
+from esbnn_core.lit.image_files import list_images, read_image_size
+from tasks.super_resolution.image_files import convert_image, read_image
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)
