@@ -13,6 +13,7 @@ from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.classification.on_device import KeyBatches, Keys, ResidentImages
+from tasks.classification.predictions import FolderImages, Places, class_names
 from tasks.classification.synsets import SynsetFolder
 
 
@@ -42,6 +43,7 @@ class ClassificationDataModule(L.LightningDataModule):
         prefetch_factor: batches that each loader process keeps ready.
         on_device: keep the images of a small dataset on the device that trains, and crop and mirror them there (see
             tasks.classification.on_device): the same kind of images, drawn from other random numbers.
+        predict: folder of the user's own images to predict on, default the test split.
 
     Raises:
         InputError: an unknown dataset at construction; a missing or damaged one at setup; sizes that do not fit.
@@ -64,6 +66,7 @@ class ClassificationDataModule(L.LightningDataModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008  (frozen)
         prefetch_factor: int = 2,
         on_device: bool = False,
+        predict: str | None = None,
     ) -> None:
         super().__init__()
         self.info = dataset_info(dataset)
@@ -75,22 +78,26 @@ class ClassificationDataModule(L.LightningDataModule):
         self.augmentation, self.prefetch_factor = augmentation, prefetch_factor
         check_counts(prefetch_factor=prefetch_factor)
         augmentation.check(dataset, self.info.channels, self.info.size)
-        self.on_device = on_device
+        self.on_device, self.predict = on_device, predict
         if on_device:
             self._check_on_device()
         self.splits: dict[str, SeededDataset] = {}
         self._resident: dict[str, ResidentImages] = {}
         self._opened: dict[bool, Any] = {}
         self.label_order = ""
+        self.predict_files: list[str] = []
 
     def prepare_data(self) -> None:
         """On one process: unpack or fetch, and fail here if the root is wrong."""
+        if self.predict is not None and self.trainer is not None and self.trainer.predicting:
+            return
         for train in (True, False):
             open_split(self.dataset, self.root, train, self.download, self.num_classes)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that the stage needs."""
-        parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        parts["predict"] += () if self.predict is not None else ("test",)
         for part in parts[stage] if stage else ("train", "val", "test"):
             if part not in self.splits:
                 self.splits[part] = self._split(part)
@@ -111,7 +118,34 @@ class ClassificationDataModule(L.LightningDataModule):
             self._opened[train] = whole
         return self._opened[train]
 
+    def _predict_split(self) -> SeededDataset:
+        """The user's folder, or the test split, with an item's place in the label's stead."""
+        transform = self.info.transform(False, self.image_size, self.augmentation)
+        if self.predict is not None:
+            side = self.info.size if self.info.size <= SMALL else None
+            items: Any = FolderImages(self.predict, self.info.channels, side)
+        else:
+            whole = self._open(train=False)
+            paths = [path for path, _ in whole.samples] if isinstance(whole, SynsetFolder) else None
+            items = Places(Subset(whole, range(min(self.test_size or len(whole), len(whole)))), paths)
+        self.predict_files = items.names
+        return SeededDataset(items, transform, random=False)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label, for predictions: the dataset's where it is at hand, else numbers."""
+        if self.predict is None or self._opened:
+            return class_names(next(iter(self._opened.values()), None), self.num_classes)
+        for train in (False, True):
+            try:
+                return class_names(self._open(train), self.num_classes)
+            except InputError:
+                continue
+        return class_names(None, self.num_classes)
+
     def _split(self, part: str) -> SeededDataset:
+        if part == "predict":
+            return self._predict_split()
         from_train = part == "train" or (part == "val" and self.val_size > 0)
         whole = self._open(from_train)
         if not from_train:
@@ -178,7 +212,7 @@ class ClassificationDataModule(L.LightningDataModule):
         )
         mixes = augment and self.augmentation.mixes
         items: Any = data
-        if self.on_device:
+        if self.on_device and part != "predict":
             items = KeyBatches(len(data), part)
         elif mixes:
             items = MixedBatches(data, batch_mixture(self.augmentation, self.num_classes))
@@ -189,7 +223,7 @@ class ClassificationDataModule(L.LightningDataModule):
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=as_it_is if mixes or self.on_device else None,
+            collate_fn=as_it_is if mixes or items is not data else None,
             prefetch_factor=self.prefetch_factor,
             pin_memory=torch.cuda.is_available(),
         )
@@ -207,5 +241,5 @@ class ClassificationDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test split."""
-        return self._loader("test")
+        """The user's folder, or the test split."""
+        return self._loader("predict")

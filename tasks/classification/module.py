@@ -1,5 +1,6 @@
 """ClassificationModule: a network by name, cross entropy or soft labels, top-1 and top-5."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -14,6 +15,7 @@ from esbnn_core import list_models, model_spec, train_on_bits_
 from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.lit.data import IGNORE
+from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.weight_decay import DecayRule
@@ -21,6 +23,7 @@ from esbnn_core.models import create_model
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.real_weights import real_weights_
 from tasks.classification.objectives import Batch, LabelObjective, Objective
+from tasks.classification.predictions import Prediction, best_classes, write_predictions
 
 Loaded = tuple[Tensor, Tensor]
 
@@ -52,6 +55,7 @@ class ClassificationModule(TaskModule):
         channels_last: memory format of network and images.
         compile_backend: backend of torch.compile for training, e.g. inductor; none by default. On a CPU it shortens a
             step by a tenth, after half a minute at the start; not verified on a GPU yet.
+        predictions: folder that predict writes predictions.csv into, default predictions in the run's own.
     """
 
     monitor = "val_top1"
@@ -72,6 +76,7 @@ class ClassificationModule(TaskModule):
         untrained_teachers: bool = False,
         channels_last: bool = False,
         compile_backend: str | None = None,
+        predictions: str | None = None,
     ) -> None:
         super().__init__()
         if compile_backend is not None:  # the list alone loads the compiler, which takes seconds
@@ -101,6 +106,7 @@ class ClassificationModule(TaskModule):
         self.num_classes, self.untrained_teachers = num_classes, untrained_teachers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
+        self.predictions, self.found = predictions, list[Prediction]()
         self.metrics = nn.ModuleDict({stage: _metrics(num_classes) for stage in ("val_", "test_")})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,8 +159,20 @@ class ClassificationModule(TaskModule):
         self._evaluate("test_", batch)
 
     def predict_step(self, batch: Loaded, batch_idx: int) -> Tensor:
-        """Class indices (N,) of a batch."""
-        return self(batch[0]).argmax(1)
+        """Class indices (N,) of a batch; what predictions.csv says of it is kept."""
+        logits = self(batch[0])
+        self.found += best_classes(logits, batch[1])
+        return logits.argmax(1)
+
+    def on_predict_epoch_end(self) -> None:
+        """Lightning's hook; the first process writes predictions.csv."""
+        found, self.found = from_all_processes(self.found), []
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not self.trainer.is_global_zero or data is None or not getattr(data, "predict_files", None):
+            return
+        folder = Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        write_predictions(folder / "predictions.csv", found, data.predict_files, data.class_names)
+        print(f"{folder / 'predictions.csv'}: {len(found):,} images")
 
     def _evaluate(self, stage: str, batch: Loaded) -> None:
         images, labels = batch
