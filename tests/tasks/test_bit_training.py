@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_is_still_traced_to_its_layer(make_data: MakeD
 def test_real_weights_are_refused_and_packed_ones_where_fit_begins(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:
-    with pytest.raises(InputError, match="real_weights and train_on_bits were both asked for: train step 1"):
+    with pytest.raises(InputError, match="only one of real_weights and train_on_bits can be set: train step 1"):
         make_module(real_weights=True, train_on_bits=True)
     save_checkpoint(make_module().network, tmp_path / "w.safetensors")
     pack_checkpoint(tmp_path / "w.safetensors", tmp_path / "p.safetensors")

@@ -133,7 +133,7 @@ def test_an_official_bnext_with_real_weights_is_read_both_ways(
     rows = {row["weights"]: (round(row["top1"], 3), round(row["top5"], 3)) for row in result["rows"]}
     assert rows == table(out) and result["warning"] in out
     code, _, err = run(*words, "--backend", "packed", capsys=capsys)
-    assert code == 2 and "weight temperatures up to 0.5" in err and "use --backend latent" in err
+    assert code == 2 and "to pack must be below 1e-07, got 0.5" in err and "use --backend latent" in err
 
 
 def test_an_annealed_bnext_has_one_row_and_packs(
@@ -208,7 +208,7 @@ def test_our_own_files_know_their_network(folder: Path, tmp_path: Path, capsys: 
         (["--model", "reactnet_r18"], r"'reactnet_r18' is not known: nearest"),
         (["--model", "reactnet_resnet18", "--tau", "2"], r"reactnet_resnet18 has no option 'tau'"),
         (["--model", "reactnet_resnet18", "--num-classes", "3", "--data", "/none"], r"cannot be read from /none"),
-        (["--model", "reactnet_resnet18", "--num-classes", "3", "--crop-pct", "95"], r"crop_pct=95\.0"),
+        (["--model", "reactnet_resnet18", "--num-classes", "3", "--crop-pct", "95"], r"crop_pct must be .*, got 95\.0"),
         (["--model", "reactnet_resnet18", "--batch-size", "0"], r"batch size must be a whole number"),
         (["--model", "reactnet_resnet18", "--limit", "-1"], r"limit must be 0 or more, got -1"),
         (["--dataset", "cifar10", "--split", "val"], r"cifar10 has no validation images of its own"),
