@@ -107,6 +107,7 @@ def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
         assert done.stdout.split() == ["True"], done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_network_runs_equal_on_two_sizes(dtype: torch.dtype) -> None:
     model = packed("es_reactnet_resnet8").to(dtype)

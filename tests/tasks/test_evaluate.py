@@ -112,6 +112,7 @@ def bnext() -> nn.Module:
     return trained("es_bnext_tiny", num_classes=7)
 
 
+@pytest.mark.slow
 def test_an_official_bnext_with_real_weights_is_read_both_ways(
     bnext: nn.Module, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_an_official_bnext_with_real_weights_is_read_both_ways(
     assert code == 2 and "to pack must be below 1e-07, got 0.5" in err and "use --backend latent" in err
 
 
+@pytest.mark.slow
 def test_an_annealed_bnext_has_one_row_and_packs(
     bnext: nn.Module, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_another_seed_gives_another_result(make_data: MakeData, make_trainer: Ma
     assert not same(*states)
 
 
+@pytest.mark.slow
 def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer) -> None:
     whole = module()
     make_trainer(max_epochs=3).fit(whole, make_data())
@@ -68,6 +69,7 @@ def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_tra
         assert difference == 0.0, stop
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_the_whole_one_drew(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:

@@ -105,6 +105,7 @@ def test_padding_is_ignored_and_mixtures_have_soft_labels(make_data: MakeData) -
     assert data.on_after_batch_transfer(batch, 0)[1].tolist()[1] == IGNORE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_in_an_epoch_differs_by_nothing(
     tmp_path: Any, make_data: MakeData, make_trainer: MakeTrainer, workers: int

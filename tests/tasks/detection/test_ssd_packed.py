@@ -21,6 +21,7 @@ def predictions(model: nn.Module, x: torch.Tensor) -> list[Any]:
     return [each.pred_instances for each in model.predict(x, samples, rescale=False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_packed_detectors_predict_the_same_boxes(groups: int, tmp_path: Path) -> None:
     x = images(2)
