@@ -84,6 +84,26 @@ def test_configs_that_are_named_exist(page: Path) -> None:
         assert placeholder or (ROOT / name).is_file(), f"{page.name} names {name}"
 
 
+def missing(text: str) -> list[str]:
+    """Files of the repository and modules that a page names and that do not exist."""
+    paths = re.findall(r"(?<![\w/.-])((?:esbnn_core|tasks|benchmarks|tests)/[\w/]+\.(?:py|md|cpp))", text)
+    modules = [name.replace(".", "/") for name in re.findall(r"python -m ((?:tasks|benchmarks)[\w.]*\w)", text)]
+    lost = [name for name in paths if not (ROOT / name).is_file() and not re.search(r"[A-Z]{3}", name)]
+    return lost + [name for name in modules if not (ROOT / name).is_dir() and not (ROOT / f"{name}.py").is_file()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    assert missing(page.read_text()) == []
+
+
+def test_a_file_or_module_that_is_gone_is_found() -> None:
+    text = (
+        "`esbnn_core/units/conv.py`, `tests/core/test_gone.py`, python -m tasks.evaluate, `python -m benchmarks.gone`."
+    )
+    assert missing(text) == ["tests/core/test_gone.py", "benchmarks/gone"]
+
+
 def anchors(text: str) -> set[str]:
     """What a link can point to in a page: explicit ids, and headings as GitHub and the site spell them."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)
