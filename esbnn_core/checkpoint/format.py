@@ -147,6 +147,8 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"checkpoint {path} must be a file, got a folder: give the file in it, weights.safetensors")
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist: check the path")
     if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
@@ -156,6 +158,11 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+        if is_torch_file(path):
+            raise InputError(
+                f"checkpoint {path} must be a safetensors file, got a file of torch.save: give a run's checkpoint as "
+                f"ckpt_path, or the weights.safetensors beside it; an official file is read by load_official"
+            ) from error
         raise DamagedError(
             f"checkpoint {path} is not a whole safetensors file ({error}): write or fetch it again"
         ) from error
@@ -174,6 +181,13 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
         )
     _check_finite(tensors, str(path))
     return Checkpoint(path, tensors, metadata)
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether torch.save wrote the file: a zip archive, or a pickle of its old format."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

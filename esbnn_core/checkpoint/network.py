@@ -104,8 +104,14 @@ def build_network(
             refuses; a given network is then as it was.
     """
     if model is None:
+        # shapes are compared without memory first: the options of a damaged or hostile file may ask for any amount
+        with torch.device("meta"):
+            layout = _build(checkpoint)
+            layout = pack_layout_(layout) if checkpoint.kind == "packed" else layout
+        check_state(layout, checkpoint.tensors, str(checkpoint.path))
         model = _build(checkpoint)
-    if checkpoint.kind == "packed":
+        model = pack_layout_(model) if checkpoint.kind == "packed" else model
+    elif checkpoint.kind == "packed":
         # checked on a copy without data: a file that does not fit must not leave the caller's network packed
         layout = pack_layout_(copy.deepcopy(model).to("meta"))
         check_state(layout, checkpoint.tensors, str(checkpoint.path))

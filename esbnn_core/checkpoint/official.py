@@ -113,6 +113,11 @@ def _read_tensors(source: str | Path | Mapping[str, object], label: str) -> tupl
             raise DamagedError(
                 f"official file {label} cannot be read as plain tensors ({reason}): fetch it again"
             ) from error
+    if isinstance(found, Mapping) and "pytorch-lightning_version" in found:
+        raise InputError(
+            f"official file {label} must be one of the originals, got a run's checkpoint: give it as ckpt_path, or "
+            f"give the run's weights.safetensors"
+        )
     history = found.get("temp") if isinstance(found, Mapping) else None
     last = history[-1] if isinstance(history, list) and history else None
     noted = float(last) if isinstance(last, int | float) else None

@@ -123,6 +123,13 @@ class FlipRatio(Callback):
 Which = Literal["last", "best"]
 
 
+def run_folder(trainer: L.Trainer, directory: str | None) -> Path:
+    """Where a callback writes: `directory`, else the run's folder; of a dry run (fast_dev_run) always the latter."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return Path(trainer.default_root_dir)
+    return Path(directory or trainer.log_dir or trainer.default_root_dir)
+
+
 class ExportWeights(Callback):
     """Writes weights.safetensors (latent) and packed.safetensors of the module's `network` at the end of fit.
 
@@ -175,7 +182,7 @@ class ExportWeights(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the first process writes."""
         # every process asks: log_dir is broadcast from the first one
-        folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer, self.directory)
         if not trainer.is_global_zero:
             return
         network: Any = pl_module.network

@@ -1,14 +1,19 @@
 """The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
 
+import atexit
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
@@ -76,13 +81,29 @@ class TaskCLI(LightningCLI):
         for name in self.links:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a file that is not the checkpoint of a run before anything is built; Lightning reads it here."""
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if path and path not in ("best", "last", "hpc", "registry") and ":" not in str(path):
+            check_run_checkpoint(Path(str(path)))
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not exist before anything is built; Lightning's hook."""
-        path = self._get(self.config, "ckpt_path")
-        named = not path or path in ("best", "last", "hpc", "registry") or ":" in str(path)
-        if not named and not Path(str(path)).exists():
-            raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
+        """Lightning's hook."""
         self._drop_default_callbacks()
+        if self.subcommand is not None and self._get(self.config, "trainer").fast_dev_run:
+            self._redirect_dry_run()
+
+    def _redirect_dry_run(self) -> None:
+        """Let a dry run (trainer.fast_dev_run) write elsewhere: the files of a finished run in its folder stay."""
+        folder = tempfile.mkdtemp(prefix="esbnn-dry-run-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self._get(self.config, "trainer").default_root_dir = folder
+        model = self._get(self.config, "model")
+        if "predictions" in model:
+            model.predictions = None  # the folder of the run
+        rank_zero_info("trainer.fast_dev_run: a dry run, whose files are written to a temporary folder and removed")
 
     def _drop_default_callbacks(self) -> None:
         """Leave out those of the defaults that Lightning refuses without a logger or without checkpoints."""
@@ -126,6 +147,36 @@ class TaskCLI(LightningCLI):
         if isinstance(self.model, ChecksEvaluation) and not self._get(self.config_init, "ckpt_path"):
             self.model.check_evaluation(run)
         keep_curves(self.trainer.loggers)
+
+
+def check_run_checkpoint(path: Path) -> None:
+    """Raise InputError unless `path` is the checkpoint of a run, or a folder of a sharded one."""
+    if not path.exists():
+        raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
+    if path.is_dir():
+        if (path / "model_index.json").exists():
+            raise InputError(f"ckpt_path must be the checkpoint of a run, got the pipeline {path}: give last.ckpt")
+        return
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"ckpt_path must be the checkpoint of a run, got the weights file {path}: give it as model.weights"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_torch_zip(path))
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"checkpoint {path} cannot be read ({reason}): give another one as ckpt_path") from error
+    if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
+        raise InputError(
+            f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
+            f"given as model.weights"
+        )
+
+
+def is_torch_zip(path: Path) -> bool:
+    """Whether torch can map the file into memory."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 class TrainingConfig(SaveConfigCallback):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import EpochSampler, mix_seed
@@ -23,6 +24,33 @@ class ResumableSampler(EpochSampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         start, self.skipped = self.skipped, 0
         return islice(super().__iter__(), start, None)
+
+
+class InOrderSampler(ResumableSampler, SequentialSampler):  # type: ignore[misc]
+    """A ResumableSampler in index order, which Lightning recognises as sequential (trainer.overfit_batches)."""
+
+
+def make_sampler(
+    size: int, trainer: L.Trainer | None, *, train: bool, seed: int = 0, repeats: int = 1
+) -> ResumableSampler:
+    """The sampler of one part of a data module, for this process of the run.
+
+    Args:
+        size: of the dataset.
+        trainer: of the data module; None for a single process.
+        train: a new order every epoch, unless trainer.overfit_batches asks for the same batches in every epoch.
+        seed: of the run.
+        repeats: as EpochSampler's.
+    """
+    rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    if train and not overfits(trainer):
+        return ResumableSampler(size, shuffle=True, seed=seed, rank=rank, world=world, repeats=repeats)
+    return InOrderSampler(size, shuffle=False, seed=seed, rank=rank, world=world)
+
+
+def overfits(trainer: L.Trainer | None) -> bool:
+    """Whether the run trains on the same few batches in every epoch."""
+    return trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined,no-any-return]
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError, check_counts
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
-from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.classification.on_device import KeyBatches, Keys, ResidentImages
@@ -198,18 +198,11 @@ class ClassificationDataModule(L.LightningDataModule):
         return self._keep(batch.part).batch(batch, batch.places.device)
 
     def _loader(self, part: str) -> DataLoader[Any]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         data = self.splits[part]
         train = part == "train"
         augment = train and self.augment
-        sampler = ResumableSampler(
-            len(data),
-            shuffle=train,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            repeats=self.augmentation.repeats if augment else 1,
-        )
+        repeats = self.augmentation.repeats if augment else 1
+        sampler = make_sampler(len(data), self.trainer, train=train, seed=self.seed, repeats=repeats)
         mixes = augment and self.augmentation.mixes
         items: Any = data
         if self.on_device and part != "predict":

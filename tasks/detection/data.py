@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import seeded
 from esbnn_core.lit.image_files import SUFFIXES, list_images, read_image_size
-from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
 from tasks.detection import pipelines
 from tasks.detection.annotations import VOC_CLASSES, Record, read_split
 from tasks.detection.aspect_sampler import GroupedSampler
@@ -150,8 +150,8 @@ class VOCDataModule(L.LightningDataModule):
     def _loader(self, part: str) -> DataLoader[Any]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         train = part == "train"
-        sampler = ResumableSampler(len(self.splits[part]), shuffle=train, seed=self.seed, rank=rank, world=world)
-        if train and self.group_by_aspect:
+        sampler = make_sampler(len(self.splits[part]), self.trainer, train=train, seed=self.seed)
+        if train and self.group_by_aspect and not overfits(self.trainer):
             wide = [int(record["width"] >= record["height"]) for record in self.splits[part].records]
             sampler = GroupedSampler(wide, self.batch_size, seed=self.seed, rank=rank, world=world)
         return resumable_loader(

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError, check_choice
-from esbnn_core.lit.resumable import ResumableSampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, resumable_loader
 from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
 
@@ -149,8 +149,7 @@ class SRDataModule(L.LightningDataModule):
         return [self._loader(items, part == "train") for items in self.splits[part]]
 
     def _loader(self, items: TrainItems | EvalItems, train: bool) -> DataLoader[Any]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = ResumableSampler(len(items), shuffle=train, seed=self.seed, rank=rank, world=world)
+        sampler = make_sampler(len(items), self.trainer, train=train, seed=self.seed)
         return resumable_loader(
             items,
             sampler,

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from esbnn_core.lit.callbacks import run_folder
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 
 
@@ -27,7 +28,7 @@ class ExportPipeline(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the first process writes."""
         # in every process, because log_dir is broadcast from the first one
-        folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer, self.directory)
         if trainer.is_global_zero:
             module: Any = pl_module
             save_pipeline(module.pipeline, folder / "pipeline")
