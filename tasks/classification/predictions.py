@@ -81,7 +81,8 @@ def class_names(dataset: Any, classes: int) -> list[str]:
     if getattr(dataset, "official", False) or (dataset is None and classes == len(official_synsets())):
         from timm.data import ImageNetInfo
 
-        return [ImageNetInfo().index_to_description(i) for i in range(classes)]
+        words = ImageNetInfo()  # reads its lists from files
+        return [words.index_to_description(i) for i in range(classes)]
     named = [str(name) for name in known] if known is not None and len(known) == classes else None
     return named or [str(i) for i in range(classes)]
 

@@ -102,7 +102,7 @@ def test_a_detector_by_name(
         assert "is packed and holds no latent weights" in failed(*own, "--backend", "latent", capsys=capsys)
         code, _, err = run(*own, capsys=capsys)
         assert code == 0 and json.loads(Path(words[-1]).read_text())["backend"] == "packed", err
-    assert "nowhere holds no folder VOC2007" in failed(*words, "--data", "nowhere", capsys=capsys)
+    assert "nowhere has no folder VOC2007" in failed(*words, "--data", "nowhere", capsys=capsys)
     # nothing is passed over in silence
     for given, told in (
         (["--image-size", "17"], "--image-size was given with a network of detection"),
@@ -154,7 +154,7 @@ def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys
     again = json.loads((tmp_path / "r.json").read_text())
     assert (again["name"], again["dataset"], again["expected"]) == ("sr", "odd", None)
     assert again["measured"] == pytest.approx(result["measured"])
-    assert "holds no images of the set gone" in failed(*words[:-1], "gone", capsys=capsys)
+    assert "must have a folder gone, gone/HR or gone_train_HR" in failed(*words[:-1], "gone", capsys=capsys)
     assert "was given without --dataset" in failed(*words[:-2], capsys=capsys)
     assert "--groups was given with a network of super_resolution" in failed(*words, "--groups", "2", capsys=capsys)
     assert "does not exist" in failed(path, "--config", "gone/super_resolution/x.yaml", *words[3:], capsys=capsys)

@@ -58,7 +58,7 @@ def test_local_files_that_are_no_teacher(tmp_path: Path, capsys: pytest.CaptureF
     torch.save(state, path)
     refused("and [0-9]+ more: name the timm model", "test_resnet")
     torch.save({"model": {"a": 1}}, path)
-    refused("hold no mapping of tensors")
+    refused("must be a mapping of tensors")
     torch.save({"model": Evil()}, path)
     refused("cannot be read as plain tensors")
     path.write_bytes(b"\x00" * 100)

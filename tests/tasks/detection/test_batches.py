@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mmdet.datasets.samplers import AspectRatioBatchSampler
+from PIL import Image
 from torch.utils.data import Sampler
 
 from esbnn_core.lit.callbacks import EpochSeed
@@ -77,15 +78,19 @@ def test_an_interrupted_epoch_goes_on_with_the_batches_left(workers: int) -> Non
     assert list(second) == whole  # the epoch after it is a whole one
 
 
-def test_images_of_a_batch_are_all_wide_or_all_tall(make_voc: Callable[..., VOCDataModule]) -> None:
+def test_images_of_a_batch_are_all_wide_or_all_tall(tmp_path: Path, make_voc: Callable[..., VOCDataModule]) -> None:
     """12 images of which 4 are tall: no batch of two is mixed, whatever the epoch; evaluation keeps its order."""
 
     def mixed(group: bool) -> list[int]:
         data = make_voc(group_by_aspect=group, augment=False, train=["VOC2007/train", "VOC2007/test"])
         data.setup("fit")
         records = data.splits["train"].records
-        for record in records[3:6]:  # the third is tall, of these it is only said
-            record["width"], record["height"] = sorted((record["width"], record["height"]))
+        for record in records[3:6]:  # the third is tall, these are turned
+            with Image.open(record["img_path"]) as image:
+                turned = image.transpose(Image.Transpose.ROTATE_90) if image.width > image.height else image.copy()
+            record["img_path"], record["instances"] = str(tmp_path / f"{record['img_id'][-6:]}.png"), []
+            turned.save(record["img_path"])
+            record["width"], record["height"] = turned.size
         tall = {record["img_id"] for record in records if record["width"] < record["height"]}
         assert len(tall) == 4
         loader = data.train_dataloader()
