@@ -31,6 +31,7 @@ def values(text: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in text.split("\n\n")[1].splitlines()}
 
 
+@pytest.mark.slow
 def test_count_in_a_process_prints_the_published_digits() -> None:
     command = [sys.executable, "-m", "esbnn_core.cli", "count", "es_reactnet_resnet18", "--tau", "4", "--groups", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -41,6 +42,7 @@ def test_count_in_a_process_prints_the_published_digits() -> None:
     assert summary["es_reactnet_resnet18"] == ["at", "3x224x224"]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_one_line_and_exit_code_2() -> None:
     for argv in (["count", "reactnt_resnet18"], ["pack", "no_such.safetensors", "out.safetensors"]):
         done = processes.run([sys.executable, "-m", "esbnn_core.cli", *argv], ROOT)

@@ -59,6 +59,7 @@ def compare(device: Emulator, arguments: Args, number: int, ways: Any, monkeypat
         assert equal(convolve(arguments, lanes), want), (number, tile, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_every_bit_of_the_operator_is_naives(part: int, device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40 * part, 40 * part + 40):

@@ -209,6 +209,7 @@ def test_costs_stay_it_trains_and_packs(name: str, tau: int, groups: int) -> Non
     assert torch.equal(packed, latent)
 
 
+@pytest.mark.slow
 def test_every_layer_of_the_usual_networks_is_expanded() -> None:
     for name in ("resnet18", "resnet50", "vgg11_bn", "timm resnet10t", "reactnet", "recu"):
         model, _ = net(name)

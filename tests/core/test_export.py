@@ -49,6 +49,7 @@ def runs_of(model: nn.Module, kind: type[nn.Module], x: Tensor) -> int:
     return len(ran)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

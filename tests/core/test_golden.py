@@ -22,6 +22,7 @@ def test_recu_resnet20() -> None:
         close(model(x), RECORDS["recu_resnet20/2x32"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reactnet_a", "rep_reactnet_a"])
 def test_reactnet_a_and_its_first_blocks(name: str) -> None:
     model = fill(create_model(name))
@@ -36,6 +37,7 @@ def test_reactnet_a_and_its_first_blocks(name: str) -> None:
                 close(x, RECORDS[f"{record}/feature.{i}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "record", "temperature"),
     [
@@ -78,6 +80,7 @@ def test_bidet_resnet18_and_its_layer4() -> None:
         close(model.layer4(closed_form("roi", 2 * 256 * 49).view(2, 256, 7, 7)), RECORDS["bidet_r18/layer4(7x7 roi)"])
 
 
+@pytest.mark.slow
 def test_bidet_vgg16_under_the_detectors_norm() -> None:
     model = fill(create_model("bidet_vgg16"))
     with torch.no_grad():

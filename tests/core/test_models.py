@@ -66,6 +66,7 @@ def test_every_network_trains(name: str) -> None:
         assert model.get_parameter(key).grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_without_expansion_es_is_the_plain_network(name: str) -> None:
     plain, es = create_small(name), create_small(f"es_{name}", tau=1, groups=1)
@@ -179,6 +180,7 @@ def test_stem_copies_start_equal_and_copy_spread_parts_them(name: str) -> None:
             create_small(name, copy_spread=1.0)
 
 
+@pytest.mark.slow
 def test_a_rule_adds_its_factors_to_the_options_of_the_plain_network() -> None:
     for name in list_models():
         rule, _, plain = name.partition("_")

@@ -138,6 +138,7 @@ def test_bad_image_file_is_named(tmp_path: Path, content: bytes | None, workers:
         list(data.train_dataloader())
 
 
+@pytest.mark.slow
 def test_more_labels_than_classes(tmp_path: Path, data_root: str) -> None:
     data = ClassificationDataModule(root=data_root, num_classes=9)
     with pytest.raises(InputError, match="must be below num_classes=9, got 9"):

@@ -240,6 +240,7 @@ def test_a_bad_image_in_a_worker_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert f"error: image {bad} cannot be read" in err and "Traceback" not in err and err.count("\n") <= 2
 
 
+@pytest.mark.slow
 def test_other_datasets_and_their_channels(data_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(trained("reactnet_resnet8", num_classes=10), tmp_path / "rgb.safetensors")
     words = ["--data", data_root, "--dataset", "fashion_mnist_mini", "--limit", 64]

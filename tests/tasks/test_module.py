@@ -49,6 +49,7 @@ def test_predict_goes_over_the_test_split_in_order(make_data: MakeData, make_tra
         assert torch.equal(classes, module.eval()(images).argmax(1)) and len(classes) == 37
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_lowers_the_loss(make_data: MakeData, make_trainer: MakeTrainer, precision: Any) -> None:
     module, data = make_module(channels_last=True), make_data(train_size=256)

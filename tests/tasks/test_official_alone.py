@@ -37,6 +37,7 @@ def there_and_back(declares, keys):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "declares", "keys"),
     [

@@ -242,6 +242,7 @@ def test_a_run_that_was_cut_off_goes_on(
     assert last.values == whole.values
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_proxy_with_its_log(small: Path) -> None:
     path = small / "configs" / "reactnet.yaml"
     body = yaml.safe_load(path.read_text())

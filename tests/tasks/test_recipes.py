@@ -258,6 +258,7 @@ def test_bnexts_teachers_and_both_forms_of_its_loss(name: str, assistants: list[
     assert body(name)["trainer"]["gradient_clip_val"] == 5.0 and "clipped at 5." in header(name)
 
 
+@pytest.mark.slow
 def test_the_other_objectives() -> None:
     for name in NAMES:
         objective = build(name).model.objective

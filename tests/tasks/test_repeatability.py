@@ -29,6 +29,7 @@ def module() -> Any:
     return make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
 
 
+@pytest.mark.slow
 def test_two_runs_and_two_worker_counts_give_one_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     states = []
     for workers in (0, 0, 2):

@@ -37,6 +37,7 @@ def call(*words: str) -> int:
     return run(ClassificationModule, ClassificationDataModule, list(words))
 
 
+@pytest.mark.slow
 def test_a_dry_run_changes_nothing_of_a_finished_run(
     fit: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_dry_run_changes_nothing_of_a_finished_run(
     assert files(tmp_path / "runs") == before and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_overfitting_trains_on_the_same_batches(fit: list[str], tmp_path: Path) -> None:
     words = ["--trainer.overfit_batches", "2", "--trainer.max_epochs", "12", "--model.optimizer", "torch.optim.Adam"]
     words += ["--model.optimizer.lr", "0.01", "--data.augment", "false"]
@@ -87,6 +89,7 @@ def test_a_run_without_a_logger_and_without_checkpoints(fit: list[str], tmp_path
     assert not list((tmp_path / "runs/recipe").glob("**/*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_wrong_file_in_ckpt_path_is_named(
     fit: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_published_values_are_those_of_their_sources() -> None:
     assert all(cell.source for cell in PUBLISHED.values() if cell.value)
 
 
+@pytest.mark.slow
 def test_digits_stay_as_they_are_printed() -> None:
     """0.3210 keeps its last digit, which a number would lose."""
     lines = make_cells(table("sr"), {}, "data")
@@ -84,6 +85,7 @@ def test_digits_stay_as_they_are_printed() -> None:
     assert sum(count_decimals(cell.value) == 4 and cell.value.endswith("0") for cell in PUBLISHED.values()) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_builds_counts_and_is_no_dearer_than_its_partner(name: str) -> None:
     costs: dict[str, RowCost] = {row.name: count_row(row) for row in table(name).rows}

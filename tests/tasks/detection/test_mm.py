@@ -153,6 +153,7 @@ def test_a_config_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         mm.load_config(tmp_path / "broken.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssd300_voc0712.py", "faster-rcnn_r50_fpn_1x_voc0712.py"])
 def test_a_stock_config_gives_losses_and_predictions_on_real_images(name: str) -> None:
     """The file as mmdet ships it, its pipelines and its model; Faster R-CNN then sees the images at a sixth."""

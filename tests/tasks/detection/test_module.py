@@ -66,6 +66,7 @@ def test_an_image_without_objects_trains_and_evaluates(voc: Path, make_voc: Make
     assert numbers["test_map_11point"] == numbers["test_coco"] == 0
 
 
+@pytest.mark.slow
 def test_resume_differs_by_nothing(tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer) -> None:
     """From an epoch's end, and from the middle of one, in which the learning rate has just been lowered."""
 

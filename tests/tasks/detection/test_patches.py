@@ -134,6 +134,7 @@ def ends(target: Callable[[bool], None], patched: bool, seconds: float) -> bool:
     return done
 
 
+@pytest.mark.slow
 def test_map_ends_under_a_sigterm_handler_with_the_patch_alone() -> None:
     assert ends(under_a_handler, patched=True, seconds=30)
     assert not ends(under_a_handler, patched=False, seconds=3)

@@ -22,6 +22,7 @@ def by_prior(maps: list[Tensor], values: int) -> Tensor:
     return torch.cat([y.permute(0, 2, 3, 1).reshape(len(y), -1, values) for y in maps], 1)
 
 
+@pytest.mark.slow
 def test_sources_heads_and_priors_are_those_of_the_original() -> None:
     model = fill(detector("bidet"))
     with torch.no_grad():

@@ -44,6 +44,7 @@ def test_packed_detectors_predict_the_same_boxes(groups: int, tmp_path: Path) ->
         assert (tmp_path / "packed.safetensors").stat().st_size < 26e6
 
 
+@pytest.mark.slow
 def test_with_tau_one_the_expanded_detector_is_the_plain_one() -> None:
     plain, es = detector("bidet"), detector("es_bidet", tau=1)
     assert plain.state_dict().keys() == es.state_dict().keys()

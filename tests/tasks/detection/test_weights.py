@@ -95,6 +95,7 @@ def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
         load_backbone_(detector, "gone.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [1, 2])
 @pytest.mark.parametrize("kind", ["resnet18", "vgg16"])
 def test_what_a_pre_training_exports_fills_the_detector(
@@ -134,6 +135,7 @@ def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path, tau: int)
         load_backbone_(Detector(tau), tmp_path / "bireal.safetensors")
 
 
+@pytest.mark.slow
 def test_a_trunk_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     """Their tensors have the same names and shapes, so that nothing else would tell."""
     save_checkpoint(trunk("bidet_vgg16", variant="xnor"), tmp_path / "vgg.safetensors")

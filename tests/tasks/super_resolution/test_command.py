@@ -51,6 +51,7 @@ def smoke(folder: Path, name: str, *more: str, recipe: str = "es_bi_diffsr_x2") 
     return command(*words(folder, name, *more, recipe=recipe))
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = write_sets(tmp_path / "sets")
     small = [f"--data.root={sets}", "--data.val=[small]", "--data.test=[small,odd]"]
@@ -77,6 +78,7 @@ def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert result.size == (2 * source.width, 2 * source.height)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_count_every_image_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = write_sets(tmp_path / "sets")
     small = [f"--data.root={sets}", "--data.train=[pieces]", "--data.val=[small]", "--data.test_size=0"]
@@ -166,6 +168,7 @@ def test_a_recipe_is_the_papers_and_its_header_says_so(name: str) -> None:
         assert sum(p.numel() for p in network.parameters()) == 51_280_387
 
 
+@pytest.mark.slow
 def test_the_data_file_names_the_published_sets_and_ema_is_added(tmp_path: Path) -> None:
     data = SRDataModule(**yaml.safe_load((CONFIGS / "data_df2k.yaml").read_text())["data"])
     assert data.lists["train"] == ("DF2K",) and data.test_names == ("Set5", "B100", "Urban100", "Manga109")

@@ -49,6 +49,7 @@ def merged(parts: Any) -> dict[str, float]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_real_images(sets: Path, make_trainer: MakeTrainer) -> None:
     losses: list[float] = []
 
