@@ -64,6 +64,7 @@ def amx(emulated: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "choose", lambda: (emulated, Status(NAME, "emulated", ())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_every_bit_of_the_epilogue_is_naives(part: int, emulated: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60 * part, 60 * part + 60):
@@ -88,6 +89,7 @@ def sums(c: Case) -> tuple[Tensor, Tensor]:
     return got.double(), F.conv2d(ring, weight, None, c.stride, 0, c.dilation, c.groups)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("amx")
 def test_sums_of_drawn_geometries_are_torchs() -> None:
     executed = 0
@@ -132,6 +134,7 @@ def test_layers_larger_than_what_is_spread_at_once(
     assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("amx")
 def test_any_number_of_threads_gives_the_same() -> None:
     before = torch.get_num_threads()
@@ -159,6 +162,7 @@ def test_a_whole_packed_network_is_the_latent_one(name: str, options: dict[str, 
     assert want.isfinite().all() and want.std() > 0
 
 
+@pytest.mark.slow
 def test_the_real_path_is_made_of_tile_instructions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cxx = compiler()
     if not library.supports_amx(cxx, tmp_path):

@@ -57,12 +57,14 @@ def test_the_published_digits(name: str) -> None:
     assert result.ops == pytest.approx(result.bops / 64 + result.flops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_MATMULS)
 def test_binary_attention_is_counted_apart(name: str) -> None:
     result = count(*made(name, "meta"))
     assert (f"{result.matmul_bops / 1e9:.4f}", f"{result.ops_with_matmuls / 1e8:.4f}") == WITH_MATMULS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGER)
 def test_the_larger_bnexts(name: str) -> None:
     *operations, plain_params, es_params, binary = LARGER[name]

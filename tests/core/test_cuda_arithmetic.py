@@ -68,6 +68,7 @@ def test_every_bit_of_the_operator_is_naives(part: int, device: Emulator, monkey
     assert {kernel.tile for kernel in device.launched if kernel.function == "conv"} == set(TILES)
 
 
+@pytest.mark.slow
 def test_whole_words_and_wide_accesses(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(36):
         ways = [("Large", "Bits"), ("Small", "Bits"), (("Large", "Small")[number % 2], "Bytes")][number % 4 % 3 :]
@@ -110,6 +111,7 @@ def test_a_tile_is_chosen_by_the_blocks_it_gives() -> None:
     assert launch.tile_for(256 * 3136, 16, 1, 132) == launch.SMALL  # half of a large tile would be empty
 
 
+@pytest.mark.slow
 def test_packing_is_naives_for_every_layout(device: Emulator) -> None:
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45])

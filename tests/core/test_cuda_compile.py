@@ -85,6 +85,7 @@ def usage(log: str) -> tuple[int, int]:
     return int(registers[1]), int(shared[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 def test_it_compiles_without_spills_into_matrix_instructions(architecture: int, tmp_path: Path) -> None:
     compiler()
@@ -191,6 +192,7 @@ def test_nothing_is_loaded_inside_the_capture_of_a_graph(monkeypatch: pytest.Mon
     assert gpu.architecture == "sm_90" and gpu.multiprocessors == 132
 
 
+@pytest.mark.slow
 def test_importing_touches_neither_the_bindings_nor_a_device() -> None:
     code = """
 import sys, torch

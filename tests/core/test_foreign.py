@@ -123,6 +123,7 @@ def test_containers_prefix_flat_weights_and_scalars(name: str, container: str | 
     assert same(one, other.state_dict())
 
 
+@pytest.mark.slow
 def test_exact_zeros_and_temperatures_are_reported() -> None:
     official = to_official(stirred("reactnet_resnet18", 1))
     official["layer1.0.binary_conv.weight"][0, 0] = 0
@@ -247,6 +248,7 @@ def test_files_that_are_not_plain_tensors(tmp_path: Path, capsys: pytest.Capture
         load_official(model, tmp_path / "no.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_file_is_one_sentence_wherever_it_is_cut(tmp_path: Path, zipped: bool) -> None:
     """Both containers of torch.save, cut near both ends, where the pickle lies, and with one byte turned."""

@@ -118,6 +118,7 @@ def test_inference_costs_what_a_reactnet_costs(depth: int) -> None:
             assert model.has_training_parts  # counting leaves the network alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_packing_drops_the_real_stream(name: str, tmp_path: Path) -> None:
     model = stir(made(name))

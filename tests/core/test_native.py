@@ -192,6 +192,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
 
 
+@pytest.mark.slow
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     code = "import esbnn_core, esbnn_core.packed; import pathlib, os; print(os.listdir(os.environ['ESBNN_CACHE']))"
     done = subprocess.run(

@@ -196,6 +196,7 @@ def two_epochs(workers: int) -> list[list[tuple[Tensor, Tensor]]]:
     return out
 
 
+@pytest.mark.slow
 def test_every_draw_is_the_same_for_any_number_of_workers() -> None:
     pytest.importorskip("timm")
     alone = two_epochs(0)
@@ -253,6 +254,7 @@ def test_evaluation_and_unaugmented_training_are_not_mixed(make_data: MakeData) 
     assert len({index for index, _ in data.train_dataloader().sampler}) == 32
 
 
+@pytest.mark.slow
 def test_a_resumed_run_mixes_what_the_whole_one_mixed(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:

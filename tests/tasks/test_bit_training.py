@@ -27,6 +27,7 @@ def fitted(module: ClassificationModule, data: ClassificationDataModule, trainer
     return {key: value.item() for key, value in trainer.callback_metrics.items()}
 
 
+@pytest.mark.slow
 def test_a_fit_on_bits_is_the_plain_fit(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     found = []
     for on_bits in (False, True):
@@ -66,6 +67,7 @@ def test_bf16_lowers_the_loss_and_exports_what_packs(
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_bnext_begins_on_bits_once_it_is_annealed(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     options = {"stem_stride": 1}
     with pytest.warns(UserWarning, match="its temperature is not annealed below 1e-07"):

@@ -123,6 +123,7 @@ def test_recus_schedule_refuses(make_trainer: MakeTrainer) -> None:
         make_trainer(max_epochs=-1, max_steps=2, callbacks=[ReCUSchedule()]).fit(Quick(unit("recu")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["last", "best"])
 @pytest.mark.parametrize("real", [False, True])
 def test_the_network_asked_for_is_exported(

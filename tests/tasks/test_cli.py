@@ -46,6 +46,7 @@ def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) 
     assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "es_reactnet_resnet8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

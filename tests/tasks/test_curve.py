@@ -72,6 +72,7 @@ def folder(tmp_path: Path, whole: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "again"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "broken"), [(4, -1), (6, 7)])
 def test_the_curve_of_a_resumed_run_is_the_uninterrupted_ones(
     folder: Path, whole: Path, data_root: str, step: int, broken: int

@@ -148,6 +148,7 @@ def test_more_labels_than_classes(tmp_path: Path, data_root: str) -> None:
         ClassificationDataModule("imagenet", root=str(root), num_classes=3, val_size=99).setup("fit")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MINI.is_dir(), reason="shared/data/imagenet-mini is not on this machine")
 def test_real_imagenet_images() -> None:
     data = ClassificationDataModule("imagenet", root=str(MINI), num_classes=10, batch_size=25, test_size=50)

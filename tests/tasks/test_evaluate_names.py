@@ -49,6 +49,7 @@ def test_one_of_ours_by_name(
     assert {"file", "sha256", "bytes", "options", "dataset", "split", "flops"} <= set(by_call)
 
 
+@pytest.mark.slow
 def test_outside_the_tolerance_is_exit_code_1(
     home: Path, right: float, data_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ def linked() -> dict[str, Any]:
     return {**GIVEN, **LINKED, **kind, "name": "recu", "value": None}
 
 
+@pytest.mark.slow
 def test_an_official_file_without_a_hash_is_read_and_gives_its_entry(
     linked: dict[str, Any], data_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_trunk_is_read_and_counted_alone(
     assert "does not fit the network" in failed(*words, capsys=capsys)
 
 
+@pytest.mark.slow
 def test_an_address_is_fetched_and_evaluated(
     linked: dict[str, Any],
     data_root: str,
@@ -305,6 +308,7 @@ def test_a_damaged_file_is_not_kept(
     assert "removed" not in told and (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_the_list_needs_no_task() -> None:
     lines = [
         "import sys; from tasks.evaluate import main; assert main(['--list']) == 0",

@@ -59,6 +59,7 @@ def detector(tmp_path: Path) -> tuple[list[Any], nn.Module]:
     return ["det", "--catalogue", manifest, "--data", EMBEDDED, "--json", tmp_path / "r.json"], network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["latent", "packed"])
 def test_a_detector_by_name(
     detector: tuple[list[Any], nn.Module],
@@ -113,6 +114,7 @@ def test_a_detector_by_name(
         assert told in failed(*words, *given, capsys=capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["latent", "packed"])
 def test_a_super_resolution_network_by_path(backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, sets = tmp_path / "sr.safetensors", write_sets(tmp_path / "sets")

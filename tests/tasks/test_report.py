@@ -85,6 +85,7 @@ def decoded(picture: pictures.Picture) -> Any:
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_measured_bars_stand_beside_the_published_ones() -> None:
     plain = pictures.draw_figure1(outcome("figure1"))
     found = {("bnext_tiny", "ImageNet-1k", "top1"): Measurement(72.1, "a file")}

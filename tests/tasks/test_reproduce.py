@@ -216,6 +216,7 @@ def test_a_file_that_this_project_cannot_read_is_asked_of_nobody(
     assert commands["cifar10", "recu_resnet20"].startswith("python -m tasks.evaluate recu_resnet20_cifar10")
 
 
+@pytest.mark.slow
 def test_one_folder_gathers_what_several_runs_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def pair(make_data: MakeData, **options: Any) -> tuple[ClassificationDataModule,
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [{}, {"mean": (0.485,), "std": (0.229,)}])
 def test_images_that_are_not_drawn_are_the_loaders_to_the_last_bit(make_data: MakeData, numbers: Any) -> None:
     there, here = pair(make_data, augment=False, augmentation=Augmentation(**numbers))
@@ -46,6 +47,7 @@ def test_images_that_are_not_drawn_are_the_loaders_to_the_last_bit(make_data: Ma
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
+@pytest.mark.slow
 def test_training_images_are_cuts_of_the_originals_and_all_cuts_come(make_data: MakeData) -> None:
     # in the dataset's own numbers: black is what 0 becomes
     there, here = pair(make_data, batch_size=16, train_size=32)

@@ -83,6 +83,7 @@ def test_samplers_of_an_overfitting_run_go_in_order(size: int, world: int) -> No
     assert not isinstance(make_sampler(size, Trainer(), train=True), InOrderSampler)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_logger_and_without_checkpoints(fit: list[str], tmp_path: Path) -> None:
     assert call(*fit, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false") == 0
     assert (tmp_path / "runs/recipe/weights.safetensors").is_file()

@@ -104,6 +104,7 @@ def test_every_row_builds_counts_and_is_no_dearer_than_its_partner(name: str) ->
         assert len({(row.options["tau"], row.options["groups"]) for row in table(name).rows}) == 6
 
 
+@pytest.mark.slow
 def test_classifiers_have_the_known_digits() -> None:
     met = set()
     for name, row in rows():
@@ -123,6 +124,7 @@ def test_classifiers_have_the_known_digits() -> None:
     assert {"figure1", "imagenet", "ops"} == {name for name, _ in met}
 
 
+@pytest.mark.slow
 def test_detectors_and_the_unet_have_the_known_digits() -> None:
     ssd, small, unet = (count_row(table("ops").row(n)) for n in ("bidet_ssd300", "recu_resnet20", "bi_diffsr"))
     assert (f"{ssd.bops / 1e9:.3f}", f"{ssd.flops / 1e8:.3f}", f"{ssd.ops / 1e8:.2f}") == ("40.489", "26.302", "32.63")
@@ -146,6 +148,7 @@ def test_detectors_and_the_unet_have_the_known_digits() -> None:
     assert f"{trunk / 1e8:.2f}" == "18.06"
 
 
+@pytest.mark.slow
 def test_published_operations_are_met_or_said_to_differ() -> None:
     lines = {line.name: line for name in ("imagenet", "ops") for line in make_cells(table(name), {}, "data")}
     for name in ("bireal_resnet18", "reactnet_a", "bnext_tiny", "es_bnext_tiny", "bnext_small", "bnext_large"):

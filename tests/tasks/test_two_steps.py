@@ -238,6 +238,7 @@ def test_the_loader_refuses_another_batch_size_and_another_sampler() -> None:
         next(iter(ResumableLoader(Indices(), batch_size=5)))
 
 
+@pytest.mark.slow
 def test_noise_in_the_middle_of_an_epoch_is_the_uninterrupted_runs(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:

@@ -34,6 +34,7 @@ def smoke(folder: Path, name: str, *words: str) -> int:
     return command(name, "--config", SMOKE, *model, *places, *quiet, *words)
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert smoke(tmp_path, "fit") == 0
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["pipeline"] == TINY

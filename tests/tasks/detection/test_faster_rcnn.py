@@ -72,6 +72,7 @@ def test_the_rpns_prior_is_its_proposals_entropy_without_a_gradient() -> None:
     assert not found["loss_rpn_prior"].requires_grad and found["loss_rpn_feature"].requires_grad
 
 
+@pytest.mark.slow
 def test_the_regions_prior_teaches_the_classifier() -> None:
     model = made("bidet")
     x, samples = batch()

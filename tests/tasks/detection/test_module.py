@@ -222,6 +222,7 @@ def test_a_whole_detectors_file_gives_the_same_predictions(
             assert torch.equal(a.bboxes, b.bboxes) and torch.equal(a.scores, b.scores) and len(a) > 0
 
 
+@pytest.mark.slow
 def test_a_run_exports_a_packed_detector_that_predicts_the_same(
     tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer
 ) -> None:

@@ -53,6 +53,7 @@ def near(model: nn.Module, loss: Loss) -> list[float]:
     return [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bidet", "es_bidet"])
 def test_both_stages_of_faster_rcnn_on_given_features_and_proposals(name: str) -> None:
     model = made(name)
@@ -102,6 +103,7 @@ def test_the_ssd_head_on_given_features() -> None:
     assert near(model, loss)[-1] > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bidet_resnet18", "es_bidet_resnet18", "es_bidet_vgg16"])
 def test_every_unit_of_the_trunks_on_its_own_input(name: str) -> None:
     torch.manual_seed(0)

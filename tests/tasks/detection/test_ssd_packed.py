@@ -57,6 +57,7 @@ def test_with_tau_one_the_expanded_detector_is_the_plain_one() -> None:
             assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pad", "shortcuts", "values"), [("bireal", 0, True, 4), ("xnor", 0, False, 4), ("bidet", -1, False, 8)]
 )

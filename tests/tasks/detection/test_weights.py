@@ -121,6 +121,7 @@ def test_what_a_pre_training_exports_fills_the_detector(
     assert got.keys() == want.keys() and all(torch.equal(tensor, want[name]) for name, tensor in got.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [1, 2])
 def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path, tau: int) -> None:
     source = trunk("es_bireal_resnet18", tau=tau, num_classes=4).eval()

@@ -21,6 +21,7 @@ def test_all_records_are_used() -> None:
     assert set(RECORDS) == {f"bidiffsr/{name}" for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0, 399, 400, 1960])
 def test_the_whole_network_on_both_sides_of_a_group_boundary(official: BIDiffSRUNet, t: int) -> None:
     noisy = closed_form("noisy", 3 * 32 * 32).view(1, 3, 32, 32)

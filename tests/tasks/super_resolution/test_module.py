@@ -92,6 +92,7 @@ def test_the_loss_is_l1_of_noise_added_by_the_schedule(sets: Path, make_trainer:
         assert loss == pytest.approx(float((predicted - noise).abs().mean()), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "average"), [("epoch=0-step=3", False), ("epoch=1-step=4", False), ("epoch=1-step=4", True)]
 )
@@ -183,6 +184,7 @@ def test_lpips_is_logged_where_it_is_at_hand(
     assert not any("lpips" in name for name in module.state_dict())
 
 
+@pytest.mark.slow
 def test_scores_depend_on_no_batch(tmp_path: Path, sets: Path, make_trainer: MakeTrainer) -> None:
     module = make_module(weights=saved(tmp_path)).double()
     found = []
@@ -214,6 +216,7 @@ def test_predict_writes_pictures_of_the_sources_modes_and_a_sheet(
     assert 0 < len(list(images.iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_predict_keeps_the_sets_apart(tmp_path: Path, make_trainer: MakeTrainer) -> None:
     elsewhere = tmp_path / "other"
     for folder, side in ((tmp_path / "sets" / "a", 16), (tmp_path / "sets" / "b" / "c", 18), (elsewhere, 20)):
@@ -243,6 +246,7 @@ def test_predict_never_replaces_its_sources(tmp_path: Path, make_trainer: MakeTr
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"tau": 2}], ids=["bi", "es"])
 def test_a_run_exports_files_that_upsample_the_same(
     tmp_path: Path, sets: Path, make_trainer: MakeTrainer, options: dict[str, Any]

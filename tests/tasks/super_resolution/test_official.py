@@ -28,6 +28,7 @@ def test_names_and_shapes_are_those_of_the_file(official: BIDiffSRUNet) -> None:
         assert shapes == json.loads(LIST.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 5])
 def test_a_file_is_read_back_in_every_bit(tmp_path: Path, groups: int) -> None:
     one, other = small(timestep_groups=groups), small(timestep_groups=groups)

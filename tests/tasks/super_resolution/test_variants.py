@@ -104,6 +104,7 @@ def test_every_variant_learns_and_hears_the_timestep(variant: str, tau: int) -> 
         assert relative(unet(noisy, t, condition).sample, unet(noisy, t.flip(0), condition).sample) > 1e-4
 
 
+@pytest.mark.slow
 def test_costs_of_the_variants_at_the_official_size() -> None:
     """Binary ones have BI-DiffSR's operations; the published rows stand in SR3's UNet and have others."""
     costs = {variant: count_unet(meta(variant=variant)) for variant in ("bi", "real", "bnn", "bbcu")}
