@@ -19,6 +19,7 @@ from torch import nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import ESBinaryConv2d, ESBinaryLinear, SliceChannels, Tile
+from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
 from esbnn_core.transforms.expand_graph import ESConfig, ExpansionPlan, WidthGraph
@@ -53,10 +54,11 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     shape get fresh weights (reset_parameters). Per-channel parameters and running statistics are repeated. Everything
     else keeps its values, and all keep device, dtype and mode. An optimizer made before holds the old parameters.
 
-    Binary layers that stay plain are logged by name with the reason (logger "esbnn", WARNING); plan_expansion returns
-    the same list. A wrapped module becomes an nn.Sequential under its old name (`conv1` -> `conv1.0`, the classifier
-    `fc` -> `fc.1`). In a Sequential with named entries the tile is an entry of its own, and an nn.Identity in front of
-    the classifier becomes the SliceChannels. So a network of create_model gets the keys of its es_ version.
+    How much stays plain is logged in one line (logger "esbnn", WARNING), with the first layer and its reason;
+    plan_expansion has the whole list. A wrapped module becomes an nn.Sequential under its old name (`conv1` ->
+    `conv1.0`, the classifier `fc` -> `fc.1`). In a Sequential with named entries the tile is an entry of its own,
+    and an nn.Identity in front of the classifier becomes the SliceChannels. So a network of create_model gets the
+    keys of its es_ version.
 
     Args:
         model: (N, C, H, W) network whose forward torch.fx can trace, in its present mode (train or eval).
@@ -80,8 +82,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     units = {name: unit for name in plan.expanded if isinstance(unit := graph.modules[name], BinaryUnit)}
     children = {unit: expand_unit_children(name, unit, expansion) for name, unit in units.items()}
     twin = _build_twin(model, expansion)
-    for name, reason in plan.left.items():
-        logger.warning("expand_ leaves %s plain: %s", name, reason)
+    if plan.left:
+        logger.warning("%s", summarize_left(model, plan))
     _swap(model, rows)
     for unit, parts in children.items():
         unit.tau, unit.groups = expansion.tau, expansion.groups
@@ -89,6 +91,19 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
             setattr(unit, key, part.train(unit.training) if isinstance(part, Tile) else part)
     _update_spec(model, twin)
     return model
+
+
+def summarize_left(model: nn.Module, plan: ExpansionPlan) -> str:
+    """One line on the layers that stay plain: how many, their share of the binary weights, the first one's reason."""
+    weights = {name: layer.weight.numel() for name, layer in binary_layers(model)}
+    left = sum(number for name, number in weights.items() if any(f"{name}.".startswith(f"{n}.") for n in plan.left))
+    name, reason = next(iter(plan.left.items()))
+    more = f" (and {len(plan.left) - 1} more, see plan_expansion)" if len(plan.left) > 1 else ""
+    share = 100 * left / max(1, sum(weights.values()))
+    return (
+        f"expand_ leaves {len(plan.left)} of {len(plan.left) + len(plan.expanded)} layers plain, {share:.1f} % of the "
+        f"binary weights: {name}, because {reason}{more}"
+    )
 
 
 def _analyse(model: nn.Module, expansion: Expansion) -> tuple[WidthGraph, ExpansionPlan]:

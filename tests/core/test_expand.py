@@ -23,7 +23,7 @@ from esbnn_core.layers import (
     SliceChannels,
     Tile,
 )
-from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.base import BinaryLayer, binary_layers
 from esbnn_core.models import model_spec
 from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
@@ -278,16 +278,31 @@ def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
     assert all(len(shift.unique()) == tau * tau * groups for shift in started)
 
 
+def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    model = binarize_(torchvision.models.mobilenet_v2(num_classes=5))
+    plan = plan_expansion(model)
+    weights = {name: layer.weight.numel() for name, layer in binary_layers(model)}
+    with caplog.at_level(logging.WARNING, "esbnn"):
+        expand_(model)
+    (line,) = caplog.messages
+    number = len(plan.left)
+    assert number > 9 and f"leaves {number} of {number + len(plan.expanded)} layers plain" in line
+    share = 100 * sum(weights[name] for name in plan.left) / sum(weights.values())
+    assert f"{share:.1f} % of the binary weights" in line and f"and {number - 1} more" in line
+
+
 def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) -> None:
     model, _ = net("branches")
     plan = plan_expansion(model)
+    before = {name: layer.weight.numel() for name, layer in binary_layers(model)}
     with caplog.at_level(logging.WARNING, "esbnn"):
         expand_(model)
     assert plan.expanded == ("a.0", "b.0", "last")
     assert list(plan.left) == ["merge"]
+    share = 100 * before["merge"] / sum(before.values())
     assert caplog.messages == [
-        "expand_ leaves merge plain: its input is connected to cat (fx node cat, after layer a.1), through which "
-        "expanded channels cannot pass"
+        f"expand_ leaves 1 of 4 layers plain, {share:.1f} % of the binary weights: merge, because its input is "
+        "connected to cat (fx node cat, after layer a.1), through which expanded channels cannot pass"
     ]
     # the branches are cut behind their norms, the tile comes back after the layer that is left
     assert [type(m) for m in model.a[1]] == [nn.BatchNorm2d, SliceChannels]
