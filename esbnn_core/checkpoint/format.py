@@ -183,11 +183,17 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     return Checkpoint(path, tensors, metadata)
 
 
+def is_torch_zip(path: Path) -> bool:
+    """Whether the file is a zip archive, as torch.save writes and torch can map into memory."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def is_torch_file(path: Path) -> bool:
     """Whether torch.save wrote the file: a zip archive, or a pickle of its old format."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        start = file.read(2)
+    return is_torch_zip(path) or start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
+from esbnn_core.checkpoint.format import is_torch_zip
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
@@ -171,12 +172,6 @@ def check_run_checkpoint(path: Path) -> None:
             f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
             f"given as model.weights"
         )
-
-
-def is_torch_zip(path: Path) -> bool:
-    """Whether torch can map the file into memory."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 class TrainingConfig(SaveConfigCallback):

@@ -160,9 +160,8 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     def replaced(module: nn.Module) -> bool:
         return isinstance(module, nn.ReLU | nn.ReLU6) and config.activation != "keep"
 
-    positive: dict[str, str] = {}
-    if look is not None:
-        positive = {name: source for name in chosen if (source := look.positive(name, replaced)) is not None}
+    sources = look.positive(replaced) if look is not None else {}
+    positive = {name: sources[name] for name in chosen if name in sources}
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if replaced(module):

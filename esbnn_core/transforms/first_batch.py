@@ -22,7 +22,7 @@ class FirstBatch:
 
     def __init__(self, model: nn.Module, layers: Sequence[tuple[str, BinaryLayer]]) -> None:
         self.names = {layer: name for name, layer in layers}
-        self.constant: dict[str, int] = {}
+        self.constant: list[str] = []
         self.ran: set[str] = set()
         self.handles: list[RemovableHandle] = [layer.register_forward_pre_hook(self.watch) for _, layer in layers]
         self.handles.append(model.register_forward_hook(self.report))
@@ -42,7 +42,7 @@ class FirstBatch:
             x = x + per_channel(sign.shift.detach(), x, sign.channel_dim)
         low, high = torch.aminmax(x)
         if low >= 0 or high < 0:
-            self.constant[name] = 1 if low >= 0 else -1
+            self.constant.append(name)
 
     def report(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Hook of the network: warn once of what was found, and stop watching."""
@@ -65,8 +65,7 @@ class FirstBatch:
             )
 
 
-def named(names: Sequence[str] | dict[str, int], most: int = 4) -> str:
+def named(names: Sequence[str], most: int = 4) -> str:
     """`5 (a, b, c, d and 1 more)` for a message."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return f"{len(listed)} ({', '.join(listed[:most])}{more})"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} ({', '.join(names[:most])}{more})"

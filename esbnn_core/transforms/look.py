@@ -5,7 +5,7 @@ that cannot be traced gives None: the ends then go by the order of definition, a
 (esbnn_core.transforms.first_batch).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -37,14 +37,13 @@ class Look:
     Attributes:
         ends: names of the layers that read an input of the network or make one of its outputs.
         read: names of parameters that a forward other than their own layer's reads, such as "attn.qkv.weight".
-        positive: for a layer's name, what makes its input non-negative, such as "act (ReLU)" or "a call of relu".
-        called: names of all modules that run.
+        positive: given which modules are replaced, what makes a layer's input non-negative, such as "act (ReLU)" or "a
+            call of relu", by the layer's name; layers whose input may be negative are not in it.
     """
 
     ends: frozenset[str]
     read: frozenset[str]
-    positive: Callable[[str, Callable[[nn.Module], bool]], str | None]
-    called: frozenset[str]
+    positive: Callable[[Callable[[nn.Module], bool]], dict[str, str]]
 
 
 class _Tracer(fx.Tracer):
@@ -61,27 +60,28 @@ def look_at(model: nn.Module) -> Look | None:
     modules = dict(model.named_modules())
     names = {id(module): name for name, module in reversed(modules.items())}
     layers = {n: names[id(modules[str(n.target)])] for n in graph.nodes if _is_layer(n, modules)}
-    before = _ancestors(graph.nodes)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     outputs = [x for n in graph.nodes if n.op == "output" for x in n.all_input_nodes]
-    first = {n for start in inputs for n in _reach([start], layers, lambda n: n.users)}
-    last = {n for end in outputs for n in _reach([end], layers, lambda n: n.all_input_nodes)}
+    first = _reach(inputs, layers, lambda n: n.users) & layers.keys()
+    last = _reach(outputs, layers, lambda n: n.all_input_nodes) & layers.keys()
     # a skip connection carries the input to late layers and early layers to the output: only the outermost count
-    first = {n for n in first if not any(other in before[n] for other in first)}
-    last = {n for n in last if not any(n in before[other] for other in last)}
+    first -= {n for other in first for n in _reach(other.users, (), lambda n: n.users)}
+    last -= {n for other in last for n in _reach(other.all_input_nodes, (), lambda n: n.all_input_nodes)}
     by_name: dict[str, fx.Node] = {}
     for node, name in layers.items():
         by_name.setdefault(name, node)
 
-    def positive(name: str, replaced: Callable[[nn.Module], bool]) -> str | None:
-        node = by_name.get(name)
-        return None if node is None else _positive(node.all_input_nodes[0], modules, replaced, {})
+    def positive(replaced: Callable[[nn.Module], bool]) -> dict[str, str]:
+        sources: dict[fx.Node, str | None] = {}
+        for node in graph.nodes:  # in the order in which they run, so that the inputs are known
+            sources[node] = _positive(node, modules, replaced, sources)
+        found = {name: sources[node.all_input_nodes[0]] for name, node in by_name.items()}
+        return {name: source for name, source in found.items() if source is not None}
 
     return Look(
         ends=frozenset(layers[n] for n in first | last),
         read=frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr"),
         positive=positive,
-        called=frozenset(names[id(modules[str(n.target)])] for n in graph.nodes if n.op == "call_module"),
     )
 
 
@@ -89,55 +89,51 @@ def _is_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(modules[str(node.target)], Weighted)
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """Every node's transitive inputs; fx lists nodes in the order in which they run."""
-    found: dict[fx.Node, set[fx.Node]] = {}
-    for node in nodes:
-        found[node] = {a for x in node.all_input_nodes for a in (x, *found[x])}
-    return found
-
-
 def _reach(
-    start: Iterable[fx.Node], layers: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
+    start: Iterable[fx.Node], stop: Container[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
 ) -> set[fx.Node]:
-    """Layers that `step` reaches from `start` without passing through another layer."""
-    stop, seen, waiting = set(layers), set[fx.Node](), list(start)
+    """`start` and all nodes that `step` reaches from it without passing through a node of `stop`."""
+    seen, waiting = set[fx.Node](), list(start)
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
             if node not in stop:
                 waiting.extend(step(node))
-    return seen & stop
+    return seen
 
 
 def _positive(
-    node: object, modules: dict[str, nn.Module], replaced: Callable[[nn.Module], bool], known: dict[fx.Node, str | None]
+    node: fx.Node,
+    modules: dict[str, nn.Module],
+    replaced: Callable[[nn.Module], bool],
+    sources: dict[fx.Node, str | None],
 ) -> str | None:
-    """What makes the value of `node` non-negative everywhere, or None where it may be negative."""
-    if not isinstance(node, fx.Node):
-        return "a constant" if isinstance(node, int | float) and node >= 0 else None
-    if node in known:
-        return known[node]
-    known[node] = None
-    inputs = [_positive(x, modules, replaced, known) for x in _operands(node)]
-    found: str | None = None
+    """What makes the value of `node` non-negative everywhere, given its inputs' sources; None if it may be negative."""
+
+    def source(operand: object) -> str | None:
+        if isinstance(operand, fx.Node):
+            return sources[operand]
+        return "a constant" if isinstance(operand, int | float) and operand >= 0 else None
+
+    inputs = [source(operand) for operand in _operands(node)]
     if node.op == "call_module":
         module = modules[str(node.target)]
         if _clips_below_zero(module) and not replaced(module):
-            found = f"{node.target} ({type(module).__name__})"
-        elif isinstance(module, _PASSING_MODULES):
-            found = inputs[0]
-    elif node.op in ("call_function", "call_method"):
-        called = getattr(node.target, "__name__", str(node.target)).strip("_")
-        if called in _POSITIVE or (called in ("clamp", "hardtanh", "clamp_min") and _bound(node) >= 0):
-            found = f"a call of {called}"
-        elif called in _PASSING:
-            found = inputs[0] if inputs else None
-        elif called in _JOINING and inputs and all(inputs):
-            found = inputs[0]
-    known[node] = found
-    return found
+            return f"{node.target} ({type(module).__name__})"
+        return inputs[0] if isinstance(module, _PASSING_MODULES) else None
+    if node.op not in ("call_function", "call_method"):
+        return None
+    called = _called(node)
+    if called in _POSITIVE or (called in ("clamp", "hardtanh", "clamp_min") and _bound(node) >= 0):
+        return f"a call of {called}"
+    passes = called in _PASSING or (called in _JOINING and all(inputs))
+    return inputs[0] if passes and inputs else None
+
+
+def _called(node: fx.Node) -> str:
+    """Name of the function or method, without the underscores of in-place ones."""
+    return getattr(node.target, "__name__", str(node.target)).strip("_")
 
 
 def _operands(node: fx.Node) -> list[object]:
@@ -145,8 +141,7 @@ def _operands(node: fx.Node) -> list[object]:
     head = node.args[0] if node.args else None
     if isinstance(head, list | tuple):
         return list(head)
-    called = getattr(node.target, "__name__", str(node.target)).strip("_")
-    return list(node.args[:2]) if called in _JOINING else list(node.args[:1])
+    return list(node.args[:2]) if _called(node) in _JOINING else list(node.args[:1])
 
 
 def _bound(node: fx.Node) -> float:

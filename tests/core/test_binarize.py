@@ -217,6 +217,12 @@ def test_signs_that_are_constant_are_named_at_once(form: str, source: str | None
     assert (inside[0] == 1).all() and x.min() < 0
 
 
+def test_a_network_of_any_depth_is_looked_at() -> None:
+    layers = (layer for _ in range(600) for layer in (nn.Conv2d(2, 2, 1), nn.Softplus()))
+    with pytest.warns(UserWarning, match=r"598 .* have an input that is never negative.*1 \(Softplus\)"):
+        assert len(names(binarize_(nn.Sequential(*layers)))) == 598
+
+
 @pytest.mark.parametrize("kind", [Conv2dSame, StdConv2d])
 def test_a_subclass_with_a_forward_of_its_own_is_refused_by_name(kind: type[nn.Conv2d]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4, 4, 3, stride=2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
