@@ -253,6 +253,7 @@ def test_every_right_that_is_granted_is_used() -> None:
     assert {room: rights for room, rights in unused.items() if rights} == {}
 
 
+@pytest.mark.slow
 def test_no_test_imports_another_test_or_a_conftest() -> None:
     files = python_files("tests")
     taken = {

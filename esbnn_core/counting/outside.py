@@ -62,6 +62,20 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).to("meta")
 
 
+def _metadata(value: Any) -> Any:
+    """A key of what decides an operator's result on meta: 1, 1.0 and True differ, tensors by what they have there."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(_metadata(part) for part in value)
+    return type(value), value
+
+
+_MOST = 20_000
+_SHAPES: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+"""What operators return on meta: torch works it out in Python, and blocks and networks repeat it."""
+
+
 class Outside(TorchDispatchMode):
     """Counts products of matrices and convolutions that run outside of the layers given to `skip`.
 
@@ -106,10 +120,24 @@ class Outside(TorchDispatchMode):
         layer.register_forward_hook(leave)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self._call(func, args, kwargs or {})
         if self.depth == 0:
             self._record(func.overloadpacket.__name__, args, out)
         return out
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """func(*args, **kwargs) on meta."""
+        returns = func._schema.returns
+        if func._schema.is_mutable or len(returns) != 1 or returns[0].alias_info or str(returns[0].type) != "Tensor":
+            return func(*args, **kwargs)
+        key = (func, _metadata(args), _metadata(tuple(kwargs.items())))
+        if key not in _SHAPES:
+            out = func(*args, **kwargs)
+            if len(_SHAPES) < _MOST:
+                _SHAPES[key] = out.shape, out.stride(), out.dtype
+            return out
+        shape, stride, dtype = _SHAPES[key]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
     def _record(self, called: str, args: Any, out: Any) -> None:
         if called in ("mm", "bmm"):

@@ -193,6 +193,7 @@ def test_expansion_costs_nothing(design: str, tau: int, groups: int, real_merges
     assert wide.binary_params == base.binary_params and wide.params > base.params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 224])
 def test_attention_products_counted_by_hand(size: int) -> None:
     with torch.device("meta"):

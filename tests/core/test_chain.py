@@ -137,6 +137,7 @@ def test_hooks_of_units_still_see_their_outputs() -> None:
     assert [m.shape[1] for m in maps] == [16, 16, 32, 32, 64, 64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -86,6 +86,7 @@ def test_recu_resnet20_to_the_last_parameter() -> None:
     assert result.latent_bytes == sum(t.nbytes for t in model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reactnet_resnet8", "recu_resnet20", "reactnet_resnet18", "recu_resnet18"])
 def test_expansion_costs_nothing(name: str) -> None:
     base = count(*made(name, "meta"))

@@ -51,6 +51,7 @@ def same(a: nn.Module, b: dict[str, Tensor]) -> bool:
     return state.keys() == b.keys() and all(torch.equal(state[key], b[key]) for key in b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_names_and_shapes_are_the_originals(name: str) -> None:
     file, want, number = ORIGINALS[name]

@@ -60,6 +60,7 @@ def test_bnext_and_its_blocks(name: str, record: str, temperature: float) -> Non
                 close(x, RECORDS[f"{record}/feature.{i}"])
 
 
+@pytest.mark.slow
 def test_binaryvit_its_first_layers_and_first_merge() -> None:
     model = fill(create_model("binaryvit"))
     x = closed_form("input", 3 * 224 * 224).view(1, 3, 224, 224)

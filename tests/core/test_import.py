@@ -26,6 +26,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_import_and_use_need_torch_alone() -> None:
     out = run("""
 import torch

@@ -5,6 +5,7 @@ Every implementation computes the same cases: their arguments and the expected s
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from tests.helpers import paths
 from tests.helpers.fuzz import FUZZ, Case, cases, signs
 
 
+@pytest.mark.slow
 def test_packed_convolution_is_torchs_convolution() -> None:
     executed = 0
     tails = corners = 0

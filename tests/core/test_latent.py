@@ -104,6 +104,7 @@ def test_the_binary_stream_does_not_know_of_the_real_one() -> None:
     assert torch.equal(dropped(image()), model(image()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 34])
 def test_inference_costs_what_a_reactnet_costs(depth: int) -> None:
     with torch.device("meta"):

@@ -135,6 +135,7 @@ def test_a_hash_is_compared() -> None:
     refuse(lambda: load_checkpoint(NAME, sha256="0" * 64), "0" * 64, digest)
 
 
+@pytest.mark.slow
 def test_an_official_file_comes_by_name_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
     name, network = "recu_resnet20_cifar10", "recu_resnet20"

@@ -66,6 +66,7 @@ def test_evaluation_folds_to_the_numbers_of_its_batchnorm(tau: int) -> None:
     torch.testing.assert_close(folded, unit.act(y + x), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_names_stay_and_the_file_remembers(tmp_path: Path, name: str) -> None:
     torch.manual_seed(2)

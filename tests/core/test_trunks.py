@@ -82,6 +82,7 @@ def test_expansion_keeps_costs_and_widens_the_maps(name: str, tau: int, groups: 
         assert (unit.copies, unit.conv.groups, unit.conv.pad_value) == (tau * tau * groups, groups, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUNKS)
 def test_without_expansion_es_is_the_plain_trunk(name: str) -> None:
     plain, es = made(name), made(f"es_{name}", tau=1, groups=1)

@@ -88,6 +88,7 @@ def test_a_training_into_the_same_folder_without_a_checkpoint_is_another_run(fol
     assert {row.get("epoch", "0") for row in rows(folder)} == {"0"}
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_curve_and_config_and_adds_its_row(folder: Path, data_root: str) -> None:
     before, config = rows(folder), (folder / "config.yaml").read_text()
     (checkpoint,) = folder.rglob("step=12.ckpt")

@@ -162,6 +162,7 @@ def one_answer(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_official_order(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +175,7 @@ def test_labels_are_those_of_the_official_order(
         assert f"images       {limit or 15} of imagenet" in out and "temperature" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MINI.is_dir(), reason="shared/data/imagenet-mini is not on this machine")
 def test_real_images_are_counted_once_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_official(one_answer(create_model("reactnet_resnet18")), tmp_path / "r18.pth.tar")

@@ -129,6 +129,7 @@ def test_packed_weights_evaluate_and_refuse_training(
         make_trainer(max_epochs=1).fit(make_module(weights=str(tmp_path / "p.safetensors")), make_data())
 
 
+@pytest.mark.slow
 def test_schedule_is_bound_to_the_run(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     module = make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "linear"))
     trainer = make_trainer(max_epochs=2)

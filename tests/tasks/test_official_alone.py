@@ -1,11 +1,11 @@
 """Official files of networks that the tasks define, in a process that imports the network's class and nothing else."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 SSD300 = """
@@ -48,12 +48,5 @@ def there_and_back(declares, keys):
 )
 def test_the_names_are_found_by_the_networks_class(network: str, declares: str, keys: int) -> None:
     code = f"{network}{THERE_AND_BACK}there_and_back({declares!r}, {keys})\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = processes.run([sys.executable, "-c", code], ROOT)
     assert done.returncode == 0, done.stderr

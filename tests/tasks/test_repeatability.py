@@ -40,7 +40,6 @@ def test_two_runs_and_two_worker_counts_give_one_result(make_data: MakeData, mak
     assert same(states[0], states[2])
 
 
-@pytest.mark.slow
 def test_another_seed_gives_another_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     states = []
     for seed in (0, 1):

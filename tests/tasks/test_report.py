@@ -145,6 +145,7 @@ def test_pictures_of_runs_are_gathered(tmp_path: Path) -> None:
         pictures.gather_pictures([("Boxes", boxes)])
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else() -> None:
     drawn = [pictures.draw_figure1(outcome("figure1")), pictures.draw_proxies(PROXIES), pictures.draw_ablation(PROXIES)]
     figure1 = outcome("figure1")

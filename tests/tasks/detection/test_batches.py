@@ -62,6 +62,7 @@ class Keys(torch.utils.data.Dataset[tuple[int, int]]):
         return key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_epoch_goes_on_with_the_batches_left(workers: int) -> None:
     def loader() -> ResumableLoader:

@@ -39,6 +39,7 @@ def module() -> DetectionModule:
     return make_detector(lr_scheduler=decaying)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_real_images(make_voc: MakeVoc, make_trainer: MakeTrainer) -> None:
     losses: list[float] = []
 
@@ -208,6 +209,7 @@ def test_a_backbone_file_is_loaded_strictly_but_for_its_read_out(tmp_path: Path)
         make_detector(from_scratch=False, backbone="gone.pth")
 
 
+@pytest.mark.slow
 def test_a_whole_detectors_file_gives_the_same_predictions(
     tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer
 ) -> None:

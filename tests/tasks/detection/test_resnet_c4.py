@@ -115,6 +115,7 @@ def test_variants_without_extra_shortcuts_have_resnets_own() -> None:
     assert counts[0].bops == counts[1].bops and counts[0].flops == counts[1].flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pad", "slope"), [("bidet", -1, 0.5), ("es_bidet", -1, 0.5), ("bireal", 0, 0.5), ("xnor", 0, 1.0)]
 )

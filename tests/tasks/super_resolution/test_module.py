@@ -117,6 +117,7 @@ def test_resume_differs_by_nothing(
     assert not same(whole, make_module().state_dict())
 
 
+@pytest.mark.slow
 def test_validation_scores_every_image_by_the_papers_metrics(
     tmp_path: Path, sets: Path, make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
 ) -> None:

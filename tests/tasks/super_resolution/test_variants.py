@@ -84,6 +84,7 @@ def test_estimators_are_the_variants_in_every_layer(variant: str, kind: type, we
     assert len({id(layer.quantizer) for layer in layers}) == len(layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "tau"), [*((variant, 1) for variant in VARIANTS), ("real", 2), ("reactnet", 2)])
 def test_every_variant_learns_and_hears_the_timestep(variant: str, tau: int) -> None:
     torch.manual_seed(0)
