@@ -144,6 +144,10 @@ class Outside(TorchDispatchMode):
             operands, macs = args[:2], math.prod(args[0].shape) * args[1].shape[-1]
         elif called in ("addmm", "baddbmm"):
             operands, macs = args[1:3], math.prod(args[1].shape) * args[2].shape[-1]
+        elif called in ("mv", "dot"):
+            operands, macs = args[:2], args[0].numel()
+        elif called == "addmv":
+            operands, macs = args[1:3], args[1].numel()
         elif called == "convolution":
             placed = args[0] if args[6] else out  # of the input where transposed
             operands, macs = args[1:2], args[1].numel() * math.prod(placed.shape[2:])

@@ -112,6 +112,25 @@ def test_shared_layers_are_counted_at_every_use() -> None:
     assert found.flops == 3 * 16 and found.params == 2 * 20 + 1
 
 
+class Steps(nn.Module):
+    """A table read at whole numbers, or a product with real ones; both come from one call but for its constant."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+        self.table = nn.Embedding(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(3, device=x.device) + self.step
+        return self.table(places) if isinstance(self.step, int) else x @ places
+
+
+def test_a_constants_type_counts_where_a_result_is_remembered() -> None:
+    for step, macs in ((1.0, 6), (1, 0)):  # real places would index no table
+        found = count(Steps(step), (2, 3))
+        assert found.flops + found.matmul_flops == macs
+
+
 def test_a_binary_network_beside_attention() -> None:
     with torch.device("meta"):
         model = torchvision.models.vit_b_16()
