@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from esbnn_core.lit.recipes import read_recipe
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
+from tests.helpers import processes
 from tests.helpers.super_resolution.tiny import EMBEDDED, write_sets
 
 ROOT = Path(__file__).parents[3]
@@ -86,7 +86,7 @@ def test_two_processes_train_and_count_every_image_once(tmp_path: Path, capsys: 
     # forked: the second process imports nothing again
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-m", "tasks.super_resolution", *words(tmp_path / "run", "fit", *small, *two)]
-    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    done = processes.run(call, tmp_path, env)
     assert done.returncode == 0, done.stderr[-2000:]
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
