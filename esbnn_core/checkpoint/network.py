@@ -1,6 +1,7 @@
 """From a file, or the name of a released one, to a network, and from a latent file to a packed one."""
 
 import copy
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,8 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         model = build_model(checkpoint.network, **checkpoint.options)
         if checkpoint.weights == "real":
             real_weights_(model)
-    except (InputError, TypeError, RuntimeError) as error:  # the options are whatever the file says
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the options are whatever the file says
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
     return model.to(kinds.pop()) if len(kinds) == 1 else model

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from esbnn_core.checkpoint.format import is_torch_zip
+from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
@@ -162,11 +161,7 @@ def check_run_checkpoint(path: Path) -> None:
         raise InputError(
             f"ckpt_path must be the checkpoint of a run, got the weights file {path}: give it as model.weights"
         )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_torch_zip(path))
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint {path} cannot be read ({reason}): give another one as ckpt_path") from error
+    found = load_torch_file(path, "checkpoint", "give another one as ckpt_path")
     if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
         raise InputError(
             f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
