@@ -110,10 +110,11 @@ def save_checkpoint(
         sha256 of the file.
 
     Raises:
-        InputError: a tensor that is not finite, by name; nothing is written then.
+        InputError: a tensor that is not finite, or on the meta device, by name; nothing is written then.
     """
     from safetensors.torch import save
 
+    check_values(model)
     # cloned: safetensors requires contiguous memory of its own for each name
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     _check_finite(tensors, str(path))
@@ -257,6 +258,15 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if not is_object:
             raise InputError(
                 f"{key} of checkpoint {path} must be a json object, got {reprlib.repr(metadata[key])}: write it again"
+            )
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise InputError for a network on the meta device, from and into which torch copies nothing."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(
+                f"tensor {name} of the network is on the meta device and has no values: build it on another device"
             )
 
 

@@ -10,7 +10,14 @@ from torch import nn
 
 from esbnn_core.checkpoint.catalogue import CATALOGUE, Catalogue, Entry, is_path, read_catalogue
 from esbnn_core.checkpoint.fetch import check_file, checkpoint_cache, drop_if_damaged, fetch
-from esbnn_core.checkpoint.format import Checkpoint, check_state, load_state, read_checkpoint, save_checkpoint
+from esbnn_core.checkpoint.format import (
+    Checkpoint,
+    check_state,
+    check_values,
+    load_state,
+    read_checkpoint,
+    save_checkpoint,
+)
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model as build_model
@@ -112,7 +119,10 @@ def build_network(
         check_state(layout, checkpoint.tensors, str(checkpoint.path))
         model = _build(checkpoint)
         model = pack_layout_(model) if checkpoint.kind == "packed" else model
-    elif checkpoint.kind == "packed":
+        load_state(model, checkpoint.tensors, str(checkpoint.path))
+        return model.to(device).eval()
+    check_values(model)
+    if checkpoint.kind == "packed":
         # checked on a copy without data: a file that does not fit must not leave the caller's network packed
         layout = pack_layout_(copy.deepcopy(model).to("meta"))
         check_state(layout, checkpoint.tensors, str(checkpoint.path))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint.format import check_state
+from esbnn_core.checkpoint.format import check_values, load_state
 from esbnn_core.checkpoint.official_keys import apply_rules, key_map, looks_like, official_names
 from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
@@ -96,8 +96,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
         if same_kind and tensor.numel() == want.numel() and (flat or tuple(tensor.shape) in (shape, tuple(want.shape))):
             tensor = tensor.to(want.dtype).reshape(want.shape) * family.sign(name)
         ours[key] = tensor
-    check_state(model, ours, label)
-    model.load_state_dict(ours)
+    check_values(model)
+    load_state(model, ours, label)
     layers = [layer for _, layer in binary_layers(model)]
     found_at = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
     temperatures = (min(found_at), max(found_at)) if found_at else None
