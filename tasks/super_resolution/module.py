@@ -32,6 +32,8 @@ from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tasks.super_resolution.scoring import ImageScores, Scores, score_image
 from tasks.super_resolution.unet import BIDiffSRUNet
 
+SHEET = "_sheet.png"
+"""Name of the sheet that predict draws beside the images."""
 SIDE = 256
 """Side of the image for which operations are published (papers.md#operations)."""
 
@@ -174,12 +176,24 @@ class SuperResolutionModule(TaskModule):
         """Lightning's hook."""
         self._score(batch, "test")
 
+    def on_predict_start(self) -> None:
+        """Lightning's hook; refuses a name that the sheet would take."""
+        super().on_predict_start()
+        loaders = self.trainer.predict_dataloaders
+        for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
+            for pair in getattr(getattr(loader, "dataset", None), "pairs", ()):
+                if f"{pair.name}.png" == SHEET:
+                    raise InputError(
+                        f"image {pair.lr or pair.hr} must not be named {pair.name}, as the sheet of predict is: rename "
+                        f"it or take it out"
+                    )
+
     def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
         """Write the upsampled images of a batch as PNG files; returns their paths."""
         items = [item for item in batch if not item.padded]
         paths = [self._target(item) for item in items]
         for item, path, tensor in zip(items, paths, self.upsample(items, "predict"), strict=True):
-            write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale))
+            write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale, item.info))
             self.strips.append(make_strip(item.name, item.lr, to_pixels(tensor), item.hr, self.scale))
         return paths
 
@@ -245,7 +259,7 @@ class SuperResolutionModule(TaskModule):
         strips = from_all_processes(self.strips)
         self.strips = []
         if self.trainer.is_global_zero:
-            sheet = self.prediction_folder / "_sheet.png"
+            sheet = self.prediction_folder / SHEET
             write_png(sheet, draw_sheet(strips))
             print(f"{self.prediction_folder}: {len(strips):,} images x{self.scale}, side by side in {sheet.name}")
 

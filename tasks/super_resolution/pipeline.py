@@ -75,7 +75,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
         Returns:
             ImagePipelineOutput, or (images,). PIL images have the mode of their source, L for one bit a pixel and RGB
-            or RGBA for a palette; alpha is upsampled by bicubic interpolation.
+            or RGBA for a palette; alpha is upsampled by bicubic interpolation. Their `info` has the source's ICC
+            profile, which saving keeps, and its dpi.
 
         Raises:
             InputError: something other than an image, an option out of its range, or a number of generators that is
@@ -89,7 +90,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         tensors = self.sample(pixels, scale, num_inference_steps, generators, batch_size, strength)
         images: Any = tensors
         if output_type == "pil":
-            images = [to_pil(t, s.mode, s.alpha, scale) for t, s in zip(tensors, sources, strict=True)]
+            images = [to_pil(t, s.mode, s.alpha, scale, s.info) for t, s in zip(tensors, sources, strict=True)]
         elif output_type == "np":
             images = [t.permute(1, 2, 0).cpu().numpy() for t in tensors]
         if output_type != "pil" and len({t.shape for t in tensors}) == 1:
