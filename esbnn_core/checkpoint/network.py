@@ -1,6 +1,7 @@
 """From a file, or the name of a released one, to a network, and from a latent file to a packed one."""
 
 import copy
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def pack_checkpoint(source: str | Path, target: str | Path) -> tuple[int, int]:
         InputError: what load_checkpoint and pack_ refuse, or a file that is packed already or is its own target;
             nothing is written then.
     """
-    if Path(source).resolve() == Path(target).resolve():
+    if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"checkpoint {source} was given as both files: name another one to write")
     checkpoint = read_checkpoint(source)
     if checkpoint.kind == "packed":

@@ -1,6 +1,5 @@
 """ClassificationModule: a network by name, cross entropy or soft labels, top-1 and top-5."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -94,6 +93,7 @@ class ClassificationModule(TaskModule):
             )
         if real_weights:
             real_weights_(self.network, fresh=weights is None)
+        self.weights = weights
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
             if real_weights and is_packed(self.network):
@@ -127,6 +127,10 @@ class ClassificationModule(TaskModule):
                 f"dataset images have {info.channels} channels and network {spec.name} was built for "
                 f"in_channels={taken}: set model.network_options to {{in_channels: {info.channels}}}"
             )
+
+    def check_evaluation(self, run: str) -> None:
+        """Raise InputError without a file of weights; for the command line alone, as callers may set the weights."""
+        self._check_begun(self.weights is not None, run)
 
     def on_fit_start(self) -> None:
         """Build the teachers here, not in __init__: evaluation needs none."""
@@ -170,7 +174,7 @@ class ClassificationModule(TaskModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.trainer.is_global_zero or data is None or not getattr(data, "predict_files", None):
             return
-        folder = Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        folder = self.locate_predictions(self.trainer)
         write_predictions(folder / "predictions.csv", found, data.predict_files, data.class_names)
         print(f"{folder / 'predictions.csv'}: {len(found):,} images")
 

@@ -128,10 +128,6 @@ class SuperResolutionModule(TaskModule):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def check_fit(self, resumes: bool) -> None:
-        """Raise InputError for a packed network; the command line calls this before it writes a file."""
-        self.check_latent()
-
     def check_data(self, data: L.LightningDataModule | None) -> None:
         """Raise InputError unless the data module upsamples by as much as the network."""
         scale = getattr(data, "scale", self.scale)
@@ -221,7 +217,7 @@ class SuperResolutionModule(TaskModule):
     @property
     def prediction_folder(self) -> Path:
         """The folder that predict writes."""
-        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        return self.locate_predictions(self.trainer)
 
     def _target(self, item: Item) -> Path:
         loaders = self.trainer.predict_dataloaders
