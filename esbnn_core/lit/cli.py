@@ -91,6 +91,13 @@ class TaskCLI(LightningCLI):
         for name in self.links:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def _set_seed(self) -> None:
+        """As Lightning's, which raises numpy's error for a number that numpy does not take."""
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1:,}, got {seed}")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Refuse a file that is not the checkpoint of a run before anything is built; Lightning reads it here."""
         command = self.config.get("subcommand")

@@ -85,6 +85,10 @@ class ClassificationModule(TaskModule):
             raise InputError(
                 f"network must be a classifier, got {network}, the trunk of a detector: train {network}_classifier"
             )
+        if "num_classes" in (network_options or {}):
+            raise InputError(
+                "network_options must not have num_classes, which is that of the data: set data.num_classes"
+            )
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
         if real_weights and train_on_bits:
             raise InputError(

@@ -26,7 +26,7 @@ from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_stri
 from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
-from tasks.super_resolution.pipeline import SuperResolutionPipeline
+from tasks.super_resolution.pipeline import SuperResolutionPipeline, check_sampling
 from tasks.super_resolution.pipeline_images import to_pil, to_pixels
 from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tasks.super_resolution.scoring import ImageScores, Scores, score_image
@@ -107,6 +107,8 @@ class SuperResolutionModule(TaskModule):
         if total != trained:
             raise InputError(f"total_steps of model.unet must be the {trained} of training, got {total}: leave it out")
         self.sampler = make_scheduler(sampler, sampler_options)
+        for steps in (val_steps, num_inference_steps):
+            check_sampling(steps, strength, trained)
         self.begun = weights is not None
         if weights is not None:
             load_weights_(self.network, weights)
