@@ -187,11 +187,10 @@ trainer: {accelerator: cpu, devices: 1, max_steps: 1, enable_progress_bar: false
 """
 QUICK = [  # (subcommand, words); FILES/ is the folder of broken files
     ("fit", ["--data.batch_size=0"]),
-    ("fit", ["--trainer.default_root_dir=FILES/text.txt", "--seed_everything=-1"]),
+    ("fit", ["--seed_everything=-1"]),
     ("fit", ["--model.weights=FILES/packed.safetensors"]),
     ("test", []),
     ("test", ["--ckpt_path=FILES/run.ckpt"]),
-    ("test", ["--ckpt_path=FILES/folder"]),
     ("predict", ["--model.weights=FILES/latent.safetensors", "--model.predictions=FILES/text.txt"]),
     ("predict", ["--model.weights=FILES/latent.safetensors", "--data.predict=FILES/images"]),
 ]
@@ -206,7 +205,7 @@ LONG = [
     *(("fit", [f"--trainer.{name}=x"]) for name in ("precision", "strategy")),
     *(("fit", [f"--model.network_options={value}"]) for value in ("{tau: x}", "{num_classes: 3}")),
     *(("fit", [f"--data.augmentation.{value}"]) for value in ("mean=[.nan]", "crop_pct=nan")),
-    *(("test", ["--ckpt_path="]), ("validate", [])),
+    *(("test", ["--ckpt_path="]), ("test", ["--ckpt_path=FILES/folder"]), ("validate", [])),
 ]
 
 

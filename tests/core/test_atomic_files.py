@@ -36,7 +36,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_file_and_nothing_else(tmp_pat
     target = tmp_path / "file.bin"
     write_atomically(target, bytes(SIZE))
     seen = set()
-    for seed in range(30):
+    for seed in range(15):
         kill_in_the_middle(lambda number: write_atomically(target, bytes([number % 256]) * SIZE), seed)
         data = target.read_bytes()
         assert len(data) == SIZE and data == data[:1] * SIZE
