@@ -9,7 +9,7 @@ import torch
 
 from esbnn_core.checkpoint.network import pack_checkpoint
 from esbnn_core.counting import count
-from esbnn_core.errors import InputError, check_counts
+from esbnn_core.errors import InputError, check_counts, find_sentence
 from esbnn_core.kernels import cpu, cuda
 from esbnn_core.models import create_model, list_models, model_spec
 from esbnn_core.version import __version__
@@ -20,8 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _make_parser().parse_args(argv)
     try:
         args.run(args)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (text := find_sentence(error)) is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
 
@@ -90,7 +92,8 @@ def _print_count(args: argparse.Namespace) -> None:
     if args.all:
         return _print_count_of_all()
     given: dict[str, Any] = {key: getattr(args, key) for key in ("tau", "groups", "num_classes", "in_channels")}
-    model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
+    with torch.device("meta"):  # counted by shapes alone
+        model = create_model(args.name, **{key: value for key, value in given.items() if value is not None})
     spec = model_spec(model)
     assert spec is not None
     channels, side, _ = spec.input_size

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 """Folder of configs/ and checkpoints/ in a source tree."""
@@ -33,20 +34,55 @@ def file_sha256(path: str | Path) -> str:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a temporary file in the same folder, fsync and rename it: readers see the old file or the new one."""
-    path = Path(path)
+    """Write a temporary file in the same folder, fsync and rename it: readers see the old file or the new one.
+
+    A link stays one, and its target is replaced. A device or pipe, /dev/stdout, is written into: renaming would put a
+    file in its place.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as stream:
+            stream.write(data)
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file to write, got a folder: name another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = ""
     try:
-        with os.fdopen(handle, "wb") as file:
+        file, name = _open_temporary(path)
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if not name:
+                name = _name_for(path)
+                # with a folder, which the absolute path ignores, Python calls linkat, which follows the link
+                os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=file.fileno())
         os.chmod(name, 0o644)  # mkstemp gives 0600, which others cannot read
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if name:
+            Path(name).unlink(missing_ok=True)
         raise
+
+
+def _open_temporary(path: Path) -> tuple[IO[bytes], str]:
+    """A file in the folder of `path`, without a name where Linux can do that: a process that is killed leaves nothing.
+
+    Returns:
+        The file and its name, "" for none.
+    """
+    if hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir():
+        try:
+            return os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), "wb"), ""
+        except OSError:  # not on this file system
+            pass
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+    return os.fdopen(handle, "wb"), name
+
+
+def _name_for(path: Path) -> str:
+    return str(path.parent / f".{path.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}")
 
 
 def child_environment() -> dict[str, str]:

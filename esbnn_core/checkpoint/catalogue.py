@@ -171,7 +171,7 @@ def read_catalogue(path: str | Path = CATALOGUE) -> Catalogue:
         raise
     except FileNotFoundError as error:
         raise InputError(f"catalogue {path} does not exist: run in a checkout of the repository") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"catalogue {path} cannot be read as json ({error}): correct it") from error
     if not isinstance(found, dict) or list(found) != ["checkpoints"] or not isinstance(found["checkpoints"], list):
         raise InputError(f'catalogue {path} must be {{"checkpoints": [entries]}}, got another form: correct it')

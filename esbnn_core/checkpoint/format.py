@@ -12,6 +12,7 @@ The metadata, strings as safetensors requires, are
 
 import hashlib
 import json
+import reprlib
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,10 +110,11 @@ def save_checkpoint(
         sha256 of the file.
 
     Raises:
-        InputError: a tensor that is not finite, by name; nothing is written then.
+        InputError: a tensor that is not finite, or on the meta device, by name; nothing is written then.
     """
     from safetensors.torch import save
 
+    check_values(model)
     # cloned: safetensors requires contiguous memory of its own for each name
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     _check_finite(tensors, str(path))
@@ -224,6 +226,8 @@ def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
             faults.append(f"{name} has shape {tuple(got.shape)} for {tuple(want.shape)}")
         elif got.dtype != want.dtype:
             faults.append(f"{name} has dtype {got.dtype} for {want.dtype}")
+        elif got.layout != want.layout or (got.is_meta and not want.is_meta):
+            faults.append(f"{name} has {'no values' if got.is_meta else f'layout {got.layout}'}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise InputError(
@@ -239,19 +243,31 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
             raise InputError(f"checkpoint {path} has no {key} in its metadata: write it again with save_checkpoint")
     if metadata["kind"] not in ("latent", "packed"):
         raise InputError(
-            f"kind of checkpoint {path} must be latent or packed, got {metadata['kind']!r}: write it again"
+            f"kind of checkpoint {path} must be latent or packed, got {reprlib.repr(metadata['kind'])}: write it again"
         )
     if metadata.get("weights", "binary") not in ("binary", "real"):
         raise InputError(
-            f"weights of checkpoint {path} must be binary or real, got {metadata['weights']!r}: write it again"
+            f"weights of checkpoint {path} must be binary or real, got {reprlib.repr(metadata['weights'])}: write it "
+            f"again"
         )
     for key in ("options", "metric"):
         try:
             is_object = isinstance(json.loads(metadata[key]), dict)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             is_object = False
         if not is_object:
-            raise InputError(f"{key} of checkpoint {path} must be a json object, got {metadata[key]!r}: write it again")
+            raise InputError(
+                f"{key} of checkpoint {path} must be a json object, got {reprlib.repr(metadata[key])}: write it again"
+            )
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise InputError for a network on the meta device, from and into which torch copies nothing."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(
+                f"tensor {name} of the network is on the meta device and has no values: build it on another device"
+            )
 
 
 def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

@@ -1,6 +1,8 @@
 """From a file, or the name of a released one, to a network, and from a latent file to a packed one."""
 
 import copy
+import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,14 @@ from torch import nn
 
 from esbnn_core.checkpoint.catalogue import CATALOGUE, Catalogue, Entry, is_path, read_catalogue
 from esbnn_core.checkpoint.fetch import check_file, checkpoint_cache, drop_if_damaged, fetch
-from esbnn_core.checkpoint.format import Checkpoint, check_state, load_state, read_checkpoint, save_checkpoint
+from esbnn_core.checkpoint.format import (
+    Checkpoint,
+    check_state,
+    check_values,
+    load_state,
+    read_checkpoint,
+    save_checkpoint,
+)
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model as build_model
@@ -111,7 +120,10 @@ def build_network(
         check_state(layout, checkpoint.tensors, str(checkpoint.path))
         model = _build(checkpoint)
         model = pack_layout_(model) if checkpoint.kind == "packed" else model
-    elif checkpoint.kind == "packed":
+        load_state(model, checkpoint.tensors, str(checkpoint.path))
+        return model.to(device).eval()
+    check_values(model)
+    if checkpoint.kind == "packed":
         # checked on a copy without data: a file that does not fit must not leave the caller's network packed
         layout = pack_layout_(copy.deepcopy(model).to("meta"))
         check_state(layout, checkpoint.tensors, str(checkpoint.path))
@@ -127,7 +139,7 @@ def pack_checkpoint(source: str | Path, target: str | Path) -> tuple[int, int]:
         InputError: what load_checkpoint and pack_ refuse, or a file that is packed already or is its own target;
             nothing is written then.
     """
-    if Path(source).resolve() == Path(target).resolve():
+    if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"checkpoint {source} was given as both files: name another one to write")
     checkpoint = read_checkpoint(source)
     if checkpoint.kind == "packed":
@@ -207,8 +219,8 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         model = build_model(checkpoint.network, **checkpoint.options)
         if checkpoint.weights == "real":
             real_weights_(model)
-    except (InputError, TypeError, RuntimeError) as error:  # the options are whatever the file says
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the options are whatever the file says
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
     return model.to(kinds.pop()) if len(kinds) == 1 else model

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint.format import check_state
+from esbnn_core.checkpoint.format import check_values, load_state
 from esbnn_core.checkpoint.official_keys import apply_rules, key_map, looks_like, official_names
-from esbnn_core.errors import DamagedError, InputError
+from esbnn_core.checkpoint.torch_file import load_torch_file
+from esbnn_core.errors import InputError
 from esbnn_core.layers.base import binary_layers, exact_zeros
 from esbnn_core.layers.quantizers import Temperature
 
@@ -74,6 +75,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
     found, noted = _read_tensors(source, label)
     names, family = official_names(model), key_map(model)
     tensors = {apply_rules(family.spelling, name): tensor for name, tensor in found.items()}
+    if len(tensors) < len(found):
+        raise InputError(f"{label} has a tensor under two spellings of one name: take one out")
     known = dict.fromkeys(name for name, _ in names.values())
     missing = [name for name in known if name not in tensors]
     extra = [name for name in tensors if name not in known]
@@ -89,11 +92,12 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, object]) -
         tensor, want = tensors[name], state[key]
         # (C,) against (1, C, 1, 1), flat weights (N, 1), 0-d scalars: the same numbers in the same order
         flat = tensor.shape in ((want.numel(), 1), (want.numel(),)) or tensor.numel() == 1
-        if tensor.numel() == want.numel() and (flat or tuple(tensor.shape) in (shape, tuple(want.shape))):
+        same_kind = tensor.is_floating_point() == want.is_floating_point()
+        if same_kind and tensor.numel() == want.numel() and (flat or tuple(tensor.shape) in (shape, tuple(want.shape))):
             tensor = tensor.to(want.dtype).reshape(want.shape) * family.sign(name)
         ours[key] = tensor
-    check_state(model, ours, label)
-    model.load_state_dict(ours)
+    check_values(model)
+    load_state(model, ours, label)
     layers = [layer for _, layer in binary_layers(model)]
     found_at = [layer.quantizer.temperature.item() for layer in layers if isinstance(layer.quantizer, Temperature)]
     temperatures = (min(found_at), max(found_at)) if found_at else None
@@ -106,13 +110,7 @@ def _read_tensors(source: str | Path | Mapping[str, object], label: str) -> tupl
     if isinstance(source, str | Path):
         if not Path(source).is_file():
             raise InputError(f"official file {label} does not exist: check the path")
-        try:
-            found = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything: struct.error, IndexError, AssertionError, ...
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedError(
-                f"official file {label} cannot be read as plain tensors ({reason}): fetch it again"
-            ) from error
+        found = load_torch_file(source, "official file", "fetch it again")
     if isinstance(found, Mapping) and "pytorch-lightning_version" in found:
         raise InputError(
             f"official file {label} must be one of the originals, got a run's checkpoint: give it as ckpt_path, or "
@@ -124,18 +122,29 @@ def _read_tensors(source: str | Path | Mapping[str, object], label: str) -> tupl
     tensors = unwrap(found, CONTAINERS)
     if tensors is None:
         raise InputError(
-            f"{label} holds no mapping of tensors, bare or under {', '.join(CONTAINERS)}: give the model's file"
+            f"{label} holds no mapping of dense tensors by name, bare or under {', '.join(CONTAINERS)}: give the "
+            f"model's file"
         )
-    return {
-        re.sub(r"\.weights$", ".weight", key.removeprefix("module.")): value for key, value in tensors.items()
-    }, noted
+    named: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = re.sub(r"\.weights$", ".weight", key.removeprefix("module."))
+        if name in named:
+            raise InputError(f"{label} has the tensor {name} twice, once as {key}: take one out")
+        named[name] = value
+    return named, noted
 
 
 def unwrap(found: object, containers: tuple[str, ...]) -> dict[str, Tensor] | None:
-    """The tensors by name in what a file holds, bare or under `containers`; None if it holds other things."""
+    """The dense tensors by name in what a file holds, bare or under `containers`; None if it holds other things."""
     for container in containers:
         if isinstance(found, Mapping) and isinstance(found.get(container), Mapping):
             found = found[container]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not found:
         return None
-    return {str(key): value for key, value in found.items()}
+    if not all(isinstance(key, str) and _is_dense(value) for key, value in found.items()):
+        return None
+    return dict(found)
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized

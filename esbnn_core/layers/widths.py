@@ -31,7 +31,8 @@ class Expansion:
             "rep" keeps squeeze-excite wide and reads all channels out (RepBNN, papers.md#repbnn).
 
     Raises:
-        InputError: tau or groups is not a whole number of at least 1; an unknown rule.
+        InputError: tau or groups is not a whole number of at least 1; copy_spread is negative or not finite; an unknown
+            rule.
     """
 
     tau: int = 1
@@ -42,6 +43,9 @@ class Expansion:
     def __post_init__(self) -> None:
         check_factors(self.tau, self.groups)
         check_choice("rule", self.rule, get_args(Rule))
+        spread = self.copy_spread
+        if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < 1e9:
+            raise InputError(f"copy_spread must be a finite number of at least 0, got {spread!r}")
 
     @property
     def wide(self) -> int:

@@ -1,28 +1,36 @@
 """The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
 
 import atexit
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
-from esbnn_core.checkpoint.format import is_torch_zip
-from esbnn_core.errors import InputError, TrainingError
+from esbnn_core.checkpoint.torch_file import load_torch_file
+from esbnn_core.errors import InputError, find_sentence
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
+
+_ELSEWHERE = re.compile(r"\w+://|registry")
+"""The beginning of a ckpt_path that is no local file."""
+_SHARDED = ("meta.pt", ".metadata", "checkpoint", "latest")
+"""What is in the folder of a sharded checkpoint, of FSDP or DeepSpeed."""
 
 
 class RecipeParser(LightningArgumentParser):
@@ -68,6 +76,7 @@ class TaskCLI(LightningCLI):
 
     def __init__(self, *args: Any, links: Sequence[str] = ("num_classes",), **kwargs: Any) -> None:
         self.links = tuple(links)
+        self._resumed: tuple[str, Mapping[str, Any]] | None = None
         kwargs.setdefault("parser_class", RecipeParser)
         super().__init__(*args, **kwargs)
 
@@ -82,12 +91,19 @@ class TaskCLI(LightningCLI):
         for name in self.links:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def _set_seed(self) -> None:
+        """As Lightning's, which raises numpy's error for a number that numpy does not take."""
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1:,}, got {seed}")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Refuse a file that is not the checkpoint of a run before anything is built; Lightning reads it here."""
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
-        if path and path not in ("best", "last", "hpc", "registry") and ":" not in str(path):
-            check_run_checkpoint(Path(str(path)))
+        if path is not None and path not in ("best", "last", "hpc") and not _ELSEWHERE.match(str(path)):
+            self._resumed = str(path), check_run_checkpoint(Path(str(path)))
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
@@ -121,6 +137,19 @@ class TaskCLI(LightningCLI):
             keeps_freed_memory(self.trainer)
         if isinstance(self.model, ChecksData):
             self.model.check_data(self.datamodule)
+        if self._resumed is not None:
+            check_names_and_shapes(self.model, *self._resumed)
+            self._resumed = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """As Lightning's; an option that it refuses is one sentence."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except Exception as error:  # of Lightning, and of any class that a config names
+            reason = textwrap.shorten(str(error) or type(error).__name__, 300)
+            raise InputError(f"the trainer cannot be built ({reason}): correct the options of trainer") from error
 
     def before_fit(self) -> None:
         """Let the module refuse to train before a file is written; Lightning's hook."""
@@ -150,27 +179,55 @@ class TaskCLI(LightningCLI):
         keep_curves(self.trainer.loggers)
 
 
-def check_run_checkpoint(path: Path) -> None:
-    """Raise InputError unless `path` is the checkpoint of a run, or a folder of a sharded one."""
+def check_run_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The tensors of a run's checkpoint by name, none for a folder of a sharded one.
+
+    Raises:
+        InputError: a file or folder that is something else.
+    """
+    if not path.name:
+        raise InputError("ckpt_path must be a run's checkpoint, got an empty path: give last.ckpt, or leave it out")
     if not path.exists():
         raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
     if path.is_dir():
-        if (path / "model_index.json").exists():
-            raise InputError(f"ckpt_path must be the checkpoint of a run, got the pipeline {path}: give last.ckpt")
-        return
+        if any((path / name).exists() for name in _SHARDED):
+            return {}
+        kind = "pipeline" if (path / "model_index.json").exists() else "folder"
+        raise InputError(f"ckpt_path must be the checkpoint of a run, got the {kind} {path}: give last.ckpt")
     if path.suffix == ".safetensors":
         raise InputError(
             f"ckpt_path must be the checkpoint of a run, got the weights file {path}: give it as model.weights"
         )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_torch_zip(path))
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint {path} cannot be read ({reason}): give another one as ckpt_path") from error
+    found = load_torch_file(path, "checkpoint", "give another one as ckpt_path")
     if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
         raise InputError(
             f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
             f"given as model.weights"
+        )
+    state = found.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"checkpoint {path} must hold a state_dict of tensors: give another one as ckpt_path")
+    return state
+
+
+def check_names_and_shapes(module: L.LightningModule, path: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the tensors of a run's checkpoint are the module's by name and shape.
+
+    Precision may differ, because the trainer converts the module later.
+    """
+    state = module.state_dict()
+    faults = [f"{name} is missing" for name in state if name not in tensors]
+    faults += [f"{name} is not expected" for name in tensors if name not in state]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)} for {tuple(want.shape)}"
+        for name, want in state.items()
+        if name in tensors and tensors[name].shape != want.shape
+    ]
+    if tensors and faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(
+            f"checkpoint {path} does not fit the network: {'; '.join(faults[:3])}{more}: give the config that it was "
+            f"trained with"
         )
 
 
@@ -222,12 +279,20 @@ def run(
             # a second training into the same folder replaces its config, as it replaces its checkpoints
             save_config_kwargs={"overwrite": True},
         )
-    except (InputError, TrainingError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+    except Exception as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
 
 
-def sentence(error: Exception) -> str:
-    """The sentence alone: the error of a data worker arrives with its whole traceback as the text."""
-    return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)
+def sentence(error: Exception) -> str | None:
+    """The sentence alone, None for a fault of the program; the text of a data worker's error is a whole traceback."""
+    text = find_sentence(error)
+    if text is None and isinstance(error, MisconfigurationException):
+        return textwrap.shorten(str(error), 500)  # what Lightning refuses of its options
+    if text is None or not text.startswith("Caught "):
+        return text
+    return text.rsplit("Error: ", 1)[-1].strip()

@@ -1,11 +1,12 @@
 """The base of the tasks' Lightning modules: optimizer and schedule, and what may be trained or evaluated."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_output_folder
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
@@ -16,11 +17,12 @@ class TaskModule(L.LightningModule):
     """A LightningModule around one `network`.
 
     Attributes:
-        network: set by the subclass, as the next four are.
+        network: set by the subclass, as the next five are.
         make_optimizer: parameters -> optimizer.
         make_scheduler: optimizer -> scheduler, or None.
         lr_interval: "step" or "epoch", how often the schedule advances.
         decay: weight decay by kind of parameter, or None.
+        predictions: folder that predict writes, or None for predictions in the run's own.
         monitor: validation metric of the best checkpoint, the higher the better; "" for none.
         begun: whether there are weights to evaluate.
         what: the network, in messages.
@@ -31,6 +33,7 @@ class TaskModule(L.LightningModule):
     make_scheduler: LRSchedulerCallable | None
     lr_interval: str
     decay: DecayRule | None
+    predictions: str | None = None
     monitor = ""
     begun = True
     what = "network"
@@ -42,13 +45,24 @@ class TaskModule(L.LightningModule):
                 f"the {self.what} is packed and holds no latent weights to train: give the latent file as weights"
             )
 
+    def check_fit(self, resumes: bool) -> None:
+        """Raise InputError for a packed network; the command line calls it before it writes a file."""
+        self.check_latent()
+
     def check_evaluation(self, run: str) -> None:
         """Raise InputError unless there are weights; the command line calls it before it writes a file."""
-        if not self.begun:
+        self._check_begun(self.begun, run)
+
+    def _check_begun(self, begun: bool, run: str) -> None:
+        if not begun:
             raise InputError(
                 f"there are no trained weights to {run}: give a file as model.weights or a run's checkpoint as "
                 f"ckpt_path"
             )
+
+    def locate_predictions(self, trainer: L.Trainer) -> Path:
+        """The folder that predict writes."""
+        return Path(self.predictions or Path(trainer.default_root_dir) / "predictions")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the weights of a run are there."""
@@ -56,15 +70,16 @@ class TaskModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Lightning's hook."""
-        self.check_evaluation("validate")
+        self._check_begun(self.begun, "validate")
 
     def on_test_start(self) -> None:
         """Lightning's hook."""
-        self.check_evaluation("test")
+        self._check_begun(self.begun, "test")
 
     def on_predict_start(self) -> None:
         """Lightning's hook."""
-        self.check_evaluation("predict")
+        self._check_begun(self.begun, "predict")
+        check_output_folder(self.locate_predictions(self.trainer), "model.predictions")
 
     def on_train_start(self) -> None:
         """Bind a schedule that advances by steps to their number.

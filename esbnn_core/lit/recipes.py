@@ -16,6 +16,8 @@ from esbnn_core.files import ROOT
 LOGGER = "lightning.pytorch.loggers.CSVLogger"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 RATE = "lightning.pytorch.callbacks.LearningRateMonitor"
+DEPTH = 100
+"""Lists and mappings in each other that a config may have."""
 _APPEND = "+"
 """The end of a key that adds to a list."""
 _ADDED = "callbacks" + _APPEND
@@ -98,7 +100,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         chain = " -> ".join(file.name for file in (*above, path))
         raise InputError(f"the base of a config must not lead back to it, got {chain}: remove one of these base lines")
     try:
-        body = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_depth(text)
+        body = get_loader("yaml")(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"config {path} cannot be read ({' '.join(str(error).split())}): restore it") from error
     if not isinstance(body, dict):
@@ -114,6 +118,15 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         )
     merged: dict[str, Any] = _merge(_read(found, (*above, path.resolve())), body)
     return merged
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError for lists and mappings in each other that would overrun the stack of the YAML loader."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise ValueError(f"more than {DEPTH} lists and mappings in each other")
 
 
 def _merge(below: Any, above: Any) -> Any:

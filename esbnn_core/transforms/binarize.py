@@ -17,7 +17,7 @@ from esbnn_core.layers.quantizers import STE
 from esbnn_core.transforms.binarize_checks import check_forms, keep_slow_path_, warn_of, weights_read_elsewhere
 from esbnn_core.transforms.first_batch import FirstBatch
 from esbnn_core.transforms.look import Look, look_at
-from esbnn_core.transforms.replace import replace_modules
+from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 
 FilterFn = Callable[[str, nn.Module], bool]
 
@@ -131,8 +131,8 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
 
     Raises:
         InputError: nothing matched; a layer that a binary one cannot stand for (another padding mode, a subclass with a
-            forward of its own, weight_norm, spectral_norm or pruning), or one of filter_fn whose weight another module
-            reads; all by name. The model is then as it was.
+            forward of its own, weight_norm, spectral_norm or pruning, a hook, a lazy one), or one of filter_fn whose
+            weight another module reads; all by name. The model is then as it was.
     """
     config = config or BinaryConfig()
     check_choice("BinaryConfig.activation", config.activation, get_args(Activation))
@@ -141,7 +141,14 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     shared = weights_read_elsewhere(model, look)
     chosen: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear) or isinstance(module, LazyModuleMixin):
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if isinstance(module, LazyModuleMixin):
+            if config.filter_fn is None or config.filter_fn(name, module):
+                raise InputError(
+                    f"layer {name} is a {type(module).__name__}, which has no shape yet: run the network once before "
+                    f"binarize_"
+                )
             continue
         if config.filter_fn is not None and config.filter_fn(name, module):
             if name in shared:
@@ -160,6 +167,7 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     def replaced(module: nn.Module) -> bool:
         return isinstance(module, nn.ReLU | nn.ReLU6) and config.activation != "keep"
 
+    check_no_hooks("binarize_", ((n, m) for n, m in model.named_modules() if m in built or replaced(m)))
     sources = look.positive(replaced) if look is not None else {}
     positive = {name: sources[name] for name in chosen if name in sources}
 

@@ -25,6 +25,7 @@ from esbnn_core.models.registry import ModelSpec, create_model, model_spec
 from esbnn_core.transforms.expand_graph import ESConfig, ExpansionPlan, WidthGraph
 from esbnn_core.transforms.expand_modules import check_layer, expand_layer, expand_unit_children, widen
 from esbnn_core.transforms.expand_rules import nominal_widths
+from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
 
 logger = logging.getLogger("esbnn")
@@ -69,8 +70,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
 
     Raises:
         InputError: the forward cannot be traced; no binary layer can be expanded (each is named with the reason); a
-            width that tau*groups does not divide; a copy_spread without a shift; a model that is expanded already. The
-            model is then unchanged.
+            width that tau*groups does not divide; a copy_spread without a shift; a hook of a layer that is
+            swapped; a model that is expanded already. The model is then unchanged.
     """
     expansion = (config or ESConfig()).expansion
     if expansion.wide == 1:
@@ -81,6 +82,10 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     rows = {graph.modules[name]: row for name, row in _build_rows(graph, plan, expansion).items()}
     units = {name: unit for name in plan.expanded if isinstance(unit := graph.modules[name], BinaryUnit)}
     children = {unit: expand_unit_children(name, unit, expansion) for name, unit in units.items()}
+    names = {module: name for name, module in model.named_modules()}
+    gone = [module for module, row in rows.items() if module not in row]
+    gone += [part for unit, parts in children.items() for key in parts if (part := getattr(unit, key)) not in gone]
+    check_no_hooks("expand_", ((names[part], part) for module in gone for part in module.modules()))
     twin = _build_twin(model, expansion)
     if plan.left:
         logger.warning("%s", summarize_left(model, plan))

@@ -7,7 +7,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.chain import chained
 from esbnn_core.packed.match import packed_like
-from esbnn_core.transforms.replace import replace_modules
+from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 from esbnn_core.units.conv import BinaryUnit
 
 
@@ -26,11 +26,12 @@ def pack_(model: nn.Module) -> nn.Module:
         The same model without latent weights; for a bare binary layer or unit its packed module.
 
     Raises:
-        InputError: no binary layer; a layer whose weights are not in sign mode or not finite (named). The model is then
-            unchanged.
+        InputError: no binary layer; a layer with a hook, or whose weights are not in sign mode, not finite or on the
+            meta device (named). The model is then unchanged.
     """
     filled: dict[nn.Module, nn.Module] = {}
     covered: set[nn.Module] = set()
+    _check_can_be_packed(model)
     with torch.no_grad():
         for name, module in model.named_modules():
             if module in covered:
@@ -46,6 +47,20 @@ def pack_(model: nn.Module) -> nn.Module:
     for _ in replace_modules(model, lambda _, module: filled.get(module)):
         pass
     return _chain(filled.get(model, model)).eval()
+
+
+def _check_can_be_packed(model: nn.Module) -> None:
+    """Raise InputError for hooks that packing would drop, and for weights that are not there."""
+    for name, module in model.named_modules():
+        if packed_like(module) is None:
+            continue
+        check_no_hooks("pack_", ((f"{name}.{key}" if key else name, part) for key, part in module.named_modules()))
+        for key, tensor in module.state_dict().items():
+            if tensor.is_meta:
+                raise InputError(
+                    f"{f'{name}.{key}'.lstrip('.')} is on the meta device and has no values to pack: load a file into "
+                    f"the network first"
+                )
 
 
 def _chain(model: nn.Module) -> nn.Module:

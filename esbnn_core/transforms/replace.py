@@ -1,8 +1,13 @@
 """The walk that swaps modules for others, under every name that they have."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
+
+from esbnn_core.errors import InputError
+from esbnn_core.transforms.first_batch import FirstBatch
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def replace_modules(
@@ -34,3 +39,24 @@ def replace_modules(
             yield from walk(child if new is None else new, f"{name}.")
 
     yield from walk(model, "")
+
+
+def check_no_hooks(verb: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise InputError for the first module with a hook, which would be dropped with it and may change its output.
+
+    Hooks of binarize_'s own watch over the first batch are no obstacle.
+
+    Args:
+        verb: that swaps the modules, for the message.
+        modules: (name, module) of those that are swapped for others.
+    """
+    for name, module in modules:
+        for kind in _HOOKS:
+            for hook in getattr(module, kind).values():
+                if isinstance(getattr(hook, "__self__", None), FirstBatch):
+                    continue
+                raise InputError(
+                    f"{name or type(module).__name__} has a {kind[1:-1].replace('_', ' ')}, which {verb} would drop "
+                    f"with the module: remove it first (prune.remove, remove_weight_norm or remove_spectral_norm for "
+                    f"those of torch.nn.utils), or register it after {verb}"
+                )

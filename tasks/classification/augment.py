@@ -87,7 +87,8 @@ class Augmentation:
             check(name, 0 <= getattr(self, name) < math.inf, "0 or a positive number")
         check("repeats", self.repeats >= 1, "a whole number of at least 1")
         check("crop_pct", 0 < self.crop_pct <= 1, "a share of the image above 0 and at most 1")
-        check("std", self.std is None or min(self.std, default=0) > 0, "positive numbers")
+        check("mean", self.mean is None or all(map(math.isfinite, self.mean)), "finite numbers")
+        check("std", self.std is None or all(0 < value < math.inf for value in self.std), "positive numbers")
         # timm ignores what it does not know in a policy, or stops with an assertion
         known = self.rand_augment is None or _POLICY.fullmatch(self.rand_augment) is not None
         check("rand_augment", known, "timm's policy, e.g. rand-m7-mstd0.5-inc1")

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
-from esbnn_core.errors import InputError, check_counts
+from esbnn_core.errors import InputError, check_at_least, check_counts, check_workers
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
 from esbnn_core.lit.resumable import make_sampler, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
@@ -46,7 +46,8 @@ class ClassificationDataModule(L.LightningDataModule):
         predict: folder of the user's own images to predict on, default the test split.
 
     Raises:
-        InputError: an unknown dataset at construction; a missing or damaged one at setup; sizes that do not fit.
+        InputError: at construction an unknown dataset or a number out of its range; at setup a missing or damaged
+            dataset, or sizes that do not fit.
     """
 
     def __init__(
@@ -70,13 +71,19 @@ class ClassificationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.info = dataset_info(dataset)
+        check_at_least(1, data__batch_size=batch_size, data__prefetch_factor=prefetch_factor)
+        check_workers("data.num_workers", num_workers)
+        check_at_least(0, data__val_size=val_size)
+        check_at_least(0, data__train_size=train_size, data__test_size=test_size)
+        for name, value in (("data.image_size", image_size), ("data.num_classes", num_classes)):
+            if value is not None:
+                check_counts(**{name: value})
         self.dataset, self.root, self.download = dataset, root, download
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_size, self.train_size, self.test_size = val_size, train_size, test_size
         self.augment, self.image_size, self.seed = augment, image_size, seed
         self.num_classes = num_classes or self.info.classes
         self.augmentation, self.prefetch_factor = augmentation, prefetch_factor
-        check_counts(prefetch_factor=prefetch_factor)
         augmentation.check(dataset, self.info.channels, self.info.size)
         self.on_device, self.predict = on_device, predict
         if on_device:

@@ -97,7 +97,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "fashion_mnist": DatasetInfo(10, 1, 28, *_GREY, _IDX, _fashion_mnist),
     "fashion_mnist_mini": DatasetInfo(10, 1, 28, *_GREY, f"fashion_mnist_mini/{_IDX}", _fashion_mnist_mini),
     "cifar10": DatasetInfo(10, 3, 32, *_CIFAR, "cifar-10-batches-py/{data_batch_1..5,test_batch}", _cifar10),
-    "imagenet": DatasetInfo(1000, 3, 224, *IMAGENET, "{train,val}/<synset>/*.JPEG", _imagenet),
+    "imagenet": DatasetInfo(1000, 3, 224, *IMAGENET, "{train,val}/<synset>/*.JPEG or Kaggle's archive", _imagenet),
     "generated": DatasetInfo(1000, 3, 224, *IMAGENET, "", _generated),
 }
 

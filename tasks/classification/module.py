@@ -1,6 +1,5 @@
 """ClassificationModule: a network by name, cross entropy or soft labels, top-1 and top-5."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -86,6 +85,10 @@ class ClassificationModule(TaskModule):
             raise InputError(
                 f"network must be a classifier, got {network}, the trunk of a detector: train {network}_classifier"
             )
+        if "num_classes" in (network_options or {}):
+            raise InputError(
+                "network_options must not have num_classes, which is that of the data: set data.num_classes"
+            )
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
         if real_weights and train_on_bits:
             raise InputError(
@@ -94,6 +97,7 @@ class ClassificationModule(TaskModule):
             )
         if real_weights:
             real_weights_(self.network, fresh=weights is None)
+        self.weights = weights
         if weights is not None:
             self.network = load_checkpoint(weights, self.network).train()
             if real_weights and is_packed(self.network):
@@ -127,6 +131,10 @@ class ClassificationModule(TaskModule):
                 f"dataset images have {info.channels} channels and network {spec.name} was built for "
                 f"in_channels={taken}: set model.network_options to {{in_channels: {info.channels}}}"
             )
+
+    def check_evaluation(self, run: str) -> None:
+        """Raise InputError without a file of weights; for the command line alone, as callers may set the weights."""
+        self._check_begun(self.weights is not None, run)
 
     def on_fit_start(self) -> None:
         """Build the teachers here, not in __init__: evaluation needs none."""
@@ -170,7 +178,7 @@ class ClassificationModule(TaskModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.trainer.is_global_zero or data is None or not getattr(data, "predict_files", None):
             return
-        folder = Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        folder = self.locate_predictions(self.trainer)
         write_predictions(folder / "predictions.csv", found, data.predict_files, data.class_names)
         print(f"{folder / 'predictions.csv'}: {len(found):,} images")
 

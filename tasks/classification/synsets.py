@@ -2,12 +2,14 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torchvision import datasets
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.image_files import UNREADABLE, is_hidden, is_image, to_8_bits
+from esbnn_core.lit.image_files import UNREADABLE, is_hidden, is_image, list_images, to_8_bits
+from tasks.classification.kaggle import SOLUTION, find_part, find_solution, read_solution
 
 
 @cache
@@ -29,10 +31,11 @@ def load_image(path: str) -> Image.Image:
 
 
 class SynsetFolder(datasets.ImageFolder):
-    """Images under root/{train,val}/<class>/; `official` is True for labels in the official order.
+    """Images under root/{train,val}/<class>/ or in Kaggle's layout; `official`: labels in the official order.
 
     With num_classes=1000 and folders named by official synsets a label is the synset's place among the 1,000, even if
-    there are few folders. Otherwise it is the folder's place among the sorted folders.
+    there are few folders. Otherwise it is the folder's place among the sorted folders. The validation images of
+    Kaggle's archive are in one folder, and their synsets in LOC_val_solution.csv (tasks.classification.kaggle).
 
     Args:
         root: has train and val, or val alone.
@@ -41,7 +44,7 @@ class SynsetFolder(datasets.ImageFolder):
 
     Raises:
         InputError: no class folder, more of them than classes, only some of 1,000 official, or other ones in the
-            sibling part.
+            sibling part; an image that LOC_val_solution.csv does not have.
         FileNotFoundError: the part does not exist, or a class folder holds no image.
     """
 
@@ -49,14 +52,16 @@ class SynsetFolder(datasets.ImageFolder):
         self.num_classes = num_classes
         self.official = False
         part, sibling = ("train", "val") if train else ("val", "train")
-        self._sibling = Path(root) / sibling
-        super().__init__(str(Path(root) / part), loader=load_image, is_valid_file=is_image)
+        self._sibling = find_part(root, sibling)
+        self._listed: list[tuple[Path, str]] = []
+        super().__init__(str(find_part(root, part)), loader=load_image, is_valid_file=is_image)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """torchvision's hook: class folders by name, and the label of each."""
         names = _folders(Path(directory))
         if not names:
-            raise InputError(_flat(Path(directory)))
+            self._listed = _read_listed(Path(directory))
+            names = sorted({synset for _, synset in self._listed})
         if len(names) > self.num_classes:
             raise InputError(
                 f"class folders of {directory} must be at most num_classes={self.num_classes}, got {len(names)}: set "
@@ -77,18 +82,36 @@ class SynsetFolder(datasets.ImageFolder):
             )
         return names, {name: order[name] if self.official else label for label, name in enumerate(names)}
 
+    def make_dataset(  # type: ignore[override]
+        self, directory: str, class_to_idx: dict[str, int], *args: Any, **kwargs: Any
+    ) -> list[tuple[str, int]]:
+        """torchvision's hook: (path, label) of every image."""
+        if self._listed:
+            return [(str(path), class_to_idx[synset]) for path, synset in self._listed]
+        return super().make_dataset(directory, class_to_idx, *args, **kwargs)
+
 
 def _folders(directory: Path) -> list[str]:
     """Names of the class folders, sorted. Raises FileNotFoundError."""
     return sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _flat(directory: Path) -> str:
-    """The error for a part without class folders."""
-    images = sum(is_image(entry) for entry in directory.iterdir())
+def _read_listed(directory: Path) -> list[tuple[Path, str]]:
+    """Images and synsets of a part without class folders, by the csv of Kaggle's archive. Raises InputError."""
+    images = list_images(directory)
+    solution = find_solution(directory) if images and directory.name == "val" else None
+    if solution is not None:
+        labels = read_solution(solution)
+        for path in images:
+            if path.stem not in labels:
+                raise InputError(
+                    f"image {path} must have a row in {solution}, got none: remove it, or restore the file"
+                )
+        return [(path, labels[path.stem]) for path in images]
     if images:
-        return (
-            f"{directory} holds {images:,} images and no class folder, as the ILSVRC archive unpacks: move it away and "
-            f"let torchvision.datasets.ImageNet({str(directory.parent)!r}, {directory.name!r}) sort archive and devkit"
+        raise InputError(
+            f"{directory} holds {len(images):,} images and no class folder, as the ILSVRC archives unpack: place "
+            f"{SOLUTION} of Kaggle's archive above it, or move it away and let "
+            f"torchvision.datasets.ImageNet({str(directory.parent)!r}, {directory.name!r}) sort archive and devkit"
         )
-    return f"{directory} must hold class folders, {directory}/<synset>/*.JPEG, got none: set data.root"
+    raise InputError(f"{directory} must hold class folders, {directory}/<synset>/*.JPEG, got none: set data.root")

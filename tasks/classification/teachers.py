@@ -6,7 +6,6 @@ the student's images too, as in the originals (papers.md#bnext-teachers, #bnext-
 """
 
 import os
-import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.checkpoint.official import unwrap
+from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
 
 CONTAINERS = ("model", "state_dict")
@@ -157,17 +157,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"teacher weights {path} do not exist: put the file there or change `file`")
-    found: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
+    found: object
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
+        try:
             found = load(path.read_bytes())
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    # safetensors raises its own kind of Exception, unrelated to any built-in one
-    except (Exception, pickle.UnpicklingError) as error:
-        raise InputError(f"teacher weights {path} cannot be read as plain tensors ({_reason(error)})") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"teacher weights {path} cannot be read as plain tensors ({_reason(error)})") from error
+    else:
+        found = load_torch_file(path, "teacher weights", "fetch the file again")
     tensors = unwrap(found, CONTAINERS)
     if tensors is None:
         raise InputError(

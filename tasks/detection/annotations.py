@@ -71,7 +71,9 @@ def read_split(
     ids = [line.strip() for line in read_text(path, "image list").splitlines() if line.strip()]
     if not ids:
         raise InputError(f"image list {path} must have one image id a line, got none: fill it or name another list")
-    if all(_OF_ONE_CLASS.search(line) for line in ids):
+    # names may have blanks, and end in " 1" themselves
+    of_one_class = all(_OF_ONE_CLASS.search(line) for line in ids)
+    if of_one_class and not (folder / "Annotations" / f"{ids[0]}.xml").is_file():
         raise InputError(f"image list {path} must have one image id a line, got {ids[0]!r}: name a list of all classes")
     split = Split()
     for identity in ids:

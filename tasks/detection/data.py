@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, check_at_least, check_workers
 from esbnn_core.lit.data import seeded
 from esbnn_core.lit.image_files import SUFFIXES, list_images, read_image_size
 from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
@@ -81,13 +81,9 @@ class VOCDataModule(L.LightningDataModule):
         for part, names in self.lists.items():
             if not names:
                 raise InputError(f"data.{part} must name at least one image list, e.g. VOC2007/trainval, got none")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("train_size", train_size, 0),
-            ("test_size", test_size, 0),
-        ):
-            if value < least:
-                raise InputError(f"data.{name} must be a whole number of at least {least}, got {value}")
+        check_at_least(1, data__batch_size=batch_size)
+        check_workers("data.num_workers", num_workers)
+        check_at_least(0, data__train_size=train_size, data__test_size=test_size)
         self.train_pipeline, self.eval_pipeline = pipelines.read_pipelines(pipeline)
         if not augment:
             self.train_pipeline = pipelines.drop_augmentation(self.train_pipeline, self.eval_pipeline)

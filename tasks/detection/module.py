@@ -200,7 +200,7 @@ class DetectionModule(TaskModule):
     @property
     def prediction_folder(self) -> Path:
         """The folder that predict writes."""
-        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        return self.locate_predictions(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook."""

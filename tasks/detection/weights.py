@@ -1,17 +1,16 @@
 """Loads the backbone that a detector starts from: of this project, the originals, torchvision or mmdet."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from esbnn_core import create_model, load_checkpoint, model_spec
 from esbnn_core.checkpoint.format import check_state, load_state
 from esbnn_core.checkpoint.official import CONTAINERS, load_official, unwrap
+from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
 from esbnn_core.models import BiDetResNet, BiDetVGG16, BinaryResNet
 from tasks.detection.models.resnet_c4 import ESBiDetResNet18, load_trunk_
@@ -104,11 +103,7 @@ def _load_plain_(backbone: nn.Module, shared: nn.Module | None, path: str | Path
     """
     if not Path(path).is_file():
         raise InputError(f"backbone file {path} does not exist: place it there or change model.backbone")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"backbone file {path} cannot be read as plain tensors ({reason}): fetch it again") from error
+    found = load_torch_file(path, "backbone file", "fetch it again")
     tensors = unwrap(found, CONTAINERS)
     if tensors is None:
         raise InputError(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from esbnn_core.checkpoint.catalogue import CATALOGUE, TASKS, read_catalogue
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, find_sentence
 from esbnn_core.files import write_atomically
 from tasks.evaluate.measure import evaluate
 from tasks.evaluate.options import BACKENDS, EvaluateRequest, flag
@@ -45,18 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         result = evaluate(_make_request(args))
         print(format_result(result))  # before anything below can fail: an evaluation may have taken hours
-        if args.json:
+        if args.json is not None:
             write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
         if args.print_entry is not None:
             home, made_by = Path(args.catalogue).parent, args.made_by or ""
             entry = make_own_entry(result, args.print_entry, home, args.config or "", made_by, args.tolerance)
             print(f"\nthe entry for {args.catalogue}:\n{entry.json()}")
-    except (InputError, OSError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # as shells have it; 1 would mean that the file misses its value
+    except Exception as error:
+        if find_sentence(error) is None:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
     return 1 if result["within"] is False else 0
 
 
@@ -121,7 +123,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         for option in ("made_by", "tolerance"):
             if getattr(args, option) is not None:
                 raise InputError(f"{flag(option)} was given without --print-entry: leave it out")
-    if args.json:
+    if args.json is not None:
         path = Path(args.json)
         if path.is_dir():
             raise InputError(f"--json must be a file, got the folder {path}: name one in it")
@@ -173,7 +175,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _sentence(error: Exception) -> str:
-    text = str(error)
+    text = find_sentence(error) or str(error)
     if text.startswith("Caught "):
         from esbnn_core.lit.cli import sentence  # of a data worker: Lightning is loaded by then
 

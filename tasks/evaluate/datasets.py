@@ -41,8 +41,9 @@ DATASETS = {
             "imagenet",
             {"val": 50_000, "test": 50_000},  # the images of val under both names
             "imagenet",
-            ("imagenet/val",),
-            "sign in at image-net.org, download ILSVRC2012 and unpack it into train/WNID and val/WNID there",
+            ("imagenet/val", "imagenet/ILSVRC/Data/CLS-LOC/val", "imagenet/Data/CLS-LOC/val"),
+            "sign in at image-net.org, download ILSVRC2012 and unpack it into train/WNID and val/WNID there, or unpack "
+            "Kaggle's archive there",
         ),
         Dataset(
             "VOC2007",

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from esbnn_core.checkpoint.catalogue import CATALOGUE, Entry, name_fault, read_catalogue
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import InputError, check_at_least, check_choice, check_workers
 from esbnn_core.files import below_repository
 
 BACKENDS = ("auto", "latent", "packed")
@@ -81,9 +81,8 @@ def check_request(request: EvaluateRequest) -> None:
     """Raise InputError for what no file could be evaluated with."""
     if request.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was given and torch finds no GPU: use --device cpu")
-    for name in ("limit", "workers"):
-        if getattr(request, name) < 0:
-            raise InputError(f"{name} must be 0 or more, got {getattr(request, name)}: give another number")
+    check_at_least(0, limit=request.limit)
+    check_workers("workers", request.workers)
     check_choice("backend", request.backend, BACKENDS)
 
 

@@ -11,14 +11,13 @@ Ctrl-C is 130. Missing data or a missing file is not an error but a line that na
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from esbnn_core.errors import InputError, check_counts
+from esbnn_core.errors import InputError, check_counts, check_output_folder, check_workers, find_sentence
 from esbnn_core.files import ROOT
 from tasks.reproduce.modes.evaluation import evaluate_tables, read_evaluated
 from tasks.reproduce.modes.results import Measurement, TableResult, make_cells
@@ -40,12 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(args)
         _run(args, read_tables(NAMES if args.table == "all" else [args.table], args.tables))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as in shells
+    except Exception as error:
+        if (text := find_sentence(error)) is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -77,8 +78,11 @@ def _check(args: argparse.Namespace) -> None:
             )
     if args.jobs is not None:
         check_counts(**{"--jobs": args.jobs})
-    if args.seeds is not None and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
-        raise InputError(f"--seeds must be different numbers of at least 0, got {' '.join(map(str, args.seeds))}")
+        check_workers("--jobs", args.jobs)
+    if args.seeds is not None and len({seed for seed in args.seeds if 0 <= seed < 2**32}) < len(args.seeds):
+        raise InputError(
+            f"--seeds must be different numbers from 0 to {2**32 - 1}, got {' '.join(map(str, args.seeds))}"
+        )
 
 
 def _run(args: argparse.Namespace, tables: list[Table]) -> None:
@@ -86,7 +90,7 @@ def _run(args: argparse.Namespace, tables: list[Table]) -> None:
     rows = _trained_rows(args, chosen) if args.mode == "train" else []
     systems = _proxy_systems(args, tables) if args.mode == "proxy" else []
     if not args.dry_run:
-        _check_out(args.out)
+        check_output_folder(args.out, "--out")
     if args.mode == "train":
         # the commands run in the repository, to which the paths of their configs and runs are relative
         data = args.data if Path.cwd() == ROOT else str(Path(args.data).absolute())
@@ -105,18 +109,6 @@ def _run(args: argparse.Namespace, tables: list[Table]) -> None:
     write_report(args.out, args.tables)
     if failure is not None:
         raise failure
-
-
-def _check_out(out: Path) -> None:
-    """Make the folder of the report and write to it once, before hours of work. Raises InputError if that fails."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out must be a folder, got the file {out}: name another")
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix="."):
-            pass
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written to ({error.strerror}): name another folder") from error
 
 
 def _choose_rows(tables: list[Table], names: list[str] | None) -> list[Table]:

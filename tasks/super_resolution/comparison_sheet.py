@@ -36,9 +36,9 @@ class Strip:
 
 
 def write_png(path: str | Path, image: Image.Image) -> None:
-    """Write a PNG file atomically."""
+    """Write a PNG file atomically, with the profile and the dpi of the image's info."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", icc_profile=image.info.get("icc_profile"), dpi=image.info.get("dpi"))
     write_atomically(path, buffer.getvalue())
 
 

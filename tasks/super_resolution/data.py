@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import InputError, check_at_least, check_choice, check_workers
 from esbnn_core.lit.resumable import make_sampler, resumable_loader
 from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
@@ -77,12 +77,11 @@ class SRDataModule(L.LightningDataModule):
         for part, names in self.lists.items():
             if not names or len(set(names)) != len(names):
                 raise InputError(f"data.{part} must be one or several different sets, got {list(names)}")
-        for name, value, least in (
-            *(("scale", scale, 2), ("patch", patch, 1), ("repeat", repeat, 1), ("batch_size", batch_size, 1)),
-            *(("train_size", train_size, 0), ("test_size", test_size, 0), ("cache_mib", cache_mib, 0)),
-        ):
-            if value < least:
-                raise InputError(f"data.{name} must be a whole number of at least {least}, got {value}")
+        check_at_least(2, data__scale=scale)
+        check_at_least(1, data__patch=patch, data__repeat=repeat, data__batch_size=batch_size)
+        check_workers("data.num_workers", num_workers)
+        check_at_least(0, data__train_size=train_size, data__test_size=test_size)
+        check_at_least(0, data__cache_mib=cache_mib)
         check_choice("data.lr", lr, ("make", "read"))
         if hr is not None and images is None:
             raise InputError(

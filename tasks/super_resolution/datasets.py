@@ -3,6 +3,7 @@
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Item:
         mode: of the file, "L", "LA", "RGB" or "RGBA".
         alpha: uint8 (h, w), None for a mode without alpha.
         padded: whether it only fills up a set that the processes do not divide, and is left out of every result.
+        info: of the file that LR comes from, as EightBitImage's.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Item:
     mode: str
     alpha: Pixels | None
     padded: bool
+    info: dict[str, Any]
 
 
 class TrainItems(Dataset[dict[str, Tensor]]):
@@ -107,10 +110,11 @@ class EvalItems(Dataset[Item]):
         else:
             assert high is not None
             alpha = None if high.alpha is None else self._shrink(high.alpha)
-            low = EightBitImage(self._shrink(high.rgb), high.mode, alpha)
+            low = EightBitImage(self._shrink(high.rgb), high.mode, alpha, high.info)
         hr = None if high is None else np.ascontiguousarray(crop_to_multiple(high.rgb, self.scale))
         path = str(pair.lr or pair.hr)
-        return Item(pair.name, self.name, path, low.rgb, hr, low.mode, low.alpha, padded=key[0] < 0)
+        padded = key[0] < 0
+        return Item(pair.name, self.name, path, low.rgb, hr, low.mode, low.alpha, padded=padded, info=low.info)
 
     def _shrink(self, image: Pixels) -> Pixels:
         return imresize(crop_to_multiple(image, self.scale), 1 / self.scale)

@@ -1,9 +1,12 @@
 """ExportPipeline: writes the pipeline at the end of fit, in a folder that diffusers reads."""
 
 import copy
+import ctypes
+import glob
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from esbnn_core.lit.callbacks import run_folder
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
+
+STALE = 3600
+"""Seconds after which the temporary folder of another process is taken for that of a killed one."""
+_HERE, _SWAP = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 class ExportPipeline(Callback):
@@ -38,13 +46,27 @@ class ExportPipeline(Callback):
 def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> None:
     """Write the pipeline's files beside `folder` and move them there when they are complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    prefix = f".{folder.name}."
+    for left in folder.parent.glob(f"{glob.escape(prefix)}????????"):  # of a process that was killed
+        if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         # a copy on the CPU, because moving the trained network would separate it from its optimizer
         network = copy.deepcopy(pipeline.unet).cpu()
         SuperResolutionPipeline(network, pipeline.scheduler).save_pretrained(temporary / "new")
-        if folder.exists():
+        if folder.exists() and not _exchange(temporary / "new", folder):
             os.replace(folder, temporary / "old")
-        os.replace(temporary / "new", folder)
+        if not folder.exists():
+            os.replace(temporary / "new", folder)
     finally:
         shutil.rmtree(temporary)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a killed process leaves the old or the new one; False where that fails."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux, or a C library before 2.28
+        return False
+    return bool(renameat2(_HERE, os.fsencode(one.absolute()), _HERE, os.fsencode(other.absolute()), _SWAP) == 0)

@@ -26,12 +26,14 @@ from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_stri
 from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.metrics import Lpips
-from tasks.super_resolution.pipeline import SuperResolutionPipeline
+from tasks.super_resolution.pipeline import SuperResolutionPipeline, check_sampling
 from tasks.super_resolution.pipeline_images import to_pil, to_pixels
 from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
 from tasks.super_resolution.scoring import ImageScores, Scores, score_image
 from tasks.super_resolution.unet import BIDiffSRUNet
 
+SHEET = "_sheet.png"
+"""Name of the sheet that predict draws beside the images."""
 SIDE = 256
 """Side of the image for which operations are published (papers.md#operations)."""
 
@@ -105,6 +107,8 @@ class SuperResolutionModule(TaskModule):
         if total != trained:
             raise InputError(f"total_steps of model.unet must be the {trained} of training, got {total}: leave it out")
         self.sampler = make_scheduler(sampler, sampler_options)
+        for steps in (val_steps, num_inference_steps):
+            check_sampling(steps, strength, trained)
         self.begun = weights is not None
         if weights is not None:
             load_weights_(self.network, weights)
@@ -125,10 +129,6 @@ class SuperResolutionModule(TaskModule):
         pipe = SuperResolutionPipeline(self.network, self.sampler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-    def check_fit(self, resumes: bool) -> None:
-        """Raise InputError for a packed network; the command line calls this before it writes a file."""
-        self.check_latent()
 
     def check_data(self, data: L.LightningDataModule | None) -> None:
         """Raise InputError unless the data module upsamples by as much as the network."""
@@ -174,12 +174,24 @@ class SuperResolutionModule(TaskModule):
         """Lightning's hook."""
         self._score(batch, "test")
 
+    def on_predict_start(self) -> None:
+        """Lightning's hook; refuses a name that the sheet would take."""
+        super().on_predict_start()
+        loaders = self.trainer.predict_dataloaders
+        for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
+            for pair in getattr(getattr(loader, "dataset", None), "pairs", ()):
+                if f"{pair.name}.png" == SHEET:
+                    raise InputError(
+                        f"image {pair.lr or pair.hr} must not be named {pair.name}, as the sheet of predict is: rename "
+                        f"it or take it out"
+                    )
+
     def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
         """Write the upsampled images of a batch as PNG files; returns their paths."""
         items = [item for item in batch if not item.padded]
         paths = [self._target(item) for item in items]
         for item, path, tensor in zip(items, paths, self.upsample(items, "predict"), strict=True):
-            write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale))
+            write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale, item.info))
             self.strips.append(make_strip(item.name, item.lr, to_pixels(tensor), item.hr, self.scale))
         return paths
 
@@ -207,7 +219,7 @@ class SuperResolutionModule(TaskModule):
     @property
     def prediction_folder(self) -> Path:
         """The folder that predict writes."""
-        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
+        return self.locate_predictions(self.trainer)
 
     def _target(self, item: Item) -> Path:
         loaders = self.trainer.predict_dataloaders
@@ -245,7 +257,7 @@ class SuperResolutionModule(TaskModule):
         strips = from_all_processes(self.strips)
         self.strips = []
         if self.trainer.is_global_zero:
-            sheet = self.prediction_folder / "_sheet.png"
+            sheet = self.prediction_folder / SHEET
             write_png(sheet, draw_sheet(strips))
             print(f"{self.prediction_folder}: {len(strips):,} images x{self.scale}, side by side in {sheet.name}")
 

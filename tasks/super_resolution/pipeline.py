@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.pipeline_images import Images, Pixels, read_pipeline_images, to_pil
 from tasks.super_resolution.resize import cubic_upsample
@@ -75,7 +75,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
         Returns:
             ImagePipelineOutput, or (images,). PIL images have the mode of their source, L for one bit a pixel and RGB
-            or RGBA for a palette; alpha is upsampled by bicubic interpolation.
+            or RGBA for a palette; alpha is upsampled by bicubic interpolation. Their `info` has the source's ICC
+            profile, which saving keeps, and its dpi.
 
         Raises:
             InputError: something other than an image, an option out of its range, or a number of generators that is
@@ -89,7 +90,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         tensors = self.sample(pixels, scale, num_inference_steps, generators, batch_size, strength)
         images: Any = tensors
         if output_type == "pil":
-            images = [to_pil(t, s.mode, s.alpha, scale) for t, s in zip(tensors, sources, strict=True)]
+            images = [to_pil(t, s.mode, s.alpha, scale, s.info) for t, s in zip(tensors, sources, strict=True)]
         elif output_type == "np":
             images = [t.permute(1, 2, 0).cpu().numpy() for t in tensors]
         if output_type != "pil" and len({t.shape for t in tensors}) == 1:
@@ -119,19 +120,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         Raises:
             InputError: an option out of its range.
         """
-        most = int(self.scheduler.config.num_train_timesteps)
-        for name, value, last in (
-            ("scale", scale, None),
-            ("num_inference_steps", steps, most),
-            ("batch_size", batch_size, None),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value > (last or value):
-                limit = f" and at most {last}" if last else ""
-                raise InputError(f"{name} must be a whole number of at least 1{limit}, got {value!r}")
-        if not 0 < strength <= 1 or int(steps * strength) < 1:
-            raise InputError(
-                f"strength must be above 0, at most 1 and leave a step of num_inference_steps={steps}, got {strength!r}"
-            )
+        check_counts(scale=scale, batch_size=batch_size)
+        check_sampling(steps, strength, int(self.scheduler.config.num_train_timesteps))
         skipped = steps - int(steps * strength)
         places: dict[tuple[int, int], list[int]] = {}
         for place, pixels in enumerate(images):
@@ -217,6 +207,22 @@ class SuperResolutionPipeline(DiffusionPipeline):
         # numpy mirrors several times if needed; torch refuses images smaller than their padding
         padded = np.pad(large, ((0, bottom), (0, right), (0, 0)), mode="reflect")
         return torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)))
+
+
+def check_sampling(steps: int, strength: float, most: int) -> None:
+    """Raise InputError for options that no sampling can have.
+
+    Args:
+        steps: num_inference_steps.
+        strength: as the pipeline's.
+        most: steps of the noise that the network is trained on.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= most:
+        raise InputError(f"num_inference_steps must be a whole number of at least 1 and at most {most}, got {steps!r}")
+    if not 0 < strength <= 1 or int(steps * strength) < 1:
+        raise InputError(
+            f"strength must be above 0, at most 1 and leave a step of num_inference_steps={steps}, got {strength!r}"
+        )
 
 
 def _make_generators(given: torch.Generator | list[torch.Generator] | None, number: int) -> list[torch.Generator]:

@@ -1,6 +1,6 @@
 """Images that a pipeline takes and returns: PIL images and tensors to 8-bit pixels, and results to PIL images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ Pixels = NDArray[np.uint8]
 Images = Image.Image | Sequence[Image.Image] | Tensor
 
 
-def to_pil(tensor: Tensor, mode: str, alpha: Pixels | None, scale: int) -> Image.Image:
+def to_pil(
+    tensor: Tensor, mode: str, alpha: Pixels | None, scale: int, info: Mapping[str, Any] | None = None
+) -> Image.Image:
     """A result as a PIL image in 8 bits.
 
     Args:
@@ -25,12 +27,14 @@ def to_pil(tensor: Tensor, mode: str, alpha: Pixels | None, scale: int) -> Image
         mode: L, LA, RGB or RGBA.
         alpha: (h, w) of the source, or None.
         scale: by which alpha is upsampled.
+        info: for the image's own, as EightBitImage's.
     """
     image = Image.fromarray(to_pixels(tensor))
     if mode in ("L", "LA"):
         image = image.convert("L")
     if alpha is not None:
         image.putalpha(Image.fromarray(imresize(alpha, scale)))
+    image.info.update(info or {})
     return image
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,12 @@ def test_spread_thresholds_rise_with_the_copy() -> None:
     assert bool((shift[1:] < shift[:-1]).all())  # a falling shift is a rising threshold
     ones = (torch.zeros(32) + shift.flatten() >= 0).view(8, 4).sum(0)
     assert ones.tolist() == [4] * 4  # a map at 0 lights half of its copies
+
+
+@pytest.mark.parametrize("bad", [-0.5, float("nan"), float("inf"), 2**70, "1", True, None])
+def test_a_spread_is_a_finite_number(bad: Any) -> None:
+    with pytest.raises(InputError, match="copy_spread must be a finite number of at least 0, got"):
+        Expansion(2, copy_spread=bad)
 
 
 def test_no_spread_gives_zeros() -> None:

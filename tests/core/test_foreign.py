@@ -245,7 +245,7 @@ def test_files_that_are_not_plain_tensors(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(InputError, match="does not exist"):
         load_official(model, tmp_path / "none.pth")
     torch.save({"epoch": 3}, tmp_path / "no.pth")
-    with pytest.raises(InputError, match="holds no mapping of tensors"):
+    with pytest.raises(InputError, match="holds no mapping of dense tensors"):
         load_official(model, tmp_path / "no.pth")
 
 

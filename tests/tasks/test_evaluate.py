@@ -214,7 +214,7 @@ def test_our_own_files_know_their_network(folder: Path, tmp_path: Path, capsys: 
         (["--model", "reactnet_resnet18", "--num-classes", "3", "--data", "/none"], r"cannot be read from /none"),
         (["--model", "reactnet_resnet18", "--num-classes", "3", "--crop-pct", "95"], r"crop_pct must be .*, got 95\.0"),
         (["--model", "reactnet_resnet18", "--batch-size", "0"], r"batch size must be a whole number"),
-        (["--model", "reactnet_resnet18", "--limit", "-1"], r"limit must be 0 or more, got -1"),
+        (["--model", "reactnet_resnet18", "--limit", "-1"], r"limit must be a whole number of at least 0, got -1"),
         (["--dataset", "cifar10", "--split", "val"], r"cifar10 has no validation images of its own"),
     ],
 )

@@ -226,3 +226,54 @@ def test_generated_images_show_their_label() -> None:
         for i in range(32)
     ]
     assert sum(right) >= 30
+
+
+def write_kaggle(root: Path, solution: str = "", inside: str = "ILSVRC/Data/CLS-LOC") -> Path:
+    """Kaggle's archive with three training synsets and four validation images, whose grey is their label's."""
+    parts = root / inside
+    for synset in ("n01440764", "n02102040", "n03888257"):
+        (parts / "train" / synset).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(parts / "train" / synset / f"{synset}_10026.JPEG")
+    (parts / "val").mkdir()
+    (parts / "test").mkdir()
+    for number in range(1, 5):
+        Image.new("RGB", (8, 8), (60 * number,) * 3).save(parts / "val" / f"ILSVRC2012_val_0000000{number}.JPEG")
+    rows = ["3,n03888257 85 1 499 272 ", "1,n02102040 1 2 3 4 n02102040 5 6 7 8 ", "2,n01440764 0 0 9 9 "]
+    text = "ImageId,PredictionString\n" + "\n".join(f"ILSVRC2012_val_0000000{row}" for row in rows)
+    (root / "LOC_val_solution.csv").write_text(solution or f"{text}\nILSVRC2012_val_00000004,n02102040 1 1 2 2 \n")
+    (root / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\n")
+    return root
+
+
+@pytest.mark.parametrize("inside", ["ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"])
+@pytest.mark.parametrize(("num_classes", "labels"), [(None, [217, 0, 701, 217]), (3, [1, 0, 2, 1])])
+def test_kaggles_archive_is_read_as_it_unpacks(
+    tmp_path: Path, inside: str, num_classes: int | None, labels: list[int]
+) -> None:
+    root = write_kaggle(tmp_path, inside=inside)
+    for given in (root, root / inside):
+        data = open_data(given, num_classes=num_classes)
+        items = [data.splits["val"].dataset[i] for i in range(4)]
+        assert [label for _, label in items] == labels
+        assert [round(image.getpixel((4, 4))[0] / 60) for image, _ in items] == [1, 2, 3, 4]
+        train = data.splits["train"].dataset
+        assert sorted(train[i][1] for i in range(3)) == sorted(set(labels))
+        sentence = "official synset order" if num_classes is None else "order of the sorted folders"
+        assert data.label_order == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("ImageId,Label\na,b", "must begin with ImageId,PredictionString, got 'ImageId,Label'"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001,tench 1 2 3 4", "line 2 .* boxes of one synset"),
+        ("ImageId,PredictionString\na,n02102040 1 2 3 4 n01440764 1 2 3 4", "line 2 .* boxes of one synset"),
+        ("ImageId,PredictionString\na,n02102040 1 2 3 4\na,n02102040 1 2 3 4", "line 3 .* the image a a second time"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001,n02102040 1 2 3 4", "00000002.JPEG must have a row in"),
+        ("\n", "must begin with ImageId"),
+        ("x" * 200_000, "cannot be read as a csv"),
+    ],
+)
+def test_a_damaged_label_file_of_kaggle_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        open_data(write_kaggle(tmp_path, solution=text))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from esbnn_core.errors import check_output_folder
 from tasks.reproduce import command as reproduce
 from tasks.reproduce.modes import proxy, results, stages, training
 from tasks.reproduce.modes.results import Measurement
@@ -50,9 +51,8 @@ def test_a_dry_run_does_not_look_at_out(tmp_path: Path) -> None:
 
 
 def test_trying_the_folder_leaves_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "a" / "b"
-    reproduce._check_out(out)
-    assert out.is_dir() and list(out.iterdir()) == []
+    check_output_folder(tmp_path / "a" / "b", "--out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:

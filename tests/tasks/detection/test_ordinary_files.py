@@ -147,6 +147,8 @@ def test_lists_with_byte_order_marks_and_names_with_blanks(tmp_path: Path, encod
     (root / "VOC2007/ImageSets/Main/test.txt").write_bytes("größe\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"image list .*test\.txt must be text in UTF-8"):
         read_split(root, "VOC2007/test", ["dog"])
+    listed(root, "my dog 1")  # every name ends as a line of the lists of one class does, and is an image all the same
+    assert [record["img_id"] for record in read_split(root, "VOC2007/test", ["dog"]).records] == ["my dog 1"]
     listed(root, "my dog -1", "größe  1")
     with pytest.raises(InputError, match="must have one image id a line, got 'my dog -1'"):
         read_split(root, "VOC2007/test", ["dog"])

@@ -245,6 +245,11 @@ def test_predict_never_replaces_its_sources(tmp_path: Path, make_trainer: MakeTr
     with pytest.raises(InputError, match=r"the prediction of .*a\.png would replace it: set model\.predictions"):
         make_trainer().predict(module, SRDataModule(images=str(tmp_path)))
     assert (tmp_path / "a.png").read_bytes() == before
+    (tmp_path / "a.png").rename(tmp_path / "_sheet.png")
+    module = make_module(weights=saved(tmp_path), predictions=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"_sheet\.png must not be named _sheet, as the sheet of predict is"):
+        make_trainer().predict(module, SRDataModule(images=str(tmp_path)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

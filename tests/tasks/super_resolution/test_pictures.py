@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageCms
 
 from esbnn_core.errors import InputError
 from esbnn_core.lit.image_files import list_images, read_image_size
+from tasks.super_resolution.comparison_sheet import write_png
 from tasks.super_resolution.image_files import convert_image, read_image
+from tasks.super_resolution.pipeline_images import to_pil
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -71,6 +74,45 @@ def test_print_colours_and_what_lies_on_its_side(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(COLOUR), exif=exif)
     assert read_image_size(path) == (6, 9)
     assert np.array_equal(read_image(path).rgb, np.rot90(COLOUR, -1))
+
+
+def profile_of(colours: bytes) -> bytes:
+    """A real sRGB profile, under the name of other colours."""
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return whole[:16] + colours + whole[20:]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colours", "kept"),
+    [
+        *(("RGB", b"RGB ", True), ("RGBA", b"RGB ", True), ("P", b"RGB ", True), ("L", b"GRAY", True)),
+        *(("LA", b"GRAY", True), ("I;16", b"GRAY", True), ("L", b"RGB ", False), ("RGB", b"CMYK", False)),
+    ],
+)
+def test_a_result_keeps_profile_and_density_where_they_are_true(
+    tmp_path: Path, mode: str, colours: bytes, kept: bool
+) -> None:
+    array = {"L": GREY, "LA": np.dstack([GREY, ALPHA]), "I;16": GREY.astype(np.uint16), "P": COLOUR, "RGB": COLOUR}
+    image = Image.fromarray(array.get(mode, np.dstack([COLOUR, ALPHA])))
+    image = image.quantize(16) if mode == "P" else image
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = read_image(saved(tmp_path, image, icc_profile=profile_of(colours), dpi=(300, 150), exif=exif))
+    assert source.rgb.shape == (9, 6, 3)
+    tensor = torch.rand(3, 18, 12)
+    write_png(tmp_path / "out.png", to_pil(tensor, source.mode, source.alpha, 2, source.info))
+    with Image.open(tmp_path / "out.png") as out:
+        assert out.size == (12, 18) and not out.getexif()  # turned once
+        assert out.info.get("icc_profile") == (profile_of(colours) if kept else None)
+        assert [round(value) for value in out.info["dpi"]] == [300, 150]
+
+
+def test_a_density_that_is_none_is_left_out() -> None:
+    image = Image.fromarray(COLOUR)
+    for dpi in ((0, 0), (float("nan"), 72), ("x", 1), 72, (72, -1)):
+        image.info["dpi"] = dpi
+        assert convert_image(image).info == {}
+    assert convert_image(Image.fromarray(COLOUR).convert("CMYK")).info == {}
 
 
 def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:

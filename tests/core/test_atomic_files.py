@@ -1,0 +1,78 @@
+"""Files written whole: by processes that are killed in the middle, through links, into devices, onto folders."""
+
+import os
+import random
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esbnn_core import files
+from esbnn_core.files import write_atomically
+
+SIZE = 400_000
+
+
+def kill_in_the_middle(write: Callable[[int], None], seed: int) -> None:
+    """Write 0, 1, 2, ... in another process until it is killed."""
+    child = os.fork()
+    if not child:
+        try:
+            for number in range(10**9):
+                write(number)
+        finally:
+            os._exit(1)
+    time.sleep(random.Random(seed).uniform(0.002, 0.03))
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files without a name are of Linux")
+def test_a_killed_writer_leaves_the_old_or_the_new_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "file.bin"
+    write_atomically(target, bytes(SIZE))
+    seen = set()
+    for seed in range(15):
+        kill_in_the_middle(lambda number: write_atomically(target, bytes([number % 256]) * SIZE), seed)
+        data = target.read_bytes()
+        assert len(data) == SIZE and data == data[:1] * SIZE
+        seen.add(data[0])
+    assert len(seen) > 1
+    # a file has a name for the moment between its last byte and the rename
+    assert len(list(tmp_path.iterdir())) <= 3
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool) -> None:
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    target = tmp_path / ("n" * 250)
+    write_atomically(target, b"old")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+    def fail(*given: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/file")
+    for text in (b"one", b"two"):
+        write_atomically(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "file").read_bytes() == text
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", b"through")
+    assert os.read(reader, 99) == b"through" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
+    with pytest.raises(IsADirectoryError, match="must be a file to write, got a folder"):
+        write_atomically(tmp_path / "real", b"")
