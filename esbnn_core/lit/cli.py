@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks.timer import Interval
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from esbnn_core.checkpoint.format import is_torch_zip
+from esbnn_core.checkpoint.run_file import load_run
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
+from esbnn_core.lit.refusals import refusal, sentence
 
 
 class RecipeParser(LightningArgumentParser):
@@ -31,10 +33,12 @@ class RecipeParser(LightningArgumentParser):
     Attributes:
         monitor: metric of the best checkpoint, "" for none; None for a parser whose configs get no defaults.
         gives_callbacks: whether the callbacks of the first config are the defaults.
+        gives_logger: likewise of the logger.
     """
 
     monitor: str | None = None
     gives_callbacks: bool = False
+    gives_logger: bool = False
     _first: Path | None = None
     _text: str | None = None
 
@@ -44,7 +48,8 @@ class RecipeParser(LightningArgumentParser):
         body = read_config(path)
         if self.monitor is not None and self._first in (None, file):
             self._first = file
-            self.gives_callbacks = "callbacks" not in (body.get("trainer") or {})
+            given = body.get("trainer") or {}
+            self.gives_callbacks, self.gives_logger = "callbacks" not in given, "logger" not in given
             body = with_run_defaults(body, file.stem, self.monitor)
         self._text = yaml.safe_dump(body, sort_keys=False)
         try:
@@ -83,16 +88,23 @@ class TaskCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a file that is not the checkpoint of a run before anything is built; Lightning reads it here."""
+        """Refuse a file that is not the checkpoint of a run before anything is built.
+
+        Lightning would take the options in the checkpoint over those given here. A run is what its command line says.
+        """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
         if path and path not in ("best", "last", "hpc", "registry") and ":" not in str(path):
             check_run_checkpoint(Path(str(path)))
-        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         """Lightning's hook."""
-        self._drop_default_callbacks()
+        for name in ("optimizer", "lr_scheduler"):
+            if self._get(
+                self.config, name
+            ):  # Lightning's own would replace the module's, with the clip of latent weights
+                raise InputError(f"{name} must be given as model.{name}, got --{name}: the module makes it")
+        self._drop_defaults()
         if self.subcommand is not None and self._get(self.config, "trainer").fast_dev_run:
             self._redirect_dry_run()
 
@@ -106,12 +118,17 @@ class TaskCLI(LightningCLI):
             model.predictions = None  # the folder of the run
         rank_zero_info("trainer.fast_dev_run: a dry run, whose files are written to a temporary folder and removed")
 
-    def _drop_default_callbacks(self) -> None:
-        """Leave out those of the defaults that Lightning refuses without a logger or without checkpoints."""
+    def _drop_defaults(self) -> None:
+        """Leave out those of the defaults that Lightning refuses: without a logger, without checkpoints, barebones."""
         parser = self.parser if self.subcommand is None else self._subcommand_parsers[self.subcommand]
         trainer = self._get(self.config, "trainer")
-        if isinstance(parser, RecipeParser) and parser.gives_callbacks and trainer.callbacks:
-            refused = {RATE: trainer.logger is False, CHECKPOINT: trainer.enable_checkpointing is False}
+        if not isinstance(parser, RecipeParser):
+            return
+        if trainer.barebones and parser.gives_logger:
+            trainer.logger = False
+        if parser.gives_callbacks and trainer.callbacks:
+            kept_out = trainer.barebones or trainer.enable_checkpointing is False
+            refused = {RATE: trainer.logger is False, CHECKPOINT: kept_out}
             trainer.callbacks = [entry for entry in trainer.callbacks if not refused.get(entry.class_path)]
 
     def instantiate_classes(self) -> None:
@@ -119,6 +136,11 @@ class TaskCLI(LightningCLI):
         super().instantiate_classes()
         if self.subcommand is not None:
             keeps_freed_memory(self.trainer)
+            leave_out_open_end(self.trainer)
+        if isinstance(self.model, TaskModule):
+            links = {name: getattr(self.datamodule, name) for name in self.links}
+            built = self.config_dump["model"]
+            self.model.note_options({**built.get("init_args", built), **links})
         if isinstance(self.model, ChecksData):
             self.model.check_data(self.datamodule)
 
@@ -152,26 +174,12 @@ class TaskCLI(LightningCLI):
 
 def check_run_checkpoint(path: Path) -> None:
     """Raise InputError unless `path` is the checkpoint of a run, or a folder of a sharded one."""
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
-    if path.is_dir():
-        if (path / "model_index.json").exists():
-            raise InputError(f"ckpt_path must be the checkpoint of a run, got the pipeline {path}: give last.ckpt")
-        return
-    if path.suffix == ".safetensors":
-        raise InputError(
-            f"ckpt_path must be the checkpoint of a run, got the weights file {path}: give it as model.weights"
-        )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_torch_zip(path))
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint {path} cannot be read ({reason}): give another one as ckpt_path") from error
-    if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
-        raise InputError(
-            f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
-            f"given as model.weights"
-        )
+    if not path.is_dir() or (path / "model_index.json").exists():
+        load_run(path, "ckpt_path")
+
+
+# a default of Lightning's Timer, which config.yaml could not hold
+yaml.SafeDumper.add_representer(Interval, lambda dumper, interval: dumper.represent_str(interval.value))
 
 
 class TrainingConfig(SaveConfigCallback):
@@ -225,9 +233,10 @@ def run(
     except (InputError, TrainingError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        words = refusal(error)
+        if not words:
+            raise
+        print(f"error: {words}", file=sys.stderr)
+        return 2
     return 0
-
-
-def sentence(error: Exception) -> str:
-    """The sentence alone: the error of a data worker arrives with its whole traceback as the text."""
-    return str(error).rsplit("Error: ", 1)[-1].strip() if str(error).startswith("Caught ") else str(error)
