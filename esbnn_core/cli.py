@@ -1,4 +1,7 @@
-"""The console script `esbnn`: models, count, doctor, pack. An error is one sentence on stderr and exit code 2."""
+"""The console script `esbnn`: models, count, doctor, pack, export.
+
+An error is one sentence on stderr and exit code 2.
+"""
 
 import argparse
 import sys
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 
 from esbnn_core.checkpoint.network import pack_checkpoint
+from esbnn_core.checkpoint.run_file import find_exporter, read_run
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError, check_counts, find_sentence
 from esbnn_core.kernels import cpu, cuda
@@ -54,6 +58,16 @@ def _make_parser() -> argparse.ArgumentParser:
     packing.add_argument("source", metavar="IN", help="latent .safetensors")
     packing.add_argument("target", metavar="OUT", help="packed .safetensors to write")
     packing.set_defaults(run=_pack)
+
+    exporting = commands.add_parser("export", help="write the weights of a run's checkpoint, best.ckpt, as files")
+    exporting.add_argument("source", metavar="CKPT", help="best.ckpt, last.ckpt or another checkpoint of a run")
+    exporting.add_argument(
+        "target",
+        metavar="OUT",
+        help="folder to make: weights.safetensors, packed.safetensors where the weights are signs, and the pipeline of "
+        "a super-resolution network",
+    )
+    exporting.set_defaults(run=_export)
     return parser
 
 
@@ -121,6 +135,11 @@ def _pack(args: argparse.Namespace) -> None:
     before, after = pack_checkpoint(args.source, args.target)
     print(f"{args.source}  {before:,} bytes latent")
     print(f"{args.target}  {after:,} bytes packed, {before / after:.1f} times smaller")
+
+
+def _export(args: argparse.Namespace) -> None:
+    exporter = find_exporter(read_run(args.source))
+    print(f"{args.target}: {', '.join(exporter.export_run(args.source, args.target))}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.version import __version__
 
 FORMAT_VERSION = 1
+WIDER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
+    torch.bfloat16: (torch.float32, torch.float64),
+    torch.float16: (torch.float32, torch.float64),
+    torch.float32: (torch.float64,),
+}
+"""dtypes that hold every value of another one."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +205,19 @@ def is_torch_file(path: Path) -> bool:
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into the model, all or none. Raises what check_state raises; the model is then as it was."""
+    """Copy tensors into the model, all or none, each exactly and in the model's dtype.
+
+    Raises what check_state raises; the model is then as it was.
+    """
     check_state(model, tensors, source)
     model.load_state_dict(tensors, strict=True)
 
 
 def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Check that the tensors are the model's, by name, shape and dtype, and finite.
+
+    A dtype that holds every value of the tensor's own fits too: float32 and float64 for half precision, float64 for
+    float32.
 
     Args:
         model: that the tensors are for.
@@ -224,7 +236,7 @@ def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
             continue
         if got.shape != want.shape:
             faults.append(f"{name} has shape {tuple(got.shape)} for {tuple(want.shape)}")
-        elif got.dtype != want.dtype:
+        elif want.dtype not in (got.dtype, *WIDER.get(got.dtype, ())):
             faults.append(f"{name} has dtype {got.dtype} for {want.dtype}")
         elif got.layout != want.layout or (got.is_meta and not want.is_meta):
             faults.append(f"{name} has {'no values' if got.is_meta else f'layout {got.layout}'}")

@@ -23,6 +23,7 @@ from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
 from esbnn_core.models import create_model as build_model
 from esbnn_core.models import model_spec
+from esbnn_core.packed.layers import HALF
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.transforms.real_weights import real_weights_
 
@@ -105,7 +106,8 @@ def build_network(
         checkpoint: from read_checkpoint.
         model: a latent network to load into, packed in place for a packed file; default: built by the name and options
             in the file, with real weights if the file's are. A given network keeps its own kind of weights: a binary
-            one takes over a file with real weights, as step 2 does after step 1.
+            one takes over a file with real weights, as step 2 does after step 1. It keeps its dtype too, which must
+            hold every value of the file's: float64 weights need a network in float64.
         device: where the network goes.
 
     Raises:
@@ -115,11 +117,8 @@ def build_network(
     if model is None:
         # shapes are compared without memory first: the options of a damaged or hostile file may ask for any amount
         with torch.device("meta"):
-            layout = _build(checkpoint)
-            layout = pack_layout_(layout) if checkpoint.kind == "packed" else layout
-        check_state(layout, checkpoint.tensors, str(checkpoint.path))
+            check_state(_build(checkpoint), checkpoint.tensors, str(checkpoint.path))
         model = _build(checkpoint)
-        model = pack_layout_(model) if checkpoint.kind == "packed" else model
         load_state(model, checkpoint.tensors, str(checkpoint.path))
         return model.to(device).eval()
     check_values(model)
@@ -210,6 +209,7 @@ def _load_entry(entry: Entry, model: nn.Module | None, sha256: str | None, devic
 
 
 def _build(checkpoint: Checkpoint) -> nn.Module:
+    """The network that the file names, packed for a packed file, in the file's dtypes."""
     if not checkpoint.network:
         raise InputError(
             f"checkpoint {checkpoint.path} names no network, it was saved from one that create_model did not build: "
@@ -223,4 +223,10 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
-    return model.to(kinds.pop()) if len(kinds) == 1 else model
+    model = model.to(kinds.copy().pop()) if len(kinds) == 1 else model
+    if checkpoint.kind == "packed":
+        model = pack_layout_(model)
+        narrow = kinds & set(HALF)
+        if len(narrow) == 1 and kinds - narrow == {torch.float32}:  # .bfloat16() leaves affines as they are
+            model = model.to(narrow.pop())
+    return model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esbnn_core.counting.outside import LayerCount, Outside, check_not_lazy, on_meta
 from esbnn_core.errors import InputError, check_counts
 from esbnn_core.layers import BinaryMatmul
-from esbnn_core.layers.base import BinaryLayer, binary_layers
+from esbnn_core.layers.base import BinaryLayer, binary_layers, parameter_dtype
 from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.packed.match import packed_like
@@ -143,7 +143,7 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Count:
     torch.backends.mha.set_fastpath_enabled(False)  # one operator that holds several layers
     try:
         with torch.no_grad(), outside:
-            twin(torch.zeros(1, *size, device="meta"))
+            twin(torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin)))
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise InputError(f"the network does not run on an input of size {size}: {text}") from error

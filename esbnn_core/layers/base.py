@@ -125,6 +125,14 @@ def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
 
 
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    """dtype of the first floating parameter, which a network's input has too; float32 without one.
+
+    Buffers do not count: affines and shifts of a narrowed packed network stay in float32.
+    """
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 @torch.no_grad()
 def exact_zeros(model: nn.Module) -> int:
     """How many numbers whose sign is a binary weight are exactly 0: their sign is +1 here, 0 with torch.sign."""

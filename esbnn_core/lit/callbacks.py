@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,14 +12,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint.format import load_state, save_checkpoint
-from esbnn_core.checkpoint.network import pack_checkpoint
+from esbnn_core.checkpoint.format import load_state
+from esbnn_core.checkpoint.run_file import read_run
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import ReCU, Temperature
 from esbnn_core.lit.data import seed_everything_at
-from esbnn_core.models.registry import model_spec
-from esbnn_core.transforms.pack import pack_
+from esbnn_core.lit.export import validation_metrics, write_weights
 
 
 class EpochSeed(Callback):
@@ -133,7 +133,8 @@ def run_folder(trainer: L.Trainer, directory: str | None) -> Path:
 class ExportWeights(Callback):
     """Writes weights.safetensors (latent) and packed.safetensors of the module's `network` at the end of fit.
 
-    Packing needs weights in sign mode: otherwise only the latent file is written, and one line says so.
+    Packing needs weights in sign mode: otherwise only the latent file is written, and one line says so. Files of a run
+    in half precision hold float32, with the values that training left.
 
     Args:
         directory: default the trainer's log directory.
@@ -162,8 +163,8 @@ class ExportWeights(Callback):
         found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         return found[0] if found else None
 
-    def _load_best(self, trainer: L.Trainer, network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
-        """A copy of the network with the best file's tensors, and the metric that chose it."""
+    def _load_best(self, trainer: L.Trainer, network: nn.Module) -> tuple[nn.Module, Mapping[str, float]]:
+        """A copy of the network with the best file's tensors, and the metrics of that file."""
         checkpoint = self._find_checkpoint(trainer)
         assert checkpoint is not None
         path = checkpoint.best_model_path
@@ -172,12 +173,11 @@ class ExportWeights(Callback):
                 f"ModelCheckpoint has no best file by {checkpoint.monitor} to export ({path or 'none was written'}): "
                 f"let validation run, or choose ExportWeights(which='last')"
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        tensors = {name.removeprefix("network."): t for name, t in state.items() if name.startswith("network.")}
+        run = read_run(path)
         best = copy.deepcopy(network).cpu()
-        load_state(best, tensors, path)
+        load_state(best, run.tensors, path)
         score = checkpoint.best_model_score
-        return best, {} if score is None else {str(checkpoint.monitor): float(score)}
+        return best, run.metric or ({} if score is None else {str(checkpoint.monitor): float(score)})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook; the first process writes."""
@@ -186,24 +186,7 @@ class ExportWeights(Callback):
         if not trainer.is_global_zero:
             return
         network: Any = pl_module.network
-        metric = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        metric: Mapping[str, float] = validation_metrics(trainer)
         if self.which == "best":
             network, metric = self._load_best(trainer, network)
-        save_checkpoint(network, folder / "weights.safetensors", metric=metric)
-        not_signs = [name for name, layer in binary_layers(network) if not layer.quantizer.sign_mode()]
-        if not_signs:
-            # a packed file of an earlier run would not belong to these weights
-            (folder / "packed.safetensors").unlink(missing_ok=True)
-            rank_zero_info(f"packed.safetensors is not written: {not_signs[0]} is not in sign mode")
-            return
-        latent, packed = folder / "weights.safetensors", folder / "packed.safetensors"
-        if model_spec(network) is not None:
-            pack_checkpoint(latent, packed)
-        elif binary_layers(network):
-            # a network of a task's own, a detector: no name in the file can build it again
-            save_checkpoint(pack_(copy.deepcopy(network).cpu().eval()), packed, metric=metric)
-        else:
-            rank_zero_info("packed.safetensors is not written: the network has no binary layer")
-            return
-        before, after = latent.stat().st_size, packed.stat().st_size
-        rank_zero_info(f"{folder}: weights.safetensors {before:,} bytes, packed.safetensors {after:,} bytes")
+        rank_zero_info(f"{folder}: {', '.join(write_weights(network, folder, metric))}")

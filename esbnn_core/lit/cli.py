@@ -13,19 +13,21 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks.timer import Interval
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from esbnn_core.checkpoint.torch_file import load_torch_file
-from esbnn_core.errors import InputError, find_sentence
+from esbnn_core.checkpoint.run_file import load_run
+from esbnn_core.errors import InputError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
+from esbnn_core.lit.refusals import sentence
 
 _ELSEWHERE = re.compile(r"\w+://|registry")
 """The beginning of a ckpt_path that is no local file."""
@@ -39,10 +41,12 @@ class RecipeParser(LightningArgumentParser):
     Attributes:
         monitor: metric of the best checkpoint, "" for none; None for a parser whose configs get no defaults.
         gives_callbacks: whether the callbacks of the first config are the defaults.
+        gives_logger: likewise of the logger.
     """
 
     monitor: str | None = None
     gives_callbacks: bool = False
+    gives_logger: bool = False
     _first: Path | None = None
     _text: str | None = None
 
@@ -52,7 +56,8 @@ class RecipeParser(LightningArgumentParser):
         body = read_config(path)
         if self.monitor is not None and self._first in (None, file):
             self._first = file
-            self.gives_callbacks = "callbacks" not in (body.get("trainer") or {})
+            given = body.get("trainer") or {}
+            self.gives_callbacks, self.gives_logger = "callbacks" not in given, "logger" not in given
             body = with_run_defaults(body, file.stem, self.monitor)
         self._text = yaml.safe_dump(body, sort_keys=False)
         try:
@@ -99,16 +104,23 @@ class TaskCLI(LightningCLI):
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a file that is not the checkpoint of a run before anything is built; Lightning reads it here."""
+        """Refuse a file that is not the checkpoint of a run before anything is built.
+
+        Lightning would take the options in the checkpoint over those given here. A run is what its command line says.
+        """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
         if path is not None and path not in ("best", "last", "hpc") and not _ELSEWHERE.match(str(path)):
             self._resumed = str(path), check_run_checkpoint(Path(str(path)))
-        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         """Lightning's hook."""
-        self._drop_default_callbacks()
+        for name in ("optimizer", "lr_scheduler"):
+            if self._get(
+                self.config, name
+            ):  # Lightning's own would replace the module's, with the clip of latent weights
+                raise InputError(f"{name} must be given as model.{name}, got --{name}: the module makes it")
+        self._drop_defaults()
         if self.subcommand is not None and self._get(self.config, "trainer").fast_dev_run:
             self._redirect_dry_run()
 
@@ -122,12 +134,17 @@ class TaskCLI(LightningCLI):
             model.predictions = None  # the folder of the run
         rank_zero_info("trainer.fast_dev_run: a dry run, whose files are written to a temporary folder and removed")
 
-    def _drop_default_callbacks(self) -> None:
-        """Leave out those of the defaults that Lightning refuses without a logger or without checkpoints."""
+    def _drop_defaults(self) -> None:
+        """Leave out those of the defaults that Lightning refuses: without a logger, without checkpoints, barebones."""
         parser = self.parser if self.subcommand is None else self._subcommand_parsers[self.subcommand]
         trainer = self._get(self.config, "trainer")
-        if isinstance(parser, RecipeParser) and parser.gives_callbacks and trainer.callbacks:
-            refused = {RATE: trainer.logger is False, CHECKPOINT: trainer.enable_checkpointing is False}
+        if not isinstance(parser, RecipeParser):
+            return
+        if trainer.barebones and parser.gives_logger:
+            trainer.logger = False
+        if parser.gives_callbacks and trainer.callbacks:
+            kept_out = trainer.barebones or trainer.enable_checkpointing is False
+            refused = {RATE: trainer.logger is False, CHECKPOINT: kept_out}
             trainer.callbacks = [entry for entry in trainer.callbacks if not refused.get(entry.class_path)]
 
     def instantiate_classes(self) -> None:
@@ -135,6 +152,11 @@ class TaskCLI(LightningCLI):
         super().instantiate_classes()
         if self.subcommand is not None:
             keeps_freed_memory(self.trainer)
+            leave_out_open_end(self.trainer)
+        if isinstance(self.model, TaskModule):
+            links = {name: getattr(self.datamodule, name) for name in self.links}
+            built = self.config_dump["model"]
+            self.model.note_options({**built.get("init_args", built), **links})
         if isinstance(self.model, ChecksData):
             self.model.check_data(self.datamodule)
         if self._resumed is not None:
@@ -145,9 +167,9 @@ class TaskCLI(LightningCLI):
         """As Lightning's; an option that it refuses is one sentence."""
         try:
             return super().instantiate_trainer(**kwargs)
-        except InputError:
-            raise
         except Exception as error:  # of Lightning, and of any class that a config names
+            if sentence(error) is not None:
+                raise
             reason = textwrap.shorten(str(error) or type(error).__name__, 300)
             raise InputError(f"the trainer cannot be built ({reason}): correct the options of trainer") from error
 
@@ -187,24 +209,9 @@ def check_run_checkpoint(path: Path) -> Mapping[str, Any]:
     """
     if not path.name:
         raise InputError("ckpt_path must be a run's checkpoint, got an empty path: give last.ckpt, or leave it out")
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist: check ckpt_path")
-    if path.is_dir():
-        if any((path / name).exists() for name in _SHARDED):
-            return {}
-        kind = "pipeline" if (path / "model_index.json").exists() else "folder"
-        raise InputError(f"ckpt_path must be the checkpoint of a run, got the {kind} {path}: give last.ckpt")
-    if path.suffix == ".safetensors":
-        raise InputError(
-            f"ckpt_path must be the checkpoint of a run, got the weights file {path}: give it as model.weights"
-        )
-    found = load_torch_file(path, "checkpoint", "give another one as ckpt_path")
-    if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
-        raise InputError(
-            f"ckpt_path must be the checkpoint of a run, got {path}, which holds other things: an official file is "
-            f"given as model.weights"
-        )
-    state = found.get("state_dict")
+    if path.is_dir() and any((path / name).exists() for name in _SHARDED):
+        return {}
+    state = load_run(path, "ckpt_path").get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"checkpoint {path} must hold a state_dict of tensors: give another one as ckpt_path")
     return state
@@ -229,6 +236,10 @@ def check_names_and_shapes(module: L.LightningModule, path: str, tensors: Mappin
             f"checkpoint {path} does not fit the network: {'; '.join(faults[:3])}{more}: give the config that it was "
             f"trained with"
         )
+
+
+# a default of Lightning's Timer, which config.yaml could not hold
+yaml.SafeDumper.add_representer(Interval, lambda dumper, interval: dumper.represent_str(interval.value))
 
 
 class TrainingConfig(SaveConfigCallback):
@@ -286,13 +297,3 @@ def run(
         print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
-
-
-def sentence(error: Exception) -> str | None:
-    """The sentence alone, None for a fault of the program; the text of a data worker's error is a whole traceback."""
-    text = find_sentence(error)
-    if text is None and isinstance(error, MisconfigurationException):
-        return textwrap.shorten(str(error), 500)  # what Lightning refuses of its options
-    if text is None or not text.startswith("Caught "):
-        return text
-    return text.rsplit("Error: ", 1)[-1].strip()

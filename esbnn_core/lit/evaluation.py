@@ -10,9 +10,11 @@ from typing import Any
 
 import lightning as L
 
+from esbnn_core.checkpoint.format import read_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.files import below_repository
 from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.lit.precision import is_wide
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.pack import pack_
 
@@ -30,7 +32,8 @@ def run_test(
 ) -> tuple[Any, float]:
     """Build the module of a config around a weights file and run Trainer.test.
 
-    Logger, callbacks and distribution of the config are left out: one process tests and writes nothing.
+    Logger, callbacks and distribution of the config are left out: one process tests and writes nothing. A file in
+    float64 runs in float64.
 
     Args:
         module: class of the task's module.
@@ -51,6 +54,8 @@ def run_test(
     config = below_repository(config)
     if not config.is_file():
         raise InputError(f"config {config} does not exist: check the path")
+    if Path(path).suffix == ".safetensors" and is_wide(read_checkpoint(path).tensors):
+        options = {**options, "trainer.precision": "64-true"}
     overrides: dict[str, Any] = {
         "model.weights": str(path),
         **options,

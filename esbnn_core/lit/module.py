@@ -1,12 +1,20 @@
-"""The base of the tasks' Lightning modules: optimizer and schedule, and what may be trained or evaluated."""
+"""The base of the tasks' Lightning modules: optimizer and schedule, what may be trained or evaluated, and its files."""
 
+import math
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau, instantiate_module
+from lightning.pytorch.trainer.states import TrainerFn
 
+from esbnn_core.checkpoint.format import load_state, source_commit
+from esbnn_core.checkpoint.run_file import NETWORK, OPTIONS, RUN, RunFile, check_options, read_run
 from esbnn_core.errors import InputError, check_output_folder
+from esbnn_core.lit.export import check_new_folder, validation_metrics, write_folder, write_weights
+from esbnn_core.lit.precision import is_wide, set_precision_, warn_of_rounding, widen_
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
@@ -26,6 +34,7 @@ class TaskModule(L.LightningModule):
         monitor: validation metric of the best checkpoint, the higher the better; "" for none.
         begun: whether there are weights to evaluate.
         what: the network, in messages.
+        start_files: options that name files to start from, which a checkpoint replaces.
     """
 
     network: Any
@@ -37,6 +46,91 @@ class TaskModule(L.LightningModule):
     monitor = ""
     begun = True
     what = "network"
+    start_files: ClassVar[tuple[str, ...]] = ("weights",)
+    _options: Mapping[str, Any] | None = None
+
+    def note_options(self, options: Mapping[str, Any]) -> None:
+        """Let every checkpoint name the options that built the module; the command line calls it.
+
+        Args:
+            options: plain values, as a config file has them. load_from_checkpoint and `esbnn export` build the module
+                of them again, without the files that it started from.
+        """
+        self._options = {**options, **dict.fromkeys(self.start_files)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: note the module's class, its options and the metrics of the last validation."""
+        kind = type(self)
+        noted = {"module": f"{kind.__module__}.{kind.__qualname__}", "metric": validation_metrics(self.trainer)}
+        checkpoint[RUN] = {**noted, "commit": _commit_at_start()}
+        if self._options is not None:
+            checkpoint[OPTIONS] = {**self._options, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+
+    @classmethod
+    def export_run(cls, source: str | Path, folder: str | Path) -> list[str]:
+        """Write the network of a run's checkpoint as the files that its callbacks would have written at that epoch.
+
+        Args:
+            source: a checkpoint of a run that the task's command line started, e.g. best.ckpt.
+            folder: to make: weights.safetensors, packed.safetensors where the weights are signs, and what else the task
+                exports. All files are written or none.
+
+        Returns:
+            a phrase on each file.
+
+        Raises:
+            InputError: a file that is not such a checkpoint, options that build another network, or a folder that holds
+                something.
+        """
+        run, folder, written = read_run(source), Path(folder), list[str]()
+        check_options(run)
+        check_new_folder(folder)
+        module = cls.from_options(run)
+        load_state(widen_(module.network, run.tensors), run.tensors, str(source))
+        write_folder(folder, lambda place: written.extend(module.write_files(place, run.metric, run.commit)))
+        return written
+
+    @classmethod
+    def from_options(cls, run: RunFile) -> "TaskModule":
+        """A new module by the options in a checkpoint. Raises InputError for options that do not build one."""
+        try:
+            return instantiate_module(cls, dict(run.options))
+        except InputError:
+            raise
+        except Exception as error:  # the options are whatever the file says
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"options in checkpoint {run.path} cannot build its {cls.what} ({reason}): export it with the version "
+                f"that wrote it"
+            ) from error
+
+    def write_files(self, folder: Path, metric: Mapping[str, float], commit: str | None = None) -> list[str]:
+        """Write everything that the task exports of its network; returns a phrase on each file.
+
+        Args:
+            folder: as write_weights's, like the rest.
+            metric: of the last validation.
+            commit: of the source tree that trained.
+        """
+        return write_weights(self.network, folder, metric, commit)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameters, which Lightning's LearningRateFinder reads and sets for all.
+
+        It is also where a schedule starts from. Without a trainer it is nan.
+        """
+        optimizers = [] if self._trainer is None else self.trainer.optimizers
+        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = value
+        for config in self.trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [value] * len(config.scheduler.base_lrs)
 
     def check_latent(self) -> None:
         """Raise InputError for a packed network, which cannot be trained."""
@@ -64,13 +158,25 @@ class TaskModule(L.LightningModule):
         """The folder that predict writes."""
         return Path(self.predictions or Path(trainer.default_root_dir) / "predictions")
 
+    def configure_model(self) -> None:
+        """Lightning's hook, before a checkpoint is read and the network gets the precision of the run."""
+        if self._trainer is not None:  # load_from_checkpoint calls it too
+            set_precision_(self.network, self.trainer.precision)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the weights of a run are there."""
         self.begun = True
+        state = checkpoint["state_dict"].items()
+        tensors = {name: tensor for name, tensor in state if name.startswith(NETWORK)}
+        if self._trainer is None:  # load_from_checkpoint
+            widen_(self.network, tensors)
+        elif is_wide(tensors) and not is_wide(self.network.state_dict()):
+            warn_of_rounding(self.trainer.precision)
 
     def on_validation_start(self) -> None:
-        """Lightning's hook."""
-        self._check_begun(self.begun, "validate")
+        """Lightning's hook; a validation of a training needs no weights to start from."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_begun(self.begun, "validate")
 
     def on_test_start(self) -> None:
         """Lightning's hook."""
@@ -105,4 +211,13 @@ class TaskModule(L.LightningModule):
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
             scheduler.bind(self.trainer.max_epochs or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+        schedule = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            schedule["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+@cache
+def _commit_at_start() -> str:
+    """The commit of the code that runs; asked once, because the source tree may move on during a run."""
+    return source_commit()

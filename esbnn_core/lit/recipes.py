@@ -49,7 +49,7 @@ def with_run_defaults(body: Mapping[str, Any], name: str, monitor: str = "") -> 
 
     - default_root_dir: runs/NAME
     - logger: CSVLogger into that folder
-    - callbacks: ModelCheckpoint (the best by `monitor`, and the last), LearningRateMonitor (at model.lr_interval),
+    - callbacks: two ModelCheckpoint (the best by `monitor`, and the last), LearningRateMonitor (at model.lr_interval),
       those of `callbacks+`, and ExportWeights
 
     Args:
@@ -83,11 +83,14 @@ def find_setting(bodies: Sequence[Mapping[str, Any]], name: str) -> Any:
 
 
 def _callbacks(model: object, monitor: str, added: Sequence[Any]) -> list[Any]:
-    best = {"filename": "best", "monitor": monitor, "mode": "max"} if monitor else {"filename": "recent"}
-    checkpoint = {**best, "save_last": True, "enable_version_counter": False}
+    best = {"filename": "best", "monitor": monitor, "mode": "max", "enable_version_counter": False}
+    # an object of its own: save_last of the best one writes last.ckpt only where the best is written
+    last = {"filename": "last", "enable_version_counter": False}
+    if not monitor:
+        last = {"filename": "recent", "save_last": True, "enable_version_counter": False}
     interval = model.get("lr_interval", "step") if isinstance(model, Mapping) else "step"
     return [
-        {"class_path": CHECKPOINT, "init_args": checkpoint},
+        *({"class_path": CHECKPOINT, "init_args": kept} for kept in ([best] if monitor else []) + [last]),
         {"class_path": RATE, "init_args": {"logging_interval": interval}},
         *added,
         {"class_path": "esbnn_core.lit.callbacks.ExportWeights"},

@@ -11,12 +11,12 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from esbnn_core import list_models, model_spec, train_on_bits_
-from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.models import create_model
 from esbnn_core.packed.layers import is_packed
@@ -99,7 +99,7 @@ class ClassificationModule(TaskModule):
             real_weights_(self.network, fresh=weights is None)
         self.weights = weights
         if weights is not None:
-            self.network = load_checkpoint(weights, self.network).train()
+            self.network = load_weights(weights, self.network).train()
             if real_weights and is_packed(self.network):
                 raise InputError(f"weights must be a latent file with real_weights, got the packed {weights}")
         if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.base import parameter_dtype
 from esbnn_core.lit.data import IGNORE
 from tasks.classification.data import ClassificationDataModule
 
@@ -56,7 +57,7 @@ def score(
         labels = labels.to(device)
         images += int((labels != IGNORE).sum())
         for name, network in networks.items():
-            logits = network(batch).float()
+            logits = network(batch.to(parameter_dtype(network))).float()
             if not torch.isfinite(logits).all():
                 raise InputError(
                     f"the network ({name}) gives logits that are not finite: give the options it was trained with"

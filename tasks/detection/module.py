@@ -1,6 +1,6 @@
 """DetectionModule: a detector of an mmdet config, its losses, and average precision as in VOC and COCO."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from esbnn_core import load_checkpoint, train_on_bits_
+from esbnn_core import train_on_bits_
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
 from tasks.detection.annotations import VOC_CLASSES
@@ -61,6 +62,7 @@ class DetectionModule(TaskModule):
     """
 
     what = "detector"
+    start_files = ("weights", "backbone")
     monitor = "val_map_11point"
     peak_lr: Tensor
 
@@ -109,6 +111,16 @@ class DetectionModule(TaskModule):
         # in the checkpoint, so that a run resumed right after the first decay knows of it
         self.register_buffer("peak_lr", torch.zeros((), dtype=torch.float64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DetectionModule":
+        """Move or convert as any module does, but leave the peak rate exact.
+
+        Rounded up to bfloat16 it would look like the first decay.
+        """
+        peak = self.peak_lr
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.peak_lr = peak.to(self.peak_lr.device)
+        return self
+
     def check_fit(self, resumes: bool) -> None:
         """Raise InputError unless the detector may be trained; the command line calls this before it writes a file.
 
@@ -138,6 +150,7 @@ class DetectionModule(TaskModule):
         if preprocessor.device != self.device:
             preprocessor.to(self.device)
         data: dict[str, Any] = preprocessor(batch, training)
+        data["inputs"] = data["inputs"].to(self.dtype)
         return data
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -272,6 +285,6 @@ def _set_classes(config: Any, number: int) -> None:
 
 def _load_weights(network: nn.Module, path: str) -> None:
     if Path(path).suffix == ".safetensors":
-        load_checkpoint(path, network).train()
+        load_weights(path, network).train()
     else:
         load_official(network, path)

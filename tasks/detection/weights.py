@@ -12,6 +12,7 @@ from esbnn_core.checkpoint.format import check_state, load_state
 from esbnn_core.checkpoint.official import CONTAINERS, load_official, unwrap
 from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
+from esbnn_core.lit.precision import widen_
 from esbnn_core.models import BiDetResNet, BiDetVGG16, BinaryResNet
 from tasks.detection.models.resnet_c4 import ESBiDetResNet18, load_trunk_
 from tasks.detection.models.ssd_vgg import ESBiDetVGG16
@@ -29,7 +30,8 @@ def load_backbone_(detector: nn.Module, path: str | Path) -> nn.Module:
         detector: with a backbone.
         path: a .safetensors file of this project (a trunk or its classifier; for variant bireal of the ResNet also a
             bireal_resnet18), or a file of the originals. For a detector of mmdet's own layers a .pth of plain tensors
-            under the backbone's names, with or without a read-out. Layers that are not loaded are printed.
+            under the backbone's names, with or without a read-out. Layers that are not loaded are printed. A detector
+            becomes float64 for a file of ours in float64.
 
     Raises:
         InputError: a missing or unreadable file, one of another network, variant or shortcuts, or one whose tensors do
@@ -43,6 +45,7 @@ def load_backbone_(detector: nn.Module, path: str | Path) -> nn.Module:
         if ours:
             options = _options_of(backbone.trunk)
             source = _load_source(path, "VGG-16", options["variant"], options["shortcuts"])
+            widen_(detector, source.state_dict())
             load_state(backbone.trunk, _drop_read_out(source.state_dict(), path), str(path))
         else:
             load_official(backbone.trunk, path)
@@ -50,6 +53,7 @@ def load_backbone_(detector: nn.Module, path: str | Path) -> nn.Module:
         trunk: Any
         if ours:
             trunk = _load_source(path, "ResNet-18", backbone.variant, backbone.shortcuts)
+            widen_(detector, trunk.state_dict())
         else:
             trunk = create_model("bidet_resnet18", num_classes=1000)
             load_official(trunk, path)

@@ -177,9 +177,9 @@ def _make_parser() -> argparse.ArgumentParser:
 def _sentence(error: Exception) -> str:
     text = find_sentence(error) or str(error)
     if text.startswith("Caught "):
-        from esbnn_core.lit.cli import sentence  # of a data worker: Lightning is loaded by then
+        from esbnn_core.lit.refusals import sentence  # of a data worker: Lightning is loaded by then
 
-        text = sentence(error)
+        text = sentence(error) or text
     for option, here in _FLAGS.items():
         text = text.replace(option, here)
     return text

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from esbnn_core.lit.callbacks import run_folder
+from esbnn_core.lit.precision import as_exported
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 
 STALE = 3600
@@ -39,12 +40,14 @@ class ExportPipeline(Callback):
         folder = run_folder(trainer, self.directory)
         if trainer.is_global_zero:
             module: Any = pl_module
-            save_pipeline(module.pipeline, folder / "pipeline")
-            rank_zero_info(f"{folder / 'pipeline'}: for SuperResolutionPipeline.from_pretrained")
+            rank_zero_info(f"{folder}: {save_pipeline(module.pipeline, folder / 'pipeline')}")
 
 
-def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> None:
-    """Write the pipeline's files beside `folder` and move them there when they are complete."""
+def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> str:
+    """Write the pipeline's files beside `folder` and move them there when they are complete; returns a phrase on it.
+
+    A network in half precision is written in float32, as in weights.safetensors.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{folder.name}."
     for left in folder.parent.glob(f"{glob.escape(prefix)}????????"):  # of a process that was killed
@@ -53,7 +56,7 @@ def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         # a copy on the CPU, because moving the trained network would separate it from its optimizer
-        network = copy.deepcopy(pipeline.unet).cpu()
+        network = as_exported(copy.deepcopy(pipeline.unet).cpu())
         SuperResolutionPipeline(network, pipeline.scheduler).save_pretrained(temporary / "new")
         if folder.exists() and not _exchange(temporary / "new", folder):
             os.replace(folder, temporary / "old")
@@ -61,6 +64,7 @@ def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> None:
             os.replace(temporary / "new", folder)
     finally:
         shutil.rmtree(temporary)
+    return f"{folder.name} for SuperResolutionPipeline.from_pretrained"
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core import load_checkpoint, train_on_bits_
+from esbnn_core import train_on_bits_
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.lit.data import mix_seed
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.datasets import Item
+from tasks.super_resolution.export import save_pipeline
 from tasks.super_resolution.metrics import Lpips
 from tasks.super_resolution.pipeline import SuperResolutionPipeline, check_sampling
 from tasks.super_resolution.pipeline_images import to_pil, to_pixels
@@ -129,6 +131,11 @@ class SuperResolutionModule(TaskModule):
         pipe = SuperResolutionPipeline(self.network, self.sampler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def write_files(self, folder: Path, metric: Mapping[str, float], commit: str | None = None) -> list[str]:
+        """Write the weights, and the pipeline of diffusers."""
+        written = super().write_files(folder, metric, commit)
+        return [*written, save_pipeline(self.pipeline, folder / "pipeline")]
 
     def check_data(self, data: L.LightningDataModule | None) -> None:
         """Raise InputError unless the data module upsamples by as much as the network."""
@@ -277,6 +284,6 @@ def make_network(options: dict[str, Any]) -> BIDiffSRUNet:
 def load_weights_(network: BIDiffSRUNet, path: str) -> None:
     """Load a file of this project, latent or packed, or an official one, in place. Raises InputError."""
     if Path(path).suffix == ".safetensors":
-        load_checkpoint(path, network).train()
+        load_weights(path, network).train()
     else:
         load_official(network, path)

@@ -271,3 +271,32 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
     assert os.listdir(tmp_path) == [path.name] and checkpoints.file_sha256(path) == sha256
     assert save_checkpoint(model, path) == checkpoints.file_sha256(path) != sha256
     assert path.stat().st_mode & 0o777 == 0o644 and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["reactnet_resnet8", "es_reactnet_resnet8"])
+def test_a_packed_network_narrowed_afterwards_goes_round(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """Its affines stay in float32, so that one file holds both dtypes."""
+    model = pack_(network(name)).to(dtype)
+    want = model(image(dtype))
+    save_checkpoint(model, tmp_path / "p.safetensors")
+    loaded = load_checkpoint(tmp_path / "p.safetensors")
+    kinds = {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()}
+    assert kinds == {dtype, torch.float32} and torch.equal(loaded(image(dtype)), want)
+    assert count(loaded, (3, 32, 32)).ops == count(network(name), (3, 32, 32)).ops
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_given_network_takes_values_that_its_dtype_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = network("reactnet_resnet8", dtype)
+    save_checkpoint(model, tmp_path / "w.safetensors")
+    given = network("reactnet_resnet8")
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    if dtype == torch.float64:
+        with pytest.raises(InputError, match=r"has dtype torch\.float64 for torch\.float32"):
+            load_checkpoint(tmp_path / "w.safetensors", given)
+        assert all(torch.equal(before[name], tensor) for name, tensor in given.state_dict().items())
+        given = given.double()
+    load_checkpoint(tmp_path / "w.safetensors", given)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(given.state_dict()[name].double(), tensor.double())

@@ -141,9 +141,9 @@ def test_a_run_gets_a_folder_a_logger_and_callbacks(tmp_path: Path) -> None:
     )
     trainer = read_recipe(tmp_path / "mine.yaml", "val_top1")["trainer"]
     assert trainer["default_root_dir"] == trainer["logger"][0]["init_args"]["save_dir"] == "runs/mine"
-    assert kinds(trainer["callbacks"]) == ["ModelCheckpoint", "LearningRateMonitor", "ExportWeights"]
-    checkpoint, rate, _ = trainer["callbacks"]
-    assert (checkpoint["init_args"]["monitor"], checkpoint["init_args"]["save_last"]) == ("val_top1", True)
+    assert kinds(trainer["callbacks"]) == ["ModelCheckpoint", "ModelCheckpoint", "LearningRateMonitor", "ExportWeights"]
+    best, last, rate, _ = trainer["callbacks"]
+    assert best["init_args"]["monitor"] == "val_top1" and last["init_args"]["filename"] == "last"
     assert rate["init_args"] == {"logging_interval": "epoch"}
     own = read_recipe(tmp_path / "own.yaml")["trainer"]
     assert own["default_root_dir"] == "x" and own["logger"] is None
@@ -165,8 +165,9 @@ def parsed(*words: str) -> Any:
 @pytest.mark.parametrize(
     ("words", "left"),
     [
-        ([], ["ModelCheckpoint", "LearningRateMonitor", "ExportWeights"]),
-        (["--trainer.logger=false"], ["ModelCheckpoint", "ExportWeights"]),
+        ([], ["ModelCheckpoint", "ModelCheckpoint", "LearningRateMonitor", "ExportWeights"]),
+        (["--trainer.logger=false"], ["ModelCheckpoint", "ModelCheckpoint", "ExportWeights"]),
+        (["--trainer.barebones=true"], ["ExportWeights"]),
         (["--trainer.enable_checkpointing=false"], ["LearningRateMonitor", "ExportWeights"]),
         (["--trainer.callbacks=[]"], []),
     ],
@@ -190,10 +191,10 @@ def test_later_files_win_over_the_recipe_and_options_over_both(tmp_path: Path) -
     recipe = ["--config", str(tmp_path / "recipe.yaml")]
     first = parsed(*recipe).trainer
     assert (first.max_epochs, first.log_every_n_steps, first.default_root_dir) == (8, 3, "runs/recipe")
-    assert first.logger[0].init_args.save_dir == "runs/recipe" and len(first.callbacks) == 3
+    assert first.logger[0].init_args.save_dir == "runs/recipe" and len(first.callbacks) == 4
     # the defaults belong to the first file: a later one keeps what is there and replaces what it names
     later = parsed(*recipe, "--config", str(tmp_path / "machine.yaml"), "--config", str(tmp_path / "more.yaml")).trainer
-    assert (later.max_epochs, later.default_root_dir, len(later.callbacks)) == (7, "runs/recipe", 4)
+    assert (later.max_epochs, later.default_root_dir, len(later.callbacks)) == (7, "runs/recipe", 5)
     quiet = parsed(*recipe, "--config", str(tmp_path / "quiet.yaml"), "--trainer.max_epochs=6").trainer
     assert (quiet.max_epochs, quiet.logger, quiet.callbacks, quiet.default_root_dir) == (6, False, [], "runs/quiet")
     # no file, no recipe: Lightning's own

@@ -149,9 +149,9 @@ def _read_cell(row: Row, dataset: str, metric: str, result: dict[str, Any], data
 
 
 def _sentence(error: Exception) -> str:
-    from esbnn_core.lit.cli import sentence  # lightning takes seconds to import, and counting does not need it
+    from esbnn_core.lit.refusals import sentence  # lightning takes seconds to import, and counting does not need it
 
-    return sentence(error)
+    return sentence(error) or str(error)
 
 
 def _describe_unreleased(row: Row) -> str:
