@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from esbnn_core import create_model, save_checkpoint
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.schedules import ProgressLR
 from tasks.classification.data import ClassificationDataModule
@@ -98,10 +99,18 @@ def test_a_resumed_run_draws_what_the_whole_one_drew(
     assert len({number for drawn in whole.seen.values() for number in drawn}) == 3 * 3 * 4
 
 
-def run_test(data_root: str, folder: Path, devices: int, size: int) -> dict[str, float]:
+def run_test(data_root: str, weights: Path, folder: Path, devices: int, size: int) -> dict[str, float]:
     """`python -m tasks.classification test` in its own processes; the metrics from its CSV log."""
     command = [sys.executable, "-m", "tasks.classification", "test", "--model.network", "es_reactnet_resnet8"]
-    command += ["--model.network_options", "{in_channels: 1}", "--data.root", data_root, "--data.batch_size", "16"]
+    command += [
+        f"--model.weights={weights}",
+        "--model.network_options",
+        "{in_channels: 1}",
+        "--data.root",
+        data_root,
+        "--data.batch_size",
+        "16",
+    ]
     command += [f"--data.test_size={size}", "--trainer.accelerator=cpu", f"--trainer.devices={devices}"]
     command += ["--trainer.enable_progress_bar=false", f"--trainer.strategy={'ddp_fork' if devices > 1 else 'auto'}"]
     command += ["--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger"]
@@ -118,8 +127,11 @@ def run_test(data_root: str, folder: Path, devices: int, size: int) -> dict[str,
 @pytest.mark.slow
 def test_two_processes_count_every_image_once(tmp_path: Path, data_root: str) -> None:
     size = 101  # 2 processes, batches of 16: neither divides it
-    one = run_test(data_root, tmp_path / "one", 1, size)
-    two = run_test(data_root, tmp_path / "two", 2, size)
+    save_checkpoint(create_model("es_reactnet_resnet8", in_channels=1), tmp_path / "weights.safetensors")
+    one, two = (
+        run_test(data_root, tmp_path / "weights.safetensors", tmp_path / str(devices), devices, size)
+        for devices in (1, 2)
+    )
     for key, value in one.items():
         assert two[key] == pytest.approx(value, abs=1e-6, rel=1e-6), key
     # a percentage of 101 images: a repeated image would show
