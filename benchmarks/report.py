@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_command
 from benchmarks.timing import RESULTS
 from esbnn_core.files import ROOT
 from tasks.reproduce.report.markdown import render_markdown_table
@@ -168,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,14 +1,17 @@
 """The performance page quotes the json files beside it, and nothing else stands in its tables; what copies share."""
 
+import importlib
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.command import run_command
 from benchmarks.evidence import curves as evidence_curves
 from benchmarks.evidence import tables as evidence
 from benchmarks.evidence.copies import measure_copy_agreement
@@ -20,6 +23,8 @@ from tasks.reproduce.modes.proxy import read_proxy_results
 from tasks.reproduce.modes.proxy_run import fit_command
 from tasks.reproduce.tables.proxies import read_proxy_config
 from tests.helpers.tables import proxy as proxy_row
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
@@ -142,3 +147,38 @@ def test_an_untrained_network_has_one_copy_many_times() -> None:
     assert len(same) == len(apart) == 6 and set(same.values()) == {1.0} and max(apart.values()) < 0.9
     with pytest.raises(InputError, match="must have a convolution unit of tau or groups above 1"):
         measure_copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "says"),
+    [
+        ("speed.layers", "--threads -1", "argument --threads: must be a whole number of at least 1, got '-1'"),
+        ("speed.networks", "--rounds many", "argument --rounds: must be a whole number of at least 1, got 'many'"),
+        ("speed.networks", "--names reactnet_resnet81", "reactnet_resnet8"),
+        ("speed.agreement", "--data nowhere", "nowhere must hold at least 256 images, got 0"),
+        ("evidence.copies", "nowhere.safetensors", "nowhere.safetensors does not exist"),
+        ("evidence.pictures", "together out.png val_top1 gone.csv", "gone.csv"),
+        ("evidence.pictures", "together out.png gone CURVE", "has no values of gone"),
+        ("evidence.pictures", "together gone/out.png val_top1 CURVE", "gone"),
+        ("evidence.pictures", "curves CURVE out.png gone", "has no values of gone"),
+        ("evidence.pictures", "sheet out.png README.md", "README.md"),
+    ],
+)
+def test_broken_input_is_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    words: str,
+    says: str,
+) -> None:
+    command = importlib.import_module(f"benchmarks.{module}")
+    curve = ROOT / "checkpoints" / "reactnet_resnet8_fashion" / "metrics.csv"
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("no image")
+    monkeypatch.setattr(sys, "argv", [module, *words.replace("CURVE", str(curve)).split()])
+    with pytest.raises(SystemExit) as caught:
+        run_command(command.main)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert caught.value.code == 2 and len(lines) == 1 and says in lines[0], lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md"]

@@ -1,5 +1,6 @@
 """Draws docs/img/es.svg and docs/img/rooms.svg anew: `python -m benchmarks.drawings`, from the repository's root."""
 
+from benchmarks.command import run_command
 from benchmarks.drawings.es import draw_es
 from benchmarks.drawings.rooms import draw_rooms
 from esbnn_core.files import ROOT, write_atomically
@@ -16,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

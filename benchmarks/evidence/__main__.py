@@ -1,6 +1,7 @@
 """Entry of `python -m benchmarks.evidence`."""
 
+from benchmarks.command import run_command
 from benchmarks.evidence.tables import main
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,6 +13,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command import run_command
 from esbnn_core import load_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.units.conv import BinaryUnit
@@ -62,11 +63,12 @@ def main() -> None:
     parser.add_argument("--data", default="data", help="folder of the dataset")
     parser.add_argument("--dataset", default="fashion_mnist_mini", help="whose validation images are read")
     options = parser.parse_args()
+    networks = {file: load_checkpoint(file) for file in options.files}  # before the dataset is unpacked
     data = ClassificationDataModule(dataset=options.dataset, root=options.data, batch_size=500)
     data.setup("validate")
     images, _ = next(iter(data.val_dataloader()))
-    for file in options.files:
-        found = measure_copy_agreement(load_checkpoint(file), images)
+    for file, network in networks.items():
+        found = measure_copy_agreement(network, images)
         print(file)
         for name, share in found.items():
             print(f"  {name:24} {share:.3f}")
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import positive, run_command
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.schedulers import default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
@@ -60,7 +61,7 @@ def train(options: dict[str, Any], data: list[dict[str, Tensor]], seed: int) -> 
 def main() -> None:
     """Train each network with each seed and print its loss."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500, help="of training")
+    parser.add_argument("--steps", type=positive, default=500, help="of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="one run each")
     args = parser.parse_args()
     held_out = load_batches(99, 20)
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

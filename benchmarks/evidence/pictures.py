@@ -15,6 +15,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
+from benchmarks.command import positive, run_command
 from tasks.reproduce.report.pictures import paste_grid
 
 
@@ -82,8 +83,8 @@ def main() -> None:
     two = kinds.add_parser("sheet")
     two.add_argument("out", type=Path)
     two.add_argument("sources", nargs="+", type=Path)
-    two.add_argument("--columns", type=int, default=4)
-    two.add_argument("--width", type=int, default=320)
+    two.add_argument("--columns", type=positive, default=4)
+    two.add_argument("--width", type=positive, default=320)
     three = kinds.add_parser("together")
     three.add_argument("out", type=Path)
     three.add_argument("name")
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import center_crop, normalize, resize
 
+from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import anneal_
 from benchmarks.timing import write
 from esbnn_core import create_model, pack_
@@ -81,7 +82,7 @@ def main() -> None:
     """Run, print, and write benchmarks/results/agreement.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder of images, in folders of classes or not")
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=positive, default=256)
     parser.add_argument("--names", nargs="+", default=NAMES)
     args = parser.parse_args()
     images = real_images(args.data, args.images)
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import tasks.detection.models.register  # noqa: F401  (registers our parts)
+from benchmarks.command import positive, run_command
 from benchmarks.timing import interleave, medians, write
 from esbnn_core import count, pack_
 from tasks.detection.mmdet.api import DetDataSample, build, load_config
@@ -85,8 +86,8 @@ def detector(name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Run, print, and write benchmarks/results/detection.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--names", nargs="+", default=("es_bidet_ssd300", "bidet_ssd300"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import Block
 from benchmarks.timing import medians, quartiles, write
 from esbnn_core import kernels
@@ -221,8 +222,8 @@ def run(batch: int, rounds: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     """Run, print, and write benchmarks/results/gpu.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--seconds", type=float, default=300.0, help="time after which torch compiles nothing more")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -244,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

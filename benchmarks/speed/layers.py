@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import Block
 from benchmarks.timing import frozen, interleave, medians, write
 from esbnn_core import kernels
@@ -107,9 +108,9 @@ def ratio(rows: list[dict[str, Any]], names: list[str]) -> float:
 def main() -> None:
     """Run, print, and write benchmarks/results/layers.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--compile", action="store_true", help="also time torch.compile with freezing (minutes)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

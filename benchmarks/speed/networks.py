@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import anneal_
 from benchmarks.timing import frozen, interleave, medians, write
 from esbnn_core import create_model, pack_
@@ -56,9 +57,9 @@ def network(name: str, batch: int, rounds: int, compiled: bool) -> dict[str, Any
 def main() -> None:
     """Run, print, and write benchmarks/results/networks.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--names", nargs="+", default=NAMES)
     parser.add_argument("--compile", action="store_true", help="also time torch.compile with freezing (minutes)")
     args = parser.parse_args()
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

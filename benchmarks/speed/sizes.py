@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_command
 from benchmarks.speed.parts import anneal_
 from benchmarks.timing import write
 from esbnn_core import create_model, pack_
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

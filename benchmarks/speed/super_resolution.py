@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import positive, run_command
 from benchmarks.timing import interleave, medians, write
 from esbnn_core import pack_
 from esbnn_core.units.timestep import TimestepUnit
@@ -73,10 +74,10 @@ def row(tau: int, side: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Run, print, and write benchmarks/results/super_resolution.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--taus", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--side", type=positive, default=128)
+    parser.add_argument("--taus", type=positive, nargs="+", default=(1, 2))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import anneal_
 from benchmarks.timing import interleave, medians, write
 from esbnn_core import create_model, train_on_bits_
@@ -124,10 +125,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run, print, and write benchmarks/results/training.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--size", type=positive)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--names", nargs="+", default=NAMES)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -146,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
