@@ -176,10 +176,11 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
         ) from error
     if metadata.get("format") != "esbnn":
         raise InputError(f"checkpoint {path} is not an esbnn file: save_checkpoint writes those")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
+    found, writer = (str(metadata.get(key))[:40] for key in ("format_version", "esbnn_version"))
+    if found != str(FORMAT_VERSION):
         raise InputError(
-            f"format version of checkpoint {path} must be {FORMAT_VERSION}, got {metadata.get('format_version')}: "
-            f"read it with the esbnn version {metadata.get('esbnn_version')} that wrote it"
+            f"format version of checkpoint {path} must be {FORMAT_VERSION}, got {found}: read it with the esbnn "
+            f"version {writer} that wrote it"
         )
     _check_metadata(path, metadata)
     digest = metadata.pop("digest", "")

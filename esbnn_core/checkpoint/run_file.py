@@ -125,7 +125,7 @@ def find_exporter(run: RunFile) -> ExportsRuns:
     module, _, name = run.module.rpartition(".")
     if not module.startswith(IMPORTED):
         raise InputError(
-            f"checkpoint {run.path} must be of a module in {IMPORTED.rstrip('.')}, got {run.module}: call its "
+            f"checkpoint {run.path} must be of a module in {IMPORTED.rstrip('.')}, got {run.module[:80]}: call its "
             f"export_run in Python"
         )
     try:
@@ -136,5 +136,5 @@ def find_exporter(run: RunFile) -> ExportsRuns:
             f"repository with the extras of its task"
         ) from error
     if not isinstance(found, ExportsRuns):
-        raise InputError(f"checkpoint {run.path} must name the class of a task's module, got {run.module}")
+        raise InputError(f"checkpoint {run.path} must name the class of a task's module, got {run.module[:80]}")
     return found

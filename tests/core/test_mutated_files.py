@@ -121,7 +121,7 @@ def test_headers_that_say_something_else_are_refused(whole: dict[str, bytes], tm
     long = "[" * 3000
     changes: list[dict[str, str]] = [
         *({"options": json.dumps({"num_classes": value})} for value in (None, -1, 2**63, "x", [1], 10**9, 1.5, True)),
-        *({key: long} for key in ("kind", "weights", "options", "metric", "network")),
+        *({key: long} for key in ("kind", "weights", "options", "metric", "network", "format_version")),
         {"options": "null"},
         {"network": "bnext_micro"},
         {"network": ""},
