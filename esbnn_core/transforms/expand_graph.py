@@ -21,6 +21,7 @@ from esbnn_core.transforms.expand_pass import CONNECTED, Pass
 from esbnn_core.transforms.expand_places import Cut, Inserted, Place
 from esbnn_core.transforms.expand_plan import ExpansionPlan
 from esbnn_core.transforms.expand_rules import BINARY, find_obstacle
+from esbnn_core.transforms.expand_scope import is_settled
 from esbnn_core.transforms.expand_trace import trace
 
 
@@ -43,13 +44,21 @@ class WidthGraph:
         self.expansion = expansion
         self._forward = trace(model)
         self.modules = self._forward.modules
+        self._unordered = False  # whether an operation needs an order that one reader alone cannot get
         self._walk = self._walk_over({})
         self._live = self._find_live_classes()
-        entries = self._find_entries()
-        if not entries:
-            return
+        # what more cuts win is not certain: a tensor in another order may join two classes, a tile may be cut again
+        if self._unordered:
+            self._try_walk({}, reorders=True)
+        if entries := self._find_entries():
+            self._try_walk(entries, reorders=False)
+            if self._unordered:
+                self._try_walk(entries, reorders=True)
+
+    def _try_walk(self, cuts: Mapping[fx.Node, Cut], reorders: bool) -> None:
+        """Keep the walks that start with these cuts if they expand more than those before."""
         before, live, weights = self._walk, self._live, self._expanded_weights()
-        self._walk = self._walk_over(entries)
+        self._walk = self._walk_over(cuts, reorders)
         self._live = self._find_live_classes()
         if self._expanded_weights() <= weights:
             self._walk, self._live = before, live
@@ -119,24 +128,34 @@ class WidthGraph:
                 return f"its input {self._walk.classes.reason(node)}"
         return "the traced forward does not call it as a module"
 
-    def _walk_over(self, cuts: Mapping[fx.Node, Cut]) -> Pass:
-        """The last of the walks that give each other the cuts they ask for."""
+    def _walk_over(self, cuts: Mapping[fx.Node, Cut], reorders: bool = False) -> Pass:
+        """The last of the walks that give each other the cuts they ask for.
+
+        Args:
+            cuts: of the first walk.
+            reorders: whether all readers of a tensor may get it in another order because one needs it.
+        """
         while True:
             walk = Pass(self._forward, self.expansion, cuts)
-            if not walk.wanted:
+            self._unordered |= bool(walk.unordered)
+            wanted = {**walk.wanted, **(walk.unordered if reorders else {})}
+            if not wanted:
                 return walk
-            cuts = {**cuts, **walk.wanted}
+            cuts = {**cuts, **wanted}
 
     def _find_entries(self) -> dict[fx.Node, Cut]:
         """Places after modules whose inside is nominal where a tile can make their output carried."""
         found = {}
-        for node, call in self._walk.places.boundaries().items():
+        boundaries = self._walk.places.boundaries()
+        for node in self._forward.graph.nodes:
+            if node.op == "call_module" and node.target in self._forward.tracer.untraced:
+                boundaries.setdefault(node, (str(node.target), frozenset()))
+        for node, (name, inside) in boundaries.items():
             fact = self._walk.facts.get(node)
-            settled = isinstance(fact, Layout) and fact.dim is not None and not fact.is_flat
-            if settled and node not in self._walk.cuts and not set(node.users) <= call.inside:
+            if is_settled(fact) and node not in self._walk.cuts and not set(node.users) <= inside:
                 reason = self._walk.classes.reason(node)
                 if reason is not None and reason.startswith(CONNECTED):
-                    found[node] = Cut(call.name, "carried", call.inside)
+                    found[node] = Cut(name, "carried", inside)
         return found
 
     def _expanded_weights(self) -> int:

@@ -1,7 +1,6 @@
 """One walk over a traced forward: the layout of each tensor, and the classes of tensors that are carried together."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeGuard
 
 from torch import Tensor, fx, nn
 
@@ -12,7 +11,7 @@ from esbnn_core.transforms.expand_classes import Beyond, Classes, Key
 from esbnn_core.transforms.expand_layout import MAP, Layout, Role, order_of_features, positions
 from esbnn_core.transforms.expand_places import Cut, Inserted, Places
 from esbnn_core.transforms.expand_rules import LAYERS, can_be_widened, channels_held, is_spatial, nominal_widths
-from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants
+from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, has_channels, is_settled
 from esbnn_core.transforms.expand_shapes import (
     channel_dim,
     is_gate_conv,
@@ -22,7 +21,7 @@ from esbnn_core.transforms.expand_shapes import (
     parameter_layout,
 )
 from esbnn_core.transforms.expand_sizes import Size
-from esbnn_core.transforms.expand_trace import Forward
+from esbnn_core.transforms.expand_trace import Forward, describe_place
 from esbnn_core.units.conv import BinaryUnit
 
 # how a reason begins that names an operation, for the operations after it to repeat
@@ -41,6 +40,7 @@ class Pass:
         orders: order of the input of each layer and widened module, by its name.
         places: what is inserted between the operations.
         wanted: cuts that would keep a class from being nominal, for the next walk.
+        unordered: cuts that would give an operation the order that it needs.
 
     Args:
         forward: what is walked over.
@@ -58,6 +58,7 @@ class Pass:
         self.orders: dict[str, Tensor] = {}
         self.places = Places(forward.tracer.calls, forward.leaves)
         self.wanted: dict[fx.Node, Cut] = {}
+        self.unordered: dict[fx.Node, Cut] = {}
         self._beyond: dict[fx.Node, Beyond] = {}
         self._seen: dict[tuple[Key, fx.Node], Layout] = {}  # of a tensor in another order, by its reader
         for node in forward.graph.nodes:
@@ -81,9 +82,14 @@ class Pass:
 
     def _cut(self, node: fx.Node, cut: Cut) -> None:
         layout = self.facts.get(node)
-        if not _is_settled(layout) or (cut.made == "carried" and self.classes.reason(node) is None):
+        if not is_settled(layout) or (cut.made == "carried" and self.classes.reason(node) is None):
             return
         beyond = self._beyond[node] = Beyond(node)
+        if cut.order is not None:
+            self.facts[beyond] = layout.with_order(cut.order)
+            self.classes.add(beyond, node)
+            self.places.inserted[cut.name, "after"] = Inserted(node, "order", positions(layout.order, cut.order))
+            return
         self.facts[beyond] = Layout.whole_copies(layout.roles, layout.channels, self.expansion.wide)
         self.classes.add(beyond)
         if cut.made == "nominal":
@@ -92,7 +98,7 @@ class Pass:
 
     def _cut_or_block(self, key: Key, reader: fx.Node, reason: str) -> None:
         """Give a reader that needs the nominal tensor copy 0 of each channel, or block the class of the tensor."""
-        if self.classes.reason(key) is None and _is_settled(self.facts[key]):
+        if self.classes.reason(key) is None and is_settled(self.facts[key]):
             node = key.node if isinstance(key, Beyond) else key
             if not self._copies_are_equal(node) and self.places.insert(key, reader, None):
                 return
@@ -108,7 +114,7 @@ class Pass:
             self.wanted.setdefault(node, Cut(place[0], "nominal", place[1], reason))
         elif self._works_on_any_width(node):
             for other in node.all_input_nodes:
-                if _is_settled(self.facts.get(other)):
+                if is_settled(self.facts.get(other)):
                     self._want_cut(other, reason)
 
     def _works_on_any_width(self, node: fx.Node) -> bool:
@@ -142,7 +148,7 @@ class Pass:
         """Let a reader see a tensor in another order; False where no module of expand_'s own can be."""
         key = self.key(node, reader)
         layout = self._seen.get((key, reader), self.facts[key])
-        if not _is_settled(layout):
+        if not is_settled(layout):
             return False
         parameter = self._parameter_behind(node)
         if parameter is not None:
@@ -152,6 +158,9 @@ class Pass:
                     return True
                 node = node.all_input_nodes[0]
         if not self.places.insert(key, reader, positions(layout.order, order)):
+            place = self.places.after(node) if node not in self.cuts else None
+            if place is not None:  # in another walk all readers may get this order
+                self.unordered[node] = Cut(place[0], "order", place[1], order=order)
             return False
         self._seen[key, reader] = layout.with_order(order)
         return True
@@ -182,7 +191,7 @@ class Pass:
         else:
             method = node.op == "call_method"
             called = f".{node.target}()" if method else getattr(node.target, "__name__", node.target)
-            operation = f"{called} (fx node {node.name}, {_describe_place(node)})"
+            operation = f"{called} (fx node {node.name}, {describe_place(node)})"
             self._apply(node, lambda: self._apply_function(node), operation)
 
     def _tensors(self, node: fx.Node) -> list[Key]:
@@ -221,7 +230,14 @@ class Pass:
             self._cut_or_block(key, node, reason)
         for source in self._sources(node):
             self.classes.block(source, reason)
-        self._add_blocked(node, own, fact)
+        self._add_blocked(node, own, self._fact_by_readers(node) if fact is None else fact)
+
+    def _fact_by_readers(self, node: fx.Node) -> Fact:
+        """Layout of a tensor of which nothing is known but that convolutions read it; else None."""
+        readers = [self.forward.modules[str(user.target)] for user in node.users if user.op == "call_module"]
+        widths = {nominal_widths(each)[0] for each in readers if isinstance(each, LAYERS)}
+        linear = any(isinstance(each, nn.Linear | BinaryLinear) for each in readers)
+        return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), self.expansion.wide)
 
     def _sources(self, node: fx.Node) -> list[Key]:
         """The tensors whose number of channels the operation reads: carried with it, or not at all."""
@@ -372,22 +388,3 @@ class Pass:
                     self.classes.block(end, reason)
                     if node in self.classes:
                         self.classes.block(node, reason)
-
-
-def has_channels(fact: Fact) -> bool:
-    """Whether the value is a tensor with channels, or holds one."""
-    if isinstance(fact, tuple):
-        return any(has_channels(item) for item in fact)
-    return isinstance(fact, Layout) and fact.has_channels
-
-
-def _is_settled(fact: Fact) -> TypeGuard[Layout]:
-    """Whether the value is a tensor with its channels in one dimension, and nothing else in it."""
-    return isinstance(fact, Layout) and fact.dim is not None and not fact.is_flat
-
-
-def _describe_place(node: fx.Node) -> str:
-    """Which layer comes before the node."""
-    while node.op != "call_module" and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return f"after layer {node.target}" if node.op == "call_module" else "before any layer"

@@ -31,21 +31,23 @@ class Inserted:
     positions: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
-    """A place after which all readers of a tensor see it nominal, or carried where it was nominal.
+    """A place after which all readers of a tensor see it nominal, carried where it was nominal, or in another order.
 
     Attributes:
         name: of the module.
         made: as Inserted.
         inside: readers of the tensor before that place.
         reason: why the tensor is nominal there, "" where it is carried.
+        order: that all readers see, for "order".
     """
 
     name: str
-    made: Literal["nominal", "carried"]
+    made: Literal["nominal", "carried", "order"]
     inside: frozenset[fx.Node]
     reason: str = ""
+    order: Tensor | None = None
 
 
 class Places:
@@ -107,9 +109,10 @@ class Places:
                 return call.name, call.inside
         return None
 
-    def boundaries(self) -> dict[fx.Node, Call]:
-        """Outputs of modules that the trace entered, each with the outermost one."""
-        return {call.output: call for call in self._calls if call.output in call.inside and call.output is not None}
+    def boundaries(self) -> dict[fx.Node, tuple[str, frozenset[fx.Node]]]:
+        """Outputs of modules that the trace entered, each with the name of the outermost one and its readers inside."""
+        found = [(call.output, call) for call in self._calls if call.output in call.inside]
+        return {node: (call.name, call.inside) for node, call in found if node is not None}
 
     def _calls_that_return(self, node: fx.Node) -> Iterator[Call]:
         for call in self._calls:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -103,6 +103,18 @@ class Arguments:
 def is_number(fact: Fact) -> bool:
     """Whether the value is a number, or a shape."""
     return isinstance(fact, Size) or (isinstance(fact, tuple) and all(is_number(item) for item in fact))
+
+
+def has_channels(fact: Fact) -> bool:
+    """Whether the value is a tensor with channels, or holds one."""
+    if isinstance(fact, tuple):
+        return any(has_channels(item) for item in fact)
+    return isinstance(fact, Layout) and fact.has_channels
+
+
+def is_settled(fact: Fact) -> TypeGuard[Layout]:
+    """Whether the value is a tensor with its channels in one dimension, and nothing else in it."""
+    return isinstance(fact, Layout) and fact.dim is not None and not fact.is_flat
 
 
 def tensors_of(node: fx.Node, scope: Scope) -> list[tuple[fx.Node, Layout]]:

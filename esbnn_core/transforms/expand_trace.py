@@ -57,13 +57,14 @@ class Tracer(fx.Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        before, calls = len(self.graph.nodes), len(self.calls)
+        before, calls, stack = len(self.graph.nodes), len(self.calls), self.module_stack.copy()
         try:
             output = super().call_module(m, forward, args, kwargs)
         except Exception as error:  # the model's own code runs under the tracer and may raise anything
             for node in list(reversed(self.graph.nodes))[: len(self.graph.nodes) - before]:
                 self.graph.erase_node(node)
             del self.calls[calls:]
+            self.module_stack = stack  # torch.fx leaves the modules that it was in
             self.untraced[name] = _first_line(error)
             return self.create_proxy("call_module", name, args, kwargs)
         inside = list(self.graph.nodes)[before:]
@@ -136,3 +137,10 @@ def trace(model: nn.Module) -> Forward:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def describe_place(node: fx.Node) -> str:
+    """Which layer comes before the node."""
+    while node.op != "call_module" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return f"after layer {node.target}" if node.op == "call_module" else "before any layer"
