@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/reports/performance.md from the json files of benchmarks/results.
+"""Rewrites the tables of performance.md and networks-coverage.md in docs/reports from the json files of results.
 
 python -m benchmarks.report
 
@@ -17,6 +17,7 @@ from esbnn_core.files import ROOT
 from tasks.reproduce.report.markdown import render_markdown_table
 
 DOCUMENT = ROOT / "docs" / "reports" / "performance.md"
+COVERAGE = ROOT / "docs" / "reports" / "networks-coverage.md"
 
 
 def taken_on(record: dict[str, Any]) -> str:
@@ -119,6 +120,31 @@ def super_resolution(record: dict[str, Any]) -> str:
     return render_markdown_table(["one step, ms", *names, *over], body)
 
 
+def coverage(record: dict[str, Any]) -> str:
+    """What the verbs make of each network of torchvision and timm, and the first reason of each that is not whole."""
+    rows = record["rows"]
+    body = [
+        [
+            row["network"],
+            f"{100 * row['binary']:.1f} %",
+            f"{100 * row['expanded']:.1f} %",
+            *(f"{ops / 1e6:.2f}" for ops in row["ops"]),
+            *("yes" if row[key] else "no" for key in ("equal", "packed", "trains", "exports")),
+        ]
+        for row in rows
+    ]
+    head = ["network", "binary", "of these expanded", "M OPs", "expanded, M OPs", "equal", "packed = latent", "trains"]
+    whole = sum(row["expanded"] >= 0.95 for row in rows)
+    equal, packed = (sum(row[key] for row in rows) for key in ("equal", "packed"))
+    first = (
+        f"tau = {record['tau']}, g = {record['groups']}, {len(rows)} networks: {whole} have 95 % or more of their "
+        f"binary multiply-accumulates expanded; {equal} have equal operations and weights, "
+        f"{packed} equal packed outputs."
+    )
+    notes = [f"- {row['network']}: {row['note']}." for row in rows if row["note"]]
+    return "\n".join([first, "", render_markdown_table([*head, "exports"], body), "", "What stays plain:", "", *notes])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "networks": networks,
@@ -127,6 +153,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sizes": sizes,
     "detection": detection,
     "super_resolution": super_resolution,
+    "coverage": coverage,
     "kept": kept,
     "steps": steps,
 }
@@ -163,9 +190,10 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Rewrite docs/reports/performance.md in place."""
-    DOCUMENT.write_text(rewrite(DOCUMENT.read_text()))
-    print(DOCUMENT)
+    """Rewrite both documents in place."""
+    for document in (DOCUMENT, COVERAGE):
+        document.write_text(rewrite(document.read_text()))
+        print(document)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
+    covered = report.COVERAGE.read_text()
+    assert report.rewrite(covered) == covered and "<!-- table: coverage -->" in covered
     text = report.DOCUMENT.read_text()
     assert report.rewrite(text) == text
     assert text.count("<!-- table: ") == text.count("<!-- end -->") >= 4

@@ -6,7 +6,7 @@ from esbnn_core.layers.conv import BinaryConv2d, ESBinaryConv2d
 from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
 from esbnn_core.layers.shortcut import PadShortcut
 from esbnn_core.layers.squeeze_excite import SqueezeExcite
-from esbnn_core.layers.tile import SliceChannels, Tile
+from esbnn_core.layers.tile import SelectChannels, SliceChannels, Tile
 from esbnn_core.layers.timestep import TimestepRPReLU, TimestepShift, timestep_group
 from esbnn_core.layers.widths import Expansion
 
@@ -23,6 +23,7 @@ __all__ = [
     "PositiveSign",
     "RPReLU",
     "RSign",
+    "SelectChannels",
     "Sign",
     "SliceChannels",
     "SqueezeExcite",

@@ -1,4 +1,4 @@
-"""Tile and slice: the two parameter-free ends of an expanded trunk."""
+"""Tile, slice and selection: the parameter-free parts of an expanded trunk."""
 
 from torch import Tensor, nn
 
@@ -43,3 +43,25 @@ class SliceChannels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
+
+
+class SelectChannels(nn.Module):
+    """Channels by their positions: the read-out and the reordering of layouts other than whole copies.
+
+    Args:
+        positions: (C,) int64, which channel of the input each one of the output is. A buffer that is not saved.
+        dim: dimension of the channels.
+    """
+
+    positions: Tensor
+
+    def __init__(self, positions: Tensor, dim: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions, persistent=False)
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(self.dim, self.positions)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.positions.numel()}"

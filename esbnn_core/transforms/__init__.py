@@ -2,7 +2,7 @@
 
 from esbnn_core.transforms.binarize import BinaryConfig, binarize_
 from esbnn_core.transforms.expand import expand_, plan_expansion
-from esbnn_core.transforms.expand_graph import ESConfig, ExpansionPlan
+from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.transforms.real_weights import real_weights_
 

@@ -14,7 +14,13 @@ from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, RSign, Sign
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import STE
-from esbnn_core.transforms.binarize_checks import check_forms, keep_slow_path_, warn_of, weights_read_elsewhere
+from esbnn_core.transforms.binarize_checks import (
+    check_forms,
+    keep_slow_path_,
+    warn_of,
+    warn_of_calls,
+    weights_read_elsewhere,
+)
 from esbnn_core.transforms.first_batch import FirstBatch
 from esbnn_core.transforms.look import Look, look_at
 from esbnn_core.transforms.replace import check_no_hooks, replace_modules
@@ -181,5 +187,6 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     model = built.get(model) or model
     keep_slow_path_(model)
     warn_of(left, shared if config.filter_fn is None else {}, positive)
+    warn_of_calls(look)
     FirstBatch(model, [pair for pair in binary_layers(model) if pair[0] not in positive])
     return model

@@ -81,3 +81,13 @@ def warn_of(left: Mapping[str, int], shared: Mapping[str, str], positive: Mappin
             f"values, such as nn.PReLU",
             stacklevel=3,
         )
+
+
+def warn_of_calls(look: Look | None) -> None:
+    """One warning for products of functions with parameters that are no layer's, which stay real."""
+    if look is not None and look.multiplied:
+        warnings.warn(
+            f"binarize_ leaves these calls real: {named(look.multiplied)}: make each an nn.Conv2d or nn.Linear to have "
+            f"it binary",
+            stacklevel=3,
+        )

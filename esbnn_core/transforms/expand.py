@@ -1,30 +1,39 @@
 """expand_: turn the binary layers of a network into expand-shrink ones, in place, where its graph allows it.
 
-esbnn_core.transforms.expand_graph finds the tensors that are carried at tau*g times their width. A layer changes as its
-input and its output do (papers.md#es-elsewhere):
+esbnn_core.transforms.expand_graph finds the tensors that are carried at tau*g times their width, and where the copies
+of each channel are in them. A layer changes as its input and its output do (papers.md#es-elsewhere):
 
     carried -> carried   expand-shrink layer, binary or real: tau*g*C -> O/tau, tile tau^2*g
     nominal -> carried   the layer as it is, then Tile(tau*g): the stem, before its BatchNorm
-    carried -> nominal   SliceChannels(C), then the layer as it is: the classifier
+    carried -> nominal   copy 0 of each channel (SliceChannels), then the layer as it is: the classifier
 
-An operation that cannot read a carried tensor gets its first C channels, cut after the module that made the tensor. So
-nothing else may read that module's output. The code of the model's forward is never changed.
+An operation that cannot read a carried tensor gets copy 0 of each channel, cut after the module that made the tensor or
+before the one that reads it. What needs its channels in another order (a chunk, groups) gets a SelectChannels there.
+The code of the model's forward is never changed.
 """
 
 import dataclasses
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers import ESBinaryConv2d, ESBinaryLinear, SliceChannels, Tile
+from esbnn_core.layers import ESBinaryConv2d, ESBinaryLinear, SelectChannels, SliceChannels, Tile
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
-from esbnn_core.transforms.expand_graph import ESConfig, ExpansionPlan, WidthGraph
-from esbnn_core.transforms.expand_modules import check_layer, expand_layer, expand_unit_children, widen
-from esbnn_core.transforms.expand_rules import nominal_widths
+from esbnn_core.transforms.expand_graph import WidthGraph
+from esbnn_core.transforms.expand_layout import Layout, first_copies
+from esbnn_core.transforms.expand_modules import (
+    check_layer,
+    expand_layer,
+    expand_unit_children,
+    widen,
+    widen_tensor,
+)
+from esbnn_core.transforms.expand_places import Inserted
+from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
 
@@ -52,8 +61,9 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     """Turn the binary layers of a network into expand-shrink ones, in place, where its graph allows it.
 
     Multiply-accumulates and weights of every convolution stay as they were (papers.md#equal-cost). Layers that change
-    shape get fresh weights (reset_parameters). Per-channel parameters and running statistics are repeated. Everything
-    else keeps its values, and all keep device, dtype and mode. An optimizer made before holds the old parameters.
+    shape get fresh weights (reset_parameters). Per-channel parameters and running statistics are repeated, also those
+    that a forward reads itself (a LayerScale). Everything else keeps its values, and all keep device, dtype and mode.
+    An optimizer made before holds the old parameters.
 
     How much stays plain is logged in one line (logger "esbnn", WARNING), with the first layer and its reason;
     plan_expansion has the whole list. A wrapped module becomes an nn.Sequential under its old name (`conv1` ->
@@ -62,7 +72,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     keys of its es_ version.
 
     Args:
-        model: (N, C, H, W) network whose forward torch.fx can trace, in its present mode (train or eval).
+        model: network of maps (N, C, H, W) whose forward torch.fx can trace, in its present mode (train or eval); a
+            submodule that it cannot trace stays as it is.
         config: default ESConfig(). tau = groups = 1 leaves the model as it is.
 
     Returns:
@@ -89,6 +100,7 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     twin = _build_twin(model, expansion)
     if plan.left:
         logger.warning("%s", summarize_left(model, plan))
+    _widen_parameters(model, graph)
     _swap(model, rows)
     for unit, parts in children.items():
         unit.tau, unit.groups = expansion.tau, expansion.groups
@@ -124,7 +136,7 @@ def _analyse(model: nn.Module, expansion: Expansion) -> tuple[WidthGraph, Expans
                 f"{type(module).__name__} has parts for training alone, which its forward does not show to expand_: "
                 f"build its es_ network with create_model, or call drop_training_parts_() first"
             )
-    graph = WidthGraph(model)
+    graph = WidthGraph(model, expansion)
     plan = graph.plan()
     for name in plan.expanded:
         check_layer(name, graph.modules[name], expansion)
@@ -150,39 +162,86 @@ def _build_rows(graph: WidthGraph, plan: ExpansionPlan, expansion: Expansion) ->
     for name, (x, y) in graph.layers.items():
         module = graph.modules[name]
         if name in plan.expanded:
-            rows[name] = [module] if isinstance(module, BinaryUnit) else expand_layer(name, module, expansion)
+            rows[name] = expand_layer(name, module, expansion, graph.order(name))
             continue
         row: Row = []
         if graph.is_carried(x):
-            row.append(SliceChannels(graph.readouts.get(name) or nominal_widths(module)[0]))
+            order = graph.order(name)
+            row.append(_take(first_copies(order, len(order) // expansion.wide), graph.layout(x).dim))
         if not row or not isinstance(module, nn.Identity):
             row.append(module)
         if graph.is_carried(y):
-            row.append(Tile(expansion.wide))
+            layout = graph.layout(y)
+            dim = _same_dim(layout.dim, len(layout.roles))
+            row.append(
+                Tile(expansion.wide, dim)
+                if layout.has_whole_copies
+                else SelectChannels(layout.order % layout.channels, dim)
+            )
         rows[name] = row
     for name, node in graph.widened.items():
         if graph.is_carried(node):
-            rows[name] = [widen(name, graph.modules[name], expansion)]
-    for name, node in graph.exits.items():
-        channels = graph.width[node]
-        if graph.is_carried(node) and channels is not None:
-            rows[name] = [*rows.get(name, [graph.modules[name]]), SliceChannels(channels)]
+            rows[name] = [widen(name, graph.modules[name], expansion, graph.order(name))]
+    for (name, where), new in graph.inserted.items():
+        if not graph.is_carried(new.key):
+            continue
+        step = _inserted(new, graph.layout(new.key), expansion)
+        row = rows.get(name, [graph.modules[name]])
+        rows[name] = [step, *row] if where == "before" else [*row, step]
     return {name: row for name, row in rows.items() if row != [graph.modules[name]]}
+
+
+def _inserted(new: Inserted, layout: Layout, expansion: Expansion) -> nn.Module:
+    """The module between two operations, for a tensor of this layout before it (after it for a tile)."""
+    if new.made == "carried":
+        return Tile(expansion.wide, _same_dim(layout.dim, len(layout.roles)))
+    wanted = first_copies(layout.order, layout.channels) if new.positions is None else new.positions
+    return _take(wanted, layout.dim)
+
+
+def _same_dim(dim: int | None, number: int) -> int:
+    """The dimension of the channels, -1 for the last one of tokens, whose number of dimensions may change."""
+    assert dim is not None
+    return -1 if dim == number - 1 and number > 2 else dim
+
+
+def _take(wanted: Tensor, dim: int | None) -> nn.Module:
+    """A SliceChannels if the positions are the first ones, else a SelectChannels."""
+    assert dim is not None
+    first = torch.equal(wanted, torch.arange(len(wanted), device="cpu"))
+    return SliceChannels(len(wanted), dim) if first else SelectChannels(wanted, dim)
+
+
+def _widen_parameters(model: nn.Module, graph: WidthGraph) -> None:
+    """Repeat the values that the forward reads from the model itself, one for each channel."""
+    for name, node in graph.parameters.items():
+        if not graph.is_carried(node):
+            continue
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        old = getattr(module, key)
+        wide = widen_tensor(old.detach(), graph.layout(node).order)
+        setattr(module, key, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
 
 
 def _swap(model: nn.Module, rows: dict[nn.Module, Row]) -> None:
     """Put each row in the place of its module, under every name that the module has."""
+    device = next((parameter.device for parameter in model.parameters()), None)
     # named_modules() skips second names
     places = [(parent, key, child) for parent in model.modules() for key, child in parent._modules.items()]
     for parent, key, child in places:
         if child is not None and child in rows:
-            _put(parent, key, rows[child], child.training)
+            _put(parent, key, [_on(step, device) for step in rows[child]], child.training)
+
+
+def _on(step: nn.Module, device: torch.device | None) -> nn.Module:
+    return step.to(device) if isinstance(step, SelectChannels) and device is not None else step
 
 
 def _put(parent: nn.Module, key: str, row: Row, training: bool) -> None:
     """Put a row of modules in the place of one child."""
     for step in row:
-        if isinstance(step, Tile | SliceChannels):
+        if isinstance(step, Tile | SliceChannels | SelectChannels):
             step.training = training
     tiled = len(row) == 2 and isinstance(row[1], Tile)
     if tiled and type(parent) is nn.Sequential and not key.isdigit() and "tile" not in parent._modules:

@@ -1,121 +1,104 @@
 """Which tensors of a network can be carried expanded: the analysis behind expand_.
 
-The forward is traced with torch.fx. Tensors that must have the same width (the two sides of an addition, the input and
-output of a BatchNorm) form a class. A class is carried at tau*g times its nominal width unless something in it depends
-on the number of channels (torch.cat, view, GroupNorm, the network's own input and output).
+The forward is traced with torch.fx. Tensors that are carried together or not at all (the two sides of an addition, the
+inputs and the output of a concatenation, the input and output of a BatchNorm) form a class. A class is carried at tau*g
+times its nominal width unless something in it cannot be (an operation without a rule, the network's own input and
+output). Where the channels of a carried tensor are is its Layout (esbnn_core.transforms.expand_layout).
+
+An operation without a rule takes the classes that it reads with it, unless they can be cut before it. So the forward is
+walked over again with the cuts that the walk before asked for, until it asks for none.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from esbnn_core.errors import InputError
-from esbnn_core.layers import BinaryLinear
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.transforms.expand_rules import (
-    BINARY,
-    ELEMENTWISE_CALLS,
-    LAYERS,
-    SPACE_DIMS,
-    SPATIAL,
-    SPATIAL_CALLS,
-    Layout,
-    Tracer,
-    call_origin,
-    can_be_widened,
-    channels_held,
-    find_obstacle,
-    is_flatten,
-    nominal_widths,
-    reads_no_channels,
-)
-from esbnn_core.units.conv import BinaryUnit
-
-
-@dataclass(frozen=True)
-class ESConfig:
-    """What expand_ makes of a network.
-
-    Attributes:
-        tau: expansion factor.
-        groups: g of the convolutions.
-        copy_spread: of the RSign shifts, as ESBinaryConv2d.
-    """
-
-    tau: int = 2
-    groups: int = 1
-    copy_spread: float = 0.0
-
-    @property
-    def expansion(self) -> Expansion:
-        """The same as an Expansion.
-
-        Raises:
-            InputError: tau or groups is not a whole number of at least 1.
-        """
-        return Expansion(self.tau, self.groups, self.copy_spread)
-
-
-@dataclass(frozen=True)
-class ExpansionPlan:
-    """What expand_ does with the layers of a network.
-
-    Attributes:
-        expanded: names of the layers that become expand-shrink ones: binary ones, and real convolutions between them.
-        left: name -> reason for every binary layer that stays plain, and every real convolution with groups among
-            expanded layers (it reads the first C channels, and its output is tiled).
-    """
-
-    expanded: tuple[str, ...]
-    left: Mapping[str, str]
-
-
-# how a reason begins that names an operation, for the operations after it to repeat
-_CONNECTED = "is connected to"
+from esbnn_core.transforms.expand_classes import Key
+from esbnn_core.transforms.expand_layout import Layout
+from esbnn_core.transforms.expand_pass import CONNECTED, Pass
+from esbnn_core.transforms.expand_places import Cut, Inserted, Place
+from esbnn_core.transforms.expand_plan import ExpansionPlan
+from esbnn_core.transforms.expand_rules import BINARY, find_obstacle
+from esbnn_core.transforms.expand_scope import is_settled
+from esbnn_core.transforms.expand_trace import trace
 
 
 class WidthGraph:
-    """The tensors of a traced forward in classes of equal width, and which classes are carried.
+    """The tensors of a traced forward in classes that are carried or not, and the layout of each.
 
     Attributes:
         modules: by name.
-        layers: input and output of each layer, by its name.
-        widened: output of each module with per-channel tensors, by its name.
-        exits: output of each module after which only the first C channels go on, by its name.
-        readouts: input features of each real classifier, by the name of its first module.
-        width: nominal channels of a tensor, None where unknown.
+        expansion: tau and groups.
 
     Args:
         model: the network; it is not changed.
+        expansion: tau and groups.
 
     Raises:
         InputError: torch.fx cannot trace the forward.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
-        graph = _trace(model)
-        self.layers: dict[str, tuple[fx.Node, fx.Node]] = {}
-        self.widened: dict[str, fx.Node] = {}
-        self.exits: dict[str, fx.Node] = {}
-        self.width: dict[fx.Node, int | None] = {}
-        self._layout: dict[fx.Node, Layout] = {}  # of tensors alone: a number or a shape has none
-        self._parent: dict[fx.Node, fx.Node] = {}  # union-find of the classes
-        self._blocked: dict[fx.Node, str] = {}  # why a class is nominal, by its root
-        self._calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-        self.readouts = dict(self._find_readouts(graph))
-        for node in graph.nodes:
-            self._visit(node)
-        self._block_modules_that_forward_reads(graph)
+    def __init__(self, model: nn.Module, expansion: Expansion) -> None:
+        self.expansion = expansion
+        self._forward = trace(model)
+        self.modules = self._forward.modules
+        self._unordered = False  # whether an operation needs an order that one reader alone cannot get
+        self._walk = self._walk_over({})
         self._live = self._find_live_classes()
+        # what more cuts win is not certain: a tensor in another order may join two classes, a tile may be cut again
+        if self._unordered:
+            self._try_walk({}, reorders=True)
+        if entries := self._find_entries():
+            self._try_walk(entries, reorders=False)
+            if self._unordered:
+                self._try_walk(entries, reorders=True)
 
-    def is_carried(self, node: fx.Node) -> bool:
+    def _try_walk(self, cuts: Mapping[fx.Node, Cut], reorders: bool) -> None:
+        """Keep the walks that start with these cuts if they expand more than those before."""
+        before, live, weights = self._walk, self._live, self._expanded_weights()
+        self._walk = self._walk_over(cuts, reorders)
+        self._live = self._find_live_classes()
+        if self._expanded_weights() <= weights:
+            self._walk, self._live = before, live
+
+    @property
+    def layers(self) -> dict[str, tuple[Key, Key]]:
+        """Input and output of each layer, by its name."""
+        return self._walk.layers
+
+    @property
+    def widened(self) -> dict[str, Key]:
+        """Output of each module with per-channel tensors, by its name."""
+        return self._walk.widened
+
+    @property
+    def parameters(self) -> dict[str, fx.Node]:
+        """Node of each parameter or buffer with one value a channel that the forward reads, by its name."""
+        return self._walk.parameters
+
+    @property
+    def inserted(self) -> dict[Place, Inserted]:
+        """Modules of expand_'s own between two operations."""
+        return self._walk.places.inserted
+
+    @property
+    def readouts(self) -> dict[str, int]:
+        """Input features of each real classifier, by the name of its first module."""
+        return self._forward.readouts
+
+    def order(self, name: str) -> Tensor:
+        """Order of the input of a layer or widened module."""
+        return self._walk.orders[name]
+
+    def layout(self, key: Key) -> Layout:
+        """Of a tensor with channels."""
+        return self._walk.layout(key)
+
+    def is_carried(self, key: Key) -> bool:
         """Whether the tensor is carried at tau*g times its nominal width."""
-        return self._root(node) in self._live and self._root(node) not in self._blocked
+        return self._walk.classes.root(key) in self._live and self._walk.classes.reason(key) is None
 
     def plan(self) -> ExpansionPlan:
         """Which layers take the expand-shrink form, and why binary ones do not."""
@@ -132,229 +115,75 @@ class WidthGraph:
                 left[name] = reason
         for name, module in self.modules.items():
             if isinstance(module, BinaryLayer) and module not in covered:
-                left[name] = "the traced forward does not call it as a module"
+                left[name] = self._reason_not_seen(name)
         return ExpansionPlan(tuple(expanded), left)
 
-    # classes of tensors
+    def _reason_not_seen(self, name: str) -> str:
+        """Why a layer is none of the graph's."""
+        for outer, error in self._forward.tracer.untraced.items():
+            if name.startswith(f"{outer}."):
+                return f"it is in {outer}, whose forward cannot be traced by torch.fx ({error})"
+        for node in self._forward.graph.nodes:
+            if node.op == "call_module" and node.target == name and node in self._walk.classes:
+                return f"its input {self._walk.classes.reason(node)}"
+        return "the traced forward does not call it as a module"
 
-    def _root(self, node: fx.Node) -> fx.Node:
-        while self._parent[node] is not node:
-            node = self._parent[node]
-        return node
+    def _walk_over(self, cuts: Mapping[fx.Node, Cut], reorders: bool = False) -> Pass:
+        """The last of the walks that give each other the cuts they ask for.
 
-    def _add(self, node: fx.Node, layout: Layout, width: int | None, *same: fx.Node) -> None:
-        """Enter a tensor, in the class of the tensors `same` if any are given."""
-        self._parent[node], self._layout[node], self.width[node] = node, layout, width
-        for other in same:
-            self._unite(other, node)
-        if layout is None:
-            self._block(node, "has channels in an unknown place (put flatten(1) before linear layers)")
-
-    def _add_blocked(self, node: fx.Node, reason: str) -> None:
-        """Enter a tensor that is never carried."""
-        self._add(node, None, None)
-        self._blocked[node] = reason
-
-    def _unite(self, one: fx.Node, other: fx.Node) -> None:
-        """Make one class of the classes of two tensors."""
-        kept, gone = self._root(one), self._root(other)
-        if kept is not gone:
-            self._parent[gone] = kept
-            if gone in self._blocked:
-                self._block(kept, self._blocked[gone])
-
-    def _block(self, node: fx.Node, reason: str) -> None:
-        """Keep the class of a tensor nominal; the first reason stays."""
-        self._blocked.setdefault(self._root(node), reason)
-
-    def _cut_or_block(self, node: fx.Node, reason: str) -> None:
-        """Give a reader that needs the nominal width the first C channels of `node`, or block the class of `node`.
-
-        Cutting needs one module that made the tensor, in one call and for this reader alone.
+        Args:
+            cuts: of the first walk.
+            reorders: whether all readers of a tensor may get it in another order because one needs it.
         """
-        name = str(node.target)
-        alone = node.op == "call_module" and self._calls[name] == 1 and len(node.users) == 1
-        known = self._layout[node] is not None and self.width[node] is not None
-        if alone and known and not self._copies_are_equal(node):
-            self.exits[name] = node
-        else:
-            self._block(node, reason)
+        while True:
+            walk = Pass(self._forward, self.expansion, cuts)
+            self._unordered |= bool(walk.unordered)
+            wanted = {**walk.wanted, **(walk.unordered if reorders else {})}
+            if not wanted:
+                return walk
+            cuts = {**cuts, **wanted}
 
-    def _copies_are_equal(self, node: fx.Node) -> bool:
-        """Whether the tensor is a layer's bare output: its copies differ from the first norm or slope on.
+    def _find_entries(self) -> dict[fx.Node, Cut]:
+        """Places after modules whose inside is nominal where a tile can make their output carried."""
+        found = {}
+        boundaries = self._walk.places.boundaries()
+        for node in self._forward.graph.nodes:
+            if node.op == "call_module" and node.target in self._forward.tracer.untraced:
+                boundaries.setdefault(node, (str(node.target), frozenset()))
+        for node, (name, inside) in boundaries.items():
+            fact = self._walk.facts.get(node)
+            if is_settled(fact) and node not in self._walk.cuts and not set(node.users) <= inside:
+                reason = self._walk.classes.reason(node)
+                if reason is not None and reason.startswith(CONNECTED):
+                    found[node] = Cut(name, "carried", inside)
+        return found
 
-        The first C channels of such a tensor hold C/tau different maps alone.
-        """
-        while node.op == "call_module" and not {str(node.target)} & {*self.layers, *self.widened}:
-            node = node.all_input_nodes[0]
-        name = str(node.target)
-        return name in self.layers and not isinstance(self.modules[name], BinaryUnit)
-
-    # what the forward does, node by node
-
-    def _visit(self, node: fx.Node) -> None:
-        inputs = [other for other in node.all_input_nodes if other in self._layout]
-        if node.op == "placeholder":
-            self._add_blocked(node, "is the input of the network")
-        elif node.op == "get_attr":
-            self._add_blocked(node, f"{_CONNECTED} {node.target}, which the forward reads from the module")
-        elif node.op == "output":
-            for other in inputs:
-                self._cut_or_block(other, "is an output of the network")
-        elif node.op == "call_module":
-            name = str(node.target)
-            single = len(inputs) == 1 and len(node.args) + len(node.kwargs) == 1
-            if not single or not self._apply_module(node, name, self.modules[name], inputs[0]):
-                self._stop(node, inputs, f"module {name} ({type(self.modules[name]).__name__})")
-        elif not self._apply_function(node, inputs):
-            method = node.op == "call_method"
-            called = f".{node.target}()" if method else getattr(node.target, "__name__", node.target)
-            self._stop(node, inputs, f"{called} (fx node {node.name}, {_describe_place(node)})")
-
-    def _stop(self, node: fx.Node, inputs: list[fx.Node], operation: str) -> None:
-        """Enter the output of an operation without a rule: its inputs and its output are nominal."""
-        reason = f"{_CONNECTED} {operation}, through which expanded channels cannot pass"
-        for other in inputs:  # of several such operations in a row the first is named
-            earlier = self._blocked.get(self._root(other), "") if self._layout[other] is None else ""
-            reason = earlier if earlier.startswith(_CONNECTED) else reason
-        for other in inputs:
-            self._cut_or_block(other, reason)
-        self._add_blocked(node, reason)
-
-    def _apply_module(self, node: fx.Node, name: str, module: nn.Module, x: fx.Node) -> bool:
-        """Apply the rule of a module with one tensor as input; False if it has none."""
-        layout, width = self._layout[x], self.width[x]
-        if isinstance(module, LAYERS):
-            return self._apply_layer(node, name, module, x)
-        if name in self.readouts and layout != "map":
-            self._add(node, layout, self.readouts[name])
-            self.layers[name] = (x, node)
-            self._block(node, "is read by the classifier")
-        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            self._apply_flatten(node, x)
-        elif isinstance(module, SPATIAL) and layout != "flat":
-            self._add(node, layout, width, x)
-        elif can_be_widened(module):
-            channels = channels_held(module)
-            misplaced = layout == "map" and getattr(module, "channel_dim", 1) != 1
-            if channels is not None and (width not in (None, channels) or misplaced):
-                return False
-            self._add(node, layout, width if channels is None else channels, x)
-            if channels is not None:
-                self._unite(self.widened.setdefault(name, node), node)
-        else:
-            return False
-        return True
-
-    def _apply_layer(self, node: fx.Node, name: str, layer: nn.Module, x: fx.Node) -> bool:
-        """Enter the output of a layer; False if its input has the wrong layout."""
-        linear = isinstance(layer, nn.Linear | BinaryLinear)
-        if self._layout[x] == ("map" if linear else "flat"):
-            return False
-        self._add(node, self._layout[x] if linear else "map", nominal_widths(layer)[1])
-        first_input, first_output = self.layers.setdefault(name, (x, node))
-        self._unite(first_input, x)  # a layer called twice is expanded for both calls or for none
-        self._unite(first_output, node)
-        return True
-
-    def _apply_function(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        """Apply the rule of a function or method; False if it has none."""
-        package, name = call_origin(node)
-        if package not in ("torch", "_operator", "builtins"):
-            return False
-        if not inputs:  # arithmetic on sizes
-            return package in ("_operator", "builtins") and bool(node.all_input_nodes)
-        x = inputs[0]
-        layout, width = self._layout[x], self.width[x]
-        args: dict[int | str, Any] = dict(enumerate(node.args))
-        args.update(node.kwargs.items())
-        if reads_no_channels(node, name, layout):
-            return True
-        if name in ELEMENTWISE_CALLS:
-            if any((self._layout[y], self.width[y]) != (layout, width) for y in inputs):
-                return False  # broadcast over channels
-            self._add(node, layout, width, *inputs)
-        elif is_flatten(node, name, args):
-            self._apply_flatten(node, x)
-        elif len(inputs) > 1 or layout == "flat":
-            return False
-        elif name in SPATIAL_CALLS:
-            self._add(node, layout, width, x)
-        elif name == "mean" and args.get(1, args.get("dim")) in SPACE_DIMS:
-            kept = args.get(2, args.get("keepdim", False))
-            self._add(node, layout if kept or layout is None else "flat", width, x)
-        else:
-            return False
-        return True
-
-    def _apply_flatten(self, node: fx.Node, x: fx.Node) -> None:
-        """(N, C, H, W) -> (N, C*H*W): whole copies stay whole, and the first C*H*W features are the first C maps."""
-        self._add(node, "flat", self.width[x] if self._layout[x] == "flat" else None, x)
-
-    # what follows for the classes
-
-    def _find_readouts(self, graph: fx.Graph) -> Iterator[tuple[str, int]]:
-        """For each real linear layer the first of the BatchNorm1d, Identity and Dropout before it, and its features."""
-        for node in graph.nodes:
-            if not isinstance(layer := self._module_called_once(node), nn.Linear):
-                continue
-            first = node
-            while len(first.all_input_nodes) == 1 and len((before := first.all_input_nodes[0]).users) == 1:
-                if not isinstance(self._module_called_once(before), nn.BatchNorm1d | nn.Identity | nn.Dropout):
-                    break
-                first = before
-            yield str(first.target), layer.in_features
-
-    def _module_called_once(self, node: fx.Node) -> nn.Module | None:
-        name = str(node.target)
-        return self.modules[name] if node.op == "call_module" and self._calls[name] == 1 else None
-
-    def _block_modules_that_forward_reads(self, graph: fx.Graph) -> None:
-        """Keep a module plain whose tensors the forward reads itself, as `self.conv.weight`."""
-        layers = [(name, end) for name, ends in self.layers.items() for end in ends]
-        for read in (str(node.target) for node in graph.nodes if node.op == "get_attr"):
-            for name, end in [*layers, *self.widened.items()]:
-                if read.startswith(f"{name}."):
-                    self._block(end, f"belongs to {name}, whose {read} the forward reads")
+    def _expanded_weights(self) -> int:
+        """Binary weights of the layers that are expanded."""
+        layers = {module for name in self.plan().expanded for module in self.modules[name].modules()}
+        return sum(module.weight.numel() for module in layers if isinstance(module, BinaryLayer))
 
     def _reason_to_stay(self, name: str) -> str | None:
         """Why layer `name` keeps its plain form, or None."""
-        obstacle = find_obstacle(self.modules[name])
+        obstacle = find_obstacle(self.modules[name], self.expansion)
         if obstacle is not None:
             return obstacle
-        for side, node in zip(("input", "output"), self.layers[name], strict=True):
-            if (reason := self._blocked.get(self._root(node))) is not None:
+        for side, key in zip(("input", "output"), self.layers[name], strict=True):
+            if (reason := self._walk.classes.reason(key)) is not None:
                 return f"its {side} {reason}"
         return None
 
-    def _find_live_classes(self) -> set[fx.Node]:
+    def _find_live_classes(self) -> set[Key]:
         """Roots of the classes that are worth carrying.
 
         Those at the ends of a binary layer that expands, and all that expanding layers connect with them.
         """
+        root = self._walk.classes.root
         expanding = {name: ends for name, ends in self.layers.items() if self._reason_to_stay(name) is None}
-        pairs = [(name, {self._root(x), self._root(y)}) for name, (x, y) in expanding.items()]
-        live = {root for name, pair in pairs if isinstance(self.modules[name], BINARY) for root in pair}
+        pairs = [(name, {root(x), root(y)}) for name, (x, y) in expanding.items()]
+        live = {end for name, pair in pairs if isinstance(self.modules[name], BINARY) for end in pair}
         grown = True
         while grown:
             reached = live.union(*(pair for _, pair in pairs if pair & live))
             grown, live = reached != live, reached
         return live
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    try:
-        return Tracer().trace(model)
-    except Exception as error:  # the model's own code runs under the tracer and may raise anything
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the forward of {type(model).__name__} cannot be traced by torch.fx ({message}): "
-            f"keep its control flow independent of tensor values, or build the network with create_model"
-        ) from error
-
-
-def _describe_place(node: fx.Node) -> str:
-    """Which layer comes before the node."""
-    while node.op != "call_module" and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return f"after layer {node.target}" if node.op == "call_module" else "before any layer"

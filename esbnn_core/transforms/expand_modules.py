@@ -1,10 +1,10 @@
 """The expand-shrink form of each module that expand_ changes; nothing here touches the network itself."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import (
@@ -14,13 +14,24 @@ from esbnn_core.layers import (
     ESBinaryLinear,
     PadShortcut,
     RSign,
+    SelectChannels,
     Sign,
     SqueezeExcite,
     Tile,
 )
 from esbnn_core.layers.widths import Expansion, es_widths, thermometer_shift
-from esbnn_core.transforms.expand_rules import channels_held, gate_convs, nominal_widths, shortcut_steps
+from esbnn_core.transforms.expand_layout import positions
+from esbnn_core.transforms.expand_rules import (
+    channels_held,
+    gate_convs,
+    nominal_widths,
+    shortcut_steps,
+    splits_by_group,
+)
+from esbnn_core.transforms.expand_shapes import group_by_group_order, merged_groups_order
 from esbnn_core.units.conv import BinaryUnit
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_layer(name: str, layer: nn.Module, expansion: Expansion) -> None:
@@ -33,7 +44,8 @@ def check_layer(name: str, layer: nn.Module, expansion: Expansion) -> None:
     for step in inner:
         if isinstance(step, BinaryConv2d | nn.Conv2d):
             check_layer(name, step, expansion)
-    es_widths(*nominal_widths(layer), expansion, layer=name)
+    if getattr(layer, "groups", 1) == 1 or isinstance(layer, BinaryUnit):
+        es_widths(*nominal_widths(layer), expansion, layer=name)
     sign = getattr(layer, "sign", None)
     if expansion.copy_spread and isinstance(sign, Sign) and sign.shift is None:
         raise InputError(
@@ -42,13 +54,14 @@ def check_layer(name: str, layer: nn.Module, expansion: Expansion) -> None:
         )
 
 
-def widen(name: str, module: nn.Module, expansion: Expansion) -> nn.Module:
-    """A module that treats each channel alone, at the carried width.
+def widen(name: str, module: nn.Module, expansion: Expansion, order: Tensor | None = None) -> nn.Module:
+    """A module that treats each channel alone or normalises over them, at the carried width.
 
     Args:
         name: the module's name, for errors alone.
         module: returned itself if it fits any width, else copied.
         expansion: parameters and statistics (C,) are repeated tau*g times; copy_spread is added to an RSign's shift.
+        order: of the input's channels (Layout.order); None for whole copies.
 
     Raises:
         InputError: a copy_spread for a number of channels that tau does not divide.
@@ -56,23 +69,35 @@ def widen(name: str, module: nn.Module, expansion: Expansion) -> nn.Module:
     channels = channels_held(module)
     if channels is None:
         return module
+    order = torch.arange(expansion.wide * channels, device="cpu") if order is None else order
     new = copy.deepcopy(module)
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.dim() == 1:
-            wide = nn.Parameter(parameter.detach().repeat(expansion.wide), requires_grad=parameter.requires_grad)
+            wide = nn.Parameter(widen_tensor(parameter.detach(), order), requires_grad=parameter.requires_grad)
             setattr(new, key, wide)
     for key, buffer in module.named_buffers(recurse=False):
         if buffer.dim() == 1:
-            setattr(new, key, buffer.repeat(expansion.wide))
-    for key in ("num_features", "num_parameters"):
+            setattr(new, key, widen_tensor(buffer, order))
+    for key in ("num_features", "num_parameters", "num_channels", "num_groups"):
         if hasattr(new, key):
             setattr(new, key, getattr(module, key) * expansion.wide)
+    shape = getattr(new, "shape", None)
+    if isinstance(shape, tuple):
+        setattr(new, "shape", tuple(len(order) if size == channels else size for size in shape))  # noqa: B010
+    if hasattr(new, "normalized_shape"):
+        setattr(new, "normalized_shape", (len(order),))  # noqa: B010  (not an attribute of every module)
     if isinstance(new, RSign) and expansion.copy_spread:
-        _spread_shift(name, new, channels, expansion)
+        _spread_shift(name, new, channels, expansion, order)
     return new
 
 
-def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion) -> None:
+def widen_tensor(tensor: Tensor, order: Tensor) -> Tensor:
+    """One value for each position of a carried tensor, from one for each channel."""
+    dim = max(range(tensor.dim()), key=lambda at: tensor.shape[at])
+    return tensor.index_select(dim, (order % tensor.shape[dim]).to(tensor.device))
+
+
+def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion, order: Tensor) -> None:
     """Add the thermometer start to the shift of a widened sign."""
     if channels % expansion.tau:
         raise InputError(
@@ -82,66 +107,116 @@ def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion) -
     assert sign.shift is not None
     start = thermometer_shift(expansion.wide * channels, expansion.copies, expansion.copy_spread)
     with torch.no_grad():
-        sign.shift.add_(start.to(sign.shift))
+        sign.shift.add_(start.to(sign.shift)[order.to(sign.shift.device)])
 
 
-def expand_layer(name: str, layer: nn.Module, expansion: Expansion, inside_unit: bool = False) -> list[nn.Module]:
+def expand_layer(
+    name: str, layer: nn.Module, expansion: Expansion, order: Tensor | None = None, inside_unit: bool = False
+) -> list[nn.Module]:
     """The expand-shrink form of a layer, with fresh weights.
+
+    A layer with groups that have tau*g filters or more is expanded group by group. A binary one with fewer, such as a
+    depthwise convolution, has tau groups merged into one, which reads each of its channels from another copy
+    (papers.md#es-elsewhere).
 
     Args:
         name: the layer's name, for errors alone.
-        layer: binary layer, real convolution or squeeze-excite.
+        layer: binary layer or unit, real convolution or squeeze-excite; a unit is returned as it is.
         expansion: tau, groups and copy_spread.
+        order: of its input's channels (Layout.order); None for whole copies.
         inside_unit: leave the tile of a binary convolution to its unit.
 
     Returns:
-        One module, or a real convolution and its Tile.
+        The layer, with a SelectChannels before it if it needs its input in another order, and a Tile after it if it has
+        none of its own.
     """
+    inputs, _ = nominal_widths(layer)
+    whole = torch.arange(expansion.wide * inputs, device="cpu")
+    order = whole if order is None else order
+    groups = 1 if isinstance(layer, BinaryUnit | SqueezeExcite) else getattr(layer, "groups", 1)
+    if groups > 1:
+        split = splits_by_group(layer, expansion)
+        wanted = (
+            group_by_group_order(inputs, groups, expansion.wide)
+            if split
+            else merged_groups_order(inputs, groups, expansion)
+        )
+    else:  # the weights of a layer without groups are fresh: any order will do
+        free = expansion.groups == 1 and not isinstance(layer, BinaryUnit | SqueezeExcite)
+        wanted = order if free else whole
+    row: list[nn.Module] = [] if torch.equal(order, wanted) else [SelectChannels(positions(order, wanted))]
+    if row and isinstance(layer, BinaryLinear):
+        row = [SelectChannels(positions(order, wanted), dim=-1)]
+    if isinstance(layer, BinaryUnit):
+        return [*row, layer]
     if isinstance(layer, SqueezeExcite):
         first, _ = gate_convs(layer)
         reduction = first.in_channels // first.out_channels
-        return [_match(SqueezeExcite(first.in_channels, reduction, expansion, name), layer)]
+        return [*row, _match(SqueezeExcite(first.in_channels, reduction, expansion, name), layer)]
+    if groups > 1:
+        assert isinstance(layer, nn.Conv2d | BinaryConv2d)
+        return [*row, _expand_grouped(name, layer, expansion, wanted), Tile(expansion.copies)]
     if isinstance(layer, nn.Conv2d):
-        return _expand_real_conv(name, layer, expansion)
+        return [*row, *_expand_real_conv(name, layer, expansion)]
     assert isinstance(layer, BinaryConv2d | BinaryLinear)
-    return [_match(_expand_binary(name, layer, expansion, inside_unit), layer)]
+    return [*row, _match(_expand_binary(name, layer, expansion, wanted, inside_unit), layer)]
 
 
 def _expand_real_conv(name: str, conv: nn.Conv2d, expansion: Expansion) -> list[nn.Module]:
     w = es_widths(conv.in_channels, conv.out_channels, expansion, layer=name)
-    options: Any = {key: getattr(conv, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-    new = nn.Conv2d(w.carried_in, w.filters, groups=w.groups, bias=conv.bias is not None, **options)
+    new = nn.Conv2d(w.carried_in, w.filters, groups=w.groups, bias=conv.bias is not None, **_geometry(conv))
     return [_match(new, conv), Tile(w.copies)]
 
 
-def _expand_binary(
-    name: str, layer: BinaryConv2d | BinaryLinear, expansion: Expansion, inside_unit: bool
-) -> BinaryConv2d | BinaryLinear:
-    w = es_widths(*nominal_widths(layer), expansion, layer=name)
-    sign = widen(f"{name}.sign", layer.sign, expansion)
-    options: dict[str, Any] = {
-        "groups": w.groups,
+def _expand_grouped(
+    name: str, conv: nn.Conv2d | BinaryConv2d, expansion: Expansion, order: Tensor
+) -> nn.Conv2d | BinaryConv2d:
+    """A convolution with groups, whose input has its channels in `order`; the tile is not in it."""
+    by_group = splits_by_group(conv, expansion)
+    groups = conv.groups * expansion.groups if by_group else conv.groups // expansion.tau
+    filters = conv.out_channels // expansion.tau
+    options = {**_geometry(conv), "groups": groups, "bias": conv.bias is not None}
+    if isinstance(conv, nn.Conv2d):
+        return _match(nn.Conv2d(len(order), filters, **options), conv)
+    sign = widen(f"{name}.sign", conv.sign, expansion, order)
+    return _match(BinaryConv2d(len(order), filters, **options, **_binary_options(conv, sign)), conv)
+
+
+def _geometry(conv: nn.Conv2d | BinaryConv2d) -> dict[str, Any]:
+    keys = ("kernel_size", "stride", "padding", "dilation")
+    own = "padding_mode" if isinstance(conv, nn.Conv2d) else "pad_value"
+    return {key: getattr(conv, key) for key in (*keys, own)}
+
+
+def _binary_options(layer: BinaryConv2d | BinaryLinear, sign: nn.Module) -> dict[str, Any]:
+    return {
         "weight_quantizer": copy.deepcopy(layer.quantizer),
         "activation": sign if isinstance(sign, Sign) else None,
         "learned_scale": layer.learned_scale is not None,
         "latent_init": layer.latent_init,
     }
+
+
+def _expand_binary(
+    name: str, layer: BinaryConv2d | BinaryLinear, expansion: Expansion, order: Tensor, inside_unit: bool
+) -> BinaryConv2d | BinaryLinear:
+    w = es_widths(*nominal_widths(layer), expansion, layer=name)
+    options = _binary_options(layer, widen(f"{name}.sign", layer.sign, expansion, order))
+    options["groups"] = w.groups
     new: BinaryConv2d | BinaryLinear
     if isinstance(layer, BinaryLinear):
         new = ESBinaryLinear(layer.in_features, layer.out_features, tau=expansion.tau, **options)
+    elif inside_unit:
+        new = BinaryConv2d(w.carried_in, w.filters, **_geometry(layer), **options)
     else:
-        options |= {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "pad_value", "dilation")}
-        if inside_unit:
-            new = BinaryConv2d(w.carried_in, w.filters, **options)
-        else:
-            new = ESBinaryConv2d(layer.in_channels, layer.out_channels, tau=expansion.tau, **options)
+        new = ESBinaryConv2d(layer.in_channels, layer.out_channels, tau=expansion.tau, **_geometry(layer), **options)
     if layer.bias is not None:  # one a filter, tiled with it
         new.bias = nn.Parameter(torch.empty(w.filters))
         new.reset_parameters()
     return new
 
 
-def _match(new: nn.Module, old: nn.Module) -> nn.Module:
+def _match(new: Module, old: nn.Module) -> Module:
     """Give the new layer the device, dtype, mode and frozen parameters of the old one; returns it."""
     old_parameters = dict(old.named_parameters())
     like = next(iter(old_parameters.values()))

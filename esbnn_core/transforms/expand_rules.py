@@ -1,10 +1,8 @@
-"""The modules and calls that expand_ has rules for, and what a layer needs to have an expand-shrink form."""
+"""The modules that expand_ has rules for, and what a layer needs to have an expand-shrink form."""
 
-import operator
-from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.layers import (
@@ -13,63 +11,93 @@ from esbnn_core.layers import (
     PadShortcut,
     RPReLU,
     Sign,
-    SliceChannels,
     SqueezeExcite,
-    Tile,
 )
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.widths import Expansion
 from esbnn_core.units.conv import BinaryUnit
-
-Layout = Literal["map", "flat"] | None
-"""Of a tensor: (N, C, H, W); (N, F), the channels of a map one after the other; or unknown, which is never carried."""
 
 BINARY = (BinaryUnit, BinaryLayer)
 LAYERS = (*BINARY, nn.Conv2d, nn.Linear, SqueezeExcite)
 """Modules with an input and an output width of their own."""
 
-SPATIAL = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
-_SMOOTH = (nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid)
-_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, *_SMOOTH, nn.Dropout, nn.Dropout2d, nn.Identity)
-_PER_CHANNEL = (_BatchNorm, nn.PReLU, RPReLU, Sign)
-
-# names of functions and methods, without the underscores of in-place ones
-_ELEMENTWISE_NAMES = (
-    "add iadd sub isub mul imul div truediv neg abs clamp relu relu6 leaky_relu elu gelu silu mish softplus sigmoid "
-    + ("tanh hardtanh hardswish hardsigmoid dropout dropout2d contiguous clone detach float half to")
+SPATIAL = (
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.FractionalMaxPool2d),
+    *(nn.Upsample, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
 )
-ELEMENTWISE_CALLS = frozenset(_ELEMENTWISE_NAMES.split())
-SPATIAL_CALLS = frozenset(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"))
-SPACE_DIMS = ((2, 3), (-2, -1), [2, 3], [-2, -1])
-"""What the `dim` of a mean over a whole map may be."""
+_SMOOTH = (nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid)
+_SHARP = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Threshold, nn.Hardshrink, nn.Softshrink, nn.Softsign)
+_MORE = (nn.CELU, nn.SELU, nn.LogSigmoid, nn.Tanhshrink, nn.RReLU, nn.Identity)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_ELEMENTWISE = (*_SHARP, *_SMOOTH, *_MORE, *_DROPOUT)
+_PER_CHANNEL = (_BatchNorm, nn.InstanceNorm2d, nn.PReLU, RPReLU, Sign)
+
+# classes of libraries that the core does not import, by module and name
+_LIBRARY_ELEMENTWISE = {
+    ("torchvision.ops.stochastic_depth", "StochasticDepth"),
+    ("timm.layers.drop", "DropPath"),
+    ("timm.layers.drop", "DropBlock2d"),
+}
+_LIBRARY_SPATIAL = {("timm.layers.pool2d_same", "MaxPool2dSame"), ("timm.layers.pool2d_same", "AvgPool2dSame")}
+_LIBRARY_NORMS = {
+    ("torchvision.models.convnext", "LayerNorm2d"),
+    ("timm.layers.norm", "LayerNorm2d"),
+    ("timm.layers.norm", "LayerNorm"),
+    ("timm.layers.norm", "GroupNorm"),
+    ("timm.layers.norm", "GroupNorm1"),
+}
+_LIBRARY_SCALES = {("timm.models.metaformer", "Scale")}
 
 _EXPANDABLE = (BinaryUnit, BinaryConv2d, BinaryLinear, nn.Conv2d, SqueezeExcite)
 """Types with an expand-shrink form; a subclass may compute anything and has none."""
 
 
-class Tracer(fx.Tracer):
-    """torch.fx's tracer, which enters none of the modules that expand_ has a rule for."""
+def comes_from_library(module: nn.Module) -> bool:
+    """Whether the module is of a class of torchvision or timm that expand_ has a rule for."""
+    return _library_name(module) in {*_LIBRARY_ELEMENTWISE, *_LIBRARY_SPATIAL, *_LIBRARY_NORMS, *_LIBRARY_SCALES}
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (*LAYERS, _BatchNorm, Sign, RPReLU, Tile, SliceChannels, PadShortcut))
-        return known or super().is_leaf_module(m, module_qualified_name)
+
+def _library_name(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__name__
+
+
+def is_spatial(module: nn.Module) -> bool:
+    """Whether the module works on the places of each channel of a map alone, in the same way for all channels."""
+    return isinstance(module, SPATIAL) or _library_name(module) in _LIBRARY_SPATIAL
+
+
+def norm_dim(module: nn.Module) -> int | None:
+    """The dimension of the channels that a LayerNorm, RMSNorm or GroupNorm normalises over; None for other modules."""
+    known = type(module) in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm) or _library_name(module) in _LIBRARY_NORMS
+    if not known or len(getattr(module, "normalized_shape", (1,))) != 1:
+        return None
+    return 1 if isinstance(module, nn.GroupNorm) or type(module).__name__.endswith("2d") else -1
 
 
 def channels_held(module: nn.Module) -> int | None:
-    """Number of channels that the module has parameters or statistics for; None if it fits any width."""
+    """Number of channels that the module has parameters, statistics or a shape for; None if it fits any width."""
     if isinstance(module, _BatchNorm):
         return module.num_features
+    if isinstance(module, nn.InstanceNorm2d):
+        return module.num_features if module.affine or module.track_running_stats else None
     if isinstance(module, nn.PReLU):
         return module.num_parameters if module.num_parameters > 1 else None
     if isinstance(module, RPReLU):
         return module.slope.numel()
+    if norm_dim(module) is not None:
+        shape: Any = getattr(module, "normalized_shape", (getattr(module, "num_channels", None),))
+        return int(shape[0])
+    if _library_name(module) in _LIBRARY_SCALES:
+        return int(max(module.shape))  # type: ignore[arg-type]
     return None if not isinstance(module, Sign) or module.shift is None else module.shift.numel()
 
 
 def can_be_widened(module: nn.Module) -> bool:
-    """Whether the module treats each channel alone, with tensors (C,) or without any."""
+    """Whether the module treats each channel alone or normalises over them, with tensors (C,) or without any."""
     inner = [parameter for child in module.children() for parameter in child.parameters()]
     one_value = all(parameter.numel() == 1 for parameter in inner)  # of an activation inside a norm
-    return one_value and isinstance(module, (*_ELEMENTWISE, *_PER_CHANNEL))
+    known = isinstance(module, (*_ELEMENTWISE, *_PER_CHANNEL)) or norm_dim(module) is not None
+    return one_value and (known or _library_name(module) in {*_LIBRARY_ELEMENTWISE, *_LIBRARY_SCALES})
 
 
 def nominal_widths(layer: nn.Module) -> tuple[int, int]:
@@ -96,15 +124,26 @@ def shortcut_steps(shortcut: nn.Module | None) -> list[nn.Module]:
     return list(shortcut) if type(shortcut) is nn.Sequential else [shortcut]
 
 
-def find_obstacle(layer: nn.Module) -> str | None:
+def find_obstacle(layer: nn.Module, expansion: Expansion) -> str | None:
     """Why the layer itself has no expand-shrink form, or None."""
     if type(layer) not in _EXPANDABLE:
         return f"a {type(layer).__name__} has no expand-shrink form"
     if isinstance(layer, BinaryUnit):
         return _find_obstacle_in_unit(layer)
-    if getattr(layer, "groups", 1) > 1:
-        return f"it has groups={layer.groups}, and only a layer with groups=1 has an expand-shrink form"
+    groups = getattr(layer, "groups", 1)
+    if groups == 1 or splits_by_group(layer, expansion):
+        return None
+    if not isinstance(layer, BinaryConv2d):
+        return f"it is real with groups={groups} of fewer filters than tau*groups, and its sums are fine already"
+    if groups % expansion.tau:
+        return f"it has groups={groups}, which tau={expansion.tau} does not divide"
     return None
+
+
+def splits_by_group(layer: nn.Module, expansion: Expansion) -> bool:
+    """Whether a convolution with groups has filters enough in each to be expanded group by group."""
+    assert isinstance(layer, nn.Conv2d | BinaryConv2d | BinaryLinear)
+    return (nominal_widths(layer)[1] // layer.groups) % expansion.wide == 0
 
 
 def _find_obstacle_in_unit(unit: BinaryUnit) -> str | None:
@@ -119,33 +158,3 @@ def _find_obstacle_in_unit(unit: BinaryUnit) -> str | None:
         if not can_be_widened(part):
             return f"it holds a {type(part).__name__}, which cannot be widened"
     return None
-
-
-def call_origin(node: fx.Node) -> tuple[str, str]:
-    """Top package and name of a called function or method, without underscores: ("torch", "relu")."""
-    if isinstance(node.target, str):  # a method of a tensor
-        return "torch", node.target.strip("_")
-    module = getattr(node.target, "__module__", None) or "torch"
-    return module.partition(".")[0], str(getattr(node.target, "__name__", "")).strip("_")
-
-
-def reads_no_channels(node: fx.Node, name: str, layout: Layout) -> bool:
-    """Whether the call only reads sizes of the batch and of space."""
-    allowed = (0, 2, 3, -1, -2) if layout == "map" else (0,)
-    if name == "size" and len(node.args) == 2:
-        return node.args[1] in allowed
-    if name == "size" or (name == "getattr" and node.args[1] == "shape"):
-        parts = [user for user in node.users if user.target is not operator.getitem or user.users]
-        return all(user.target is operator.getitem and user.args[1] in allowed for user in parts)
-    return name == "dim" or (name == "getattr" and node.args[1] in ("ndim", "dtype", "device"))
-
-
-def is_flatten(node: fx.Node, name: str, args: Mapping[int | str, object]) -> bool:
-    """Whether the call is flatten(1), x.view(x.size(0), -1) or x.view(x.shape[0], -1), the shape also in brackets."""
-    if name == "flatten":
-        return args.get(1, args.get("start_dim")) == 1 and args.get(2, args.get("end_dim", -1)) == -1
-    shape = node.args[1:] if len(node.args) == 3 else node.args[-1]
-    if name not in ("view", "reshape") or not isinstance(shape, list | tuple) or len(shape) != 2 or shape[1] != -1:
-        return False
-    batch = shape[0]
-    return isinstance(batch, fx.Node) and batch.target in ("size", operator.getitem) and batch.args[1:] == (0,)

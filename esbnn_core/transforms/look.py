@@ -5,7 +5,7 @@ that cannot be traced gives None: the ends then go by the order of definition, a
 (esbnn_core.transforms.first_batch).
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -30,6 +30,9 @@ _JOINING = ("add", "iadd", "mul", "imul", "cat", "concat", "concatenate", "stack
 _POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "abs", "square", "exp")
 
 
+_PRODUCTS = ("conv2d", "linear", "matmul", "mm", "bmm", "einsum", "addmm")
+
+
 @dataclass(frozen=True)
 class Look:
     """What the traced forward shows.
@@ -37,12 +40,14 @@ class Look:
     Attributes:
         ends: names of the layers that read an input of the network or make one of its outputs.
         read: names of parameters that a forward other than their own layer's reads, such as "attn.qkv.weight".
+        multiplied: "conv2d of block.weight" for each product with a parameter that is not of a layer's own.
         positive: given which modules are replaced, what makes a layer's input non-negative, such as "act (ReLU)" or "a
             call of relu", by the layer's name; layers whose input may be negative are not in it.
     """
 
     ends: frozenset[str]
     read: frozenset[str]
+    multiplied: tuple[str, ...]
     positive: Callable[[Callable[[nn.Module], bool]], dict[str, str]]
 
 
@@ -81,12 +86,24 @@ def look_at(model: nn.Module) -> Look | None:
     return Look(
         ends=frozenset(layers[n] for n in first | last),
         read=frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr"),
+        multiplied=tuple(_products(graph, modules)),
         positive=positive,
     )
 
 
 def _is_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(modules[str(node.target)], Weighted)
+
+
+def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Products with a parameter that a forward reads itself, where its owner is not a layer that has one."""
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method") or _called(node) not in _PRODUCTS:
+            continue
+        for operand in node.all_input_nodes:
+            owner = modules.get(str(operand.target).rpartition(".")[0])
+            if operand.op == "get_attr" and owner is not None and not isinstance(owner, Weighted):
+                yield f"{_called(node)} of {operand.target}"
 
 
 def _reach(
@@ -126,9 +143,16 @@ def _positive(
         return None
     called = _called(node)
     if called in _POSITIVE or (called in ("clamp", "hardtanh", "clamp_min") and _bound(node) >= 0):
-        return f"a call of {called}"
+        return f"a call of {called}{_place(node)}"
     passes = called in _PASSING or (called in _JOINING and all(inputs))
     return inputs[0] if passes and inputs else None
+
+
+def _place(node: fx.Node) -> str:
+    """Of a call: in which module's forward it is, where that is not the network's own."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values()), ("", ""))
+    return f" in {path} ({kind.__name__})" if path and isinstance(kind, type) else ""
 
 
 def _called(node: fx.Node) -> str:

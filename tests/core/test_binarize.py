@@ -217,6 +217,30 @@ def test_signs_that_are_constant_are_named_at_once(form: str, source: str | None
     assert (inside[0] == 1).all() and x.min() < 0
 
 
+class Products(nn.Module):
+    """A block with a weight of its own and a function in front of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.after = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.after(F.relu(self.inner(x))), self.weight)
+
+
+def test_calls_are_named_with_the_module_that_makes_them() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Products(), nn.Sequential(Products()), nn.Conv2d(4, 2, 1))
+    with pytest.warns(UserWarning) as given:
+        binarize_(model)
+    positive, real = sorted(str(warning.message) for warning in given)
+    assert positive.startswith("2 (1.after, 2.0.after) of the binary layers have an input that is never negative")
+    assert "1.after follows a call of relu in 1 (Products): replace it" in positive
+    assert real.startswith(
+        "binarize_ leaves these calls real: 2 (conv2d of 1.weight, conv2d of 2.0.weight): make each an nn.Conv2d"
+    )
+
+
 def test_a_network_of_any_depth_is_looked_at() -> None:
     layers = (layer for _ in range(600) for layer in (nn.Conv2d(2, 2, 1), nn.Softplus()))
     with pytest.warns(UserWarning, match=r"598 .* have an input that is never negative.*1 \(Softplus\)"):

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from esbnn_core import create_model
 from esbnn_core.layers import (
     BinaryConv2d,
-    ESBinaryConv2d,
-    ESBinaryLinear,
     RSign,
     SliceChannels,
     Tile,
@@ -27,41 +25,20 @@ from esbnn_core.layers.base import BinaryLayer, binary_layers
 from esbnn_core.models import model_spec
 from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
-from esbnn_core.transforms.pack import pack_
 from esbnn_core.units import BinaryUnit, UnitStyle
-from tests.helpers.expansion import Branches, Build, Gate, torchvision_net
+from tests.helpers.expansion import (
+    Branches,
+    Build,
+    Gate,
+    assert_costs_stay_it_trains_and_packs,
+    assert_two_groups_compute_plain,
+    stirred,
+    torchvision_net,
+)
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
-
-
-def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with drawn shifts, slopes, norms and statistics: a fresh one hides what is out of place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, value in [*model.named_parameters(), *model.named_buffers()]:
-            if value.dim() == 1 and not key.endswith(("temperature", "tau")):
-                value.copy_(torch.rand(value.shape, generator=generator) + 0.2)
-    return model
-
-
-def costs(model: nn.Module, x: Tensor) -> tuple[int, int, int, int]:
-    """Multiply-accumulates and weights, binary and real, of a forward pass."""
-    macs, weights = {True: 0, False: 0}, {True: 0, False: 0}
-
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
-        weight, binary = module.weight, isinstance(module, BinaryLayer)
-        places = out[0].numel() // out.shape[1]  # of the output, which an ES layer has tiled
-        macs[binary] += places * weight.numel()
-        weights[binary] += weight.numel()
-
-    layers = [m for m in model.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    model(x)
-    for hook in hooks:
-        hook.remove()
-    return macs[True], macs[False], weights[True], weights[False]
 
 
 @pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2), (4, 1)])
@@ -163,50 +140,16 @@ def net(name: str) -> tuple[nn.Module, Tensor]:
 
 @each_net
 def test_two_groups_of_plain_weights_compute_the_plain_network(name: str) -> None:
-    plain, x = net(name)
-    plain, x = plain.double(), x.double()
-    model = expand_(copy.deepcopy(plain), ESConfig(tau=1, groups=2))
-    kinds = (BinaryLayer, nn.Conv2d, nn.Linear)
-    pairs = list(
-        zip(*([m for m in net.modules() if isinstance(m, kinds)] for net in (plain, model)), strict=True)  # in order
-    )
-    assert any(new.groups == 2 * old.groups for old, new in pairs if isinstance(new, BinaryConv2d))
-    for old, new in pairs:
-        new.weight.data.copy_(old.weight.data)
-        for key in ("bias", "learned_scale"):
-            if getattr(old, key, None) is not None:
-                getattr(new, key).data.copy_(getattr(old, key).data)
-    for mode in (True, False):
-        want, got = plain.train(mode)(x), model.train(mode)(x)
-        assert want.shape == got.shape
-        assert want.abs().max() > 1e-3
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert_two_groups_compute_plain(*net(name))
 
 
 @pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2)])
 @each_net
 def test_costs_stay_it_trains_and_packs(name: str, tau: int, groups: int) -> None:
     model, x = net(name)
-    before = costs(model, x)
     if (name, groups) == ("shufflenet", 2):  # 58 channels
         groups = 1
-    expanded = len(plan_expansion(model, ESConfig(tau, groups)).expanded)
-    assert expand_(model, ESConfig(tau, groups)) is model
-    assert costs(model, x) == before
-    tiled = [m for m in model.modules() if isinstance(m, ESBinaryConv2d | ESBinaryLinear | BinaryUnit)]
-    assert expanded >= len(tiled) >= 1
-
-    model(x).square().mean().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
-    binary = [m for m in model.modules() if isinstance(m, BinaryLayer)]
-    assert all(layer.weight.grad is not None for layer in binary)
-
-    model.eval()
-    with torch.no_grad():
-        latent = model(x)
-        packed = pack_(model)(x)
-    assert torch.equal(packed, latent)
+    assert_costs_stay_it_trains_and_packs(model, x, ESConfig(tau, groups))
 
 
 @pytest.mark.slow
@@ -279,7 +222,7 @@ def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
 
 
 def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    model = binarize_(torchvision.models.mobilenet_v2(num_classes=5))
+    model = binarize_(timm.create_model("res2net50_26w_4s", num_classes=5))
     plan = plan_expansion(model)
     weights = {name: layer.weight.numel() for name, layer in binary_layers(model)}
     with caplog.at_level(logging.WARNING, "esbnn"):
@@ -292,7 +235,13 @@ def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureF
 
 
 def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    model, _ = net("branches")
+    class Flipped(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = torch.cat([self.a(x).flip(1), self.b(x).flip(1)], 1)
+            return self.head(self.last(self.norm(self.merge(x))))
+
+    model = Flipped()
     plan = plan_expansion(model)
     before = {name: layer.weight.numel() for name, layer in binary_layers(model)}
     with caplog.at_level(logging.WARNING, "esbnn"):
@@ -302,11 +251,11 @@ def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) 
     share = 100 * before["merge"] / sum(before.values())
     assert caplog.messages == [
         f"expand_ leaves 1 of 4 layers plain, {share:.1f} % of the binary weights: merge, because its input is "
-        "connected to cat (fx node cat, after layer a.1), through which expanded channels cannot pass"
+        "connected to .flip() (fx node flip, after layer a.1), through which expanded channels cannot pass"
     ]
-    # the branches are cut behind their norms, the tile comes back after the layer that is left
+    # the branches are cut after their norms, the tile comes back after the layer that is left
     assert [type(m) for m in model.a[1]] == [nn.BatchNorm2d, SliceChannels]
     assert [type(m) for m in model.merge] == [BinaryConv2d, Tile]
     assert plan_expansion(net("trunk")[0]).left == {
-        "depthwise": "it has groups=32, and only a layer with groups=1 has an expand-shrink form"
+        "depthwise": "it is real with groups=32 of fewer filters than tau*groups, and its sums are fine already"
     }

@@ -16,6 +16,7 @@ from esbnn_core.layers import (
     Expansion,
     RPReLU,
     RSign,
+    SelectChannels,
     Sign,
     SliceChannels,
     SqueezeExcite,
@@ -237,6 +238,9 @@ def test_slice_keeps_the_first_channels() -> None:
     x = torch.randn(2, 8, 3)
     assert torch.equal(SliceChannels(3)(x), x[:, :3])
     assert torch.equal(SliceChannels(2, dim=-1)(x), x[..., :2])
+    chosen = SelectChannels(torch.tensor([3, 0, 3]))
+    assert torch.equal(chosen(x), torch.stack([x[:, 3], x[:, 0], x[:, 3]], 1))
+    assert not chosen.state_dict()  # the positions follow from the network
 
 
 def test_evaluation_under_autocast_keeps_exact_sums() -> None:

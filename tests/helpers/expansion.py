@@ -1,5 +1,6 @@
-"""Networks that expand_ is tried on."""
+"""Networks that expand_ is tried on, and what must hold of each."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -9,11 +10,18 @@ from torch.nn import functional as F
 
 from esbnn_core.layers import (
     BinaryConv2d,
+    BinaryLinear,
+    ESBinaryConv2d,
+    ESBinaryLinear,
     RPReLU,
     RSign,
     SqueezeExcite,
 )
+from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
+from esbnn_core.transforms.pack import pack_
+from esbnn_core.units.conv import BinaryUnit
 
 Build = Callable[[], nn.Module]
 
@@ -45,7 +53,7 @@ class Gate(nn.Module):
 
 
 class Branches(nn.Module):
-    """torch.cat of two branches in the middle, which only what is before and after it can be expanded around."""
+    """torch.cat of two branches in the middle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,3 +73,79 @@ class Branches(nn.Module):
 
 def torchvision_net(name: str, **options: object) -> Build:
     return lambda: binarize_(torchvision.models.get_model(name, num_classes=5, **options))
+
+
+def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with drawn shifts, slopes, norms and statistics: a fresh one hides what is out of place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.dim() == 1 and not key.endswith(("temperature", "tau")):
+                value.copy_(torch.rand(value.shape, generator=generator) + 0.2)
+    return model
+
+
+def costs(model: nn.Module, x: Tensor) -> tuple[int, int, int, int]:
+    """Multiply-accumulates and weights, binary and real, of a forward pass."""
+    macs, weights = {True: 0, False: 0}, {True: 0, False: 0}
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        weight, binary = module.weight, isinstance(module, BinaryLayer)
+        # of the output, which an ES layer has tiled
+        places = out[0].numel() // out.shape[1 if weight.dim() > 2 else -1]
+        macs[binary] += places * weight.numel()
+        weights[binary] += weight.numel()
+
+    layers = [m for m in model.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return macs[True], macs[False], weights[True], weights[False]
+
+
+def assert_two_groups_compute_plain(plain: nn.Module, x: Tensor) -> nn.Module:
+    """With tau = 1 and g = 2 the plain weights compute the plain network; returns the expanded one.
+
+    Every tile, slice, order, shortcut and normalisation must be in its place for that.
+    """
+    plain, x = plain.double(), x.double()
+    model = expand_(copy.deepcopy(plain), ESConfig(tau=1, groups=2))
+    kinds = (BinaryLayer, nn.Conv2d, nn.Linear)
+    pairs = list(
+        zip(*([m for m in net.modules() if isinstance(m, kinds)] for net in (plain, model)), strict=True)  # in order
+    )
+    assert any(new.groups == 2 * old.groups for old, new in pairs if isinstance(new, BinaryConv2d | BinaryLinear))
+    for old, new in pairs:
+        new.weight.data.copy_(old.weight.data)
+        for key in ("bias", "learned_scale"):
+            if getattr(old, key, None) is not None:
+                getattr(new, key).data.copy_(getattr(old, key).data)
+    for mode in (True, False):
+        want, got = plain.train(mode)(x), model.train(mode)(x)
+        assert want.shape == got.shape
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    return model
+
+
+def assert_costs_stay_it_trains_and_packs(model: nn.Module, x: Tensor, config: ESConfig) -> None:
+    """Expand the model: equal multiply-accumulates and weights, gradients everywhere, packed == latent."""
+    before = costs(model, x)
+    expanded = len(plan_expansion(model, config).expanded)
+    assert expand_(model, config) is model
+    assert costs(model, x) == before
+    tiled = [m for m in model.modules() if isinstance(m, ESBinaryConv2d | ESBinaryLinear | BinaryUnit)]
+    assert expanded >= max(1, len(tiled))
+
+    model(x).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+    binary = [m for m in model.modules() if isinstance(m, BinaryLayer)]
+    assert all(layer.weight.grad is not None for layer in binary)
+
+    model.eval()
+    with torch.no_grad():
+        latent = model(x)
+        packed = pack_(model)(x)
+    assert torch.equal(packed, latent)

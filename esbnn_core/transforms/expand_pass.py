@@ -1,0 +1,390 @@
+"""One walk over a traced forward: the layout of each tensor, and the classes of tensors that are carried together."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, fx, nn
+
+from esbnn_core.layers import BinaryLinear
+from esbnn_core.layers.widths import Expansion
+from esbnn_core.transforms.expand_calls import call_fact, call_origin
+from esbnn_core.transforms.expand_classes import Beyond, Classes, Key
+from esbnn_core.transforms.expand_layout import MAP, Layout, Role, order_of_features, positions
+from esbnn_core.transforms.expand_places import Cut, Inserted, Places
+from esbnn_core.transforms.expand_rules import LAYERS, can_be_widened, channels_held, is_spatial, nominal_widths
+from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, has_channels, is_settled
+from esbnn_core.transforms.expand_shapes import (
+    channel_dim,
+    is_gate_conv,
+    layer_output_order,
+    module_layout,
+    needs_whole_copies,
+    parameter_layout,
+)
+from esbnn_core.transforms.expand_sizes import Size
+from esbnn_core.transforms.expand_trace import Forward, describe_place
+from esbnn_core.units.conv import BinaryUnit
+
+# how a reason begins that names an operation, for the operations after it to repeat
+CONNECTED = "is connected to"
+
+
+class Pass:
+    """The walk.
+
+    Attributes:
+        facts: of each value; of a tensor a Layout, as if its class were carried.
+        classes: of the tensors with channels, and of those of which nothing is known.
+        layers: input and output of each layer, by its name.
+        widened: output of each module with per-channel tensors, by its name.
+        parameters: node of each parameter or buffer with one value a channel that the forward reads, by its name.
+        orders: order of the input of each layer and widened module, by its name.
+        places: what is inserted between the operations.
+        wanted: cuts that would keep a class from being nominal, for the next walk.
+        unordered: cuts that would give an operation the order that it needs.
+
+    Args:
+        forward: what is walked over.
+        expansion: tau and groups.
+        cuts: by the tensor that they are after.
+    """
+
+    def __init__(self, forward: Forward, expansion: Expansion, cuts: Mapping[fx.Node, Cut]) -> None:
+        self.forward, self.expansion, self.cuts = forward, expansion, cuts
+        self.facts: dict[Key, Fact] = {}
+        self.classes = Classes()
+        self.layers: dict[str, tuple[Key, Key]] = {}
+        self.widened: dict[str, Key] = {}
+        self.parameters: dict[str, fx.Node] = {}
+        self.orders: dict[str, Tensor] = {}
+        self.places = Places(forward.tracer.calls, forward.leaves)
+        self.wanted: dict[fx.Node, Cut] = {}
+        self.unordered: dict[fx.Node, Cut] = {}
+        self._beyond: dict[fx.Node, Beyond] = {}
+        self._seen: dict[tuple[Key, fx.Node], Layout] = {}  # of a tensor in another order, by its reader
+        for node in forward.graph.nodes:
+            self._visit(node)
+            if node in cuts:
+                self._cut(node, cuts[node])
+        self._block_modules_that_forward_reads()
+
+    def key(self, node: fx.Node, reader: fx.Node) -> Key:
+        """The tensor as a reader gets it."""
+        beyond = self._beyond.get(node)
+        return node if beyond is None or reader in self.cuts[node].inside else beyond
+
+    def layout(self, key: Key) -> Layout:
+        """Of a tensor with channels."""
+        found = self.facts[key]
+        assert isinstance(found, Layout)
+        return found
+
+    # modules of expand_'s own between two operations
+
+    def _cut(self, node: fx.Node, cut: Cut) -> None:
+        layout = self.facts.get(node)
+        if not is_settled(layout) or (cut.made == "carried" and self.classes.reason(node) is None):
+            return
+        beyond = self._beyond[node] = Beyond(node)
+        if cut.order is not None:
+            self.facts[beyond] = layout.with_order(cut.order)
+            self.classes.add(beyond, node)
+            self.places.inserted[cut.name, "after"] = Inserted(node, "order", positions(layout.order, cut.order))
+            return
+        self.facts[beyond] = Layout.whole_copies(layout.roles, layout.channels, self.expansion.wide)
+        self.classes.add(beyond)
+        if cut.made == "nominal":
+            self.classes.block(beyond, cut.reason)
+        self.places.inserted[cut.name, "after"] = Inserted(node if cut.made == "nominal" else beyond, cut.made)
+
+    def _cut_or_block(self, key: Key, reader: fx.Node, reason: str) -> None:
+        """Give a reader that needs the nominal tensor copy 0 of each channel, or block the class of the tensor."""
+        if self.classes.reason(key) is None and is_settled(self.facts[key]):
+            node = key.node if isinstance(key, Beyond) else key
+            if not self._copies_are_equal(node) and self.places.insert(key, reader, None):
+                return
+            self._want_cut(node, reason)
+        self.classes.block(key, reason)
+
+    def _want_cut(self, node: fx.Node, reason: str) -> None:
+        """Ask for a cut after the tensor, or before operations that do the same with nominal tensors."""
+        if node in self._beyond or self._copies_are_equal(node):
+            return
+        place = self.places.after(node)
+        if place is not None:
+            self.wanted.setdefault(node, Cut(place[0], "nominal", place[1], reason))
+        elif self._works_on_any_width(node):
+            for other in node.all_input_nodes:
+                if is_settled(self.facts.get(other)):
+                    self._want_cut(other, reason)
+
+    def _works_on_any_width(self, node: fx.Node) -> bool:
+        """Whether the operation has no tensors of its own, so that it can be in the nominal part."""
+        if node.op == "call_module":
+            module = self.forward.modules[str(node.target)]
+            return channels_held(module) is None and (can_be_widened(module) or is_spatial(module))
+        return node.op in ("call_function", "call_method")
+
+    def _copies_are_equal(self, node: fx.Node) -> bool:
+        """Whether the tensor is a layer's bare output: its copies differ from the first norm or slope on.
+
+        Copy 0 of every channel of such a tensor holds C/tau different maps alone.
+        """
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            name = str(node.target)
+            if node.op == "call_module" and name in self.layers:
+                if isinstance(self.forward.modules[name], BinaryUnit):
+                    return False
+            elif node.op == "get_attr" or (node.op == "call_module" and name in self.widened):
+                return False
+            else:
+                before = [other for other in node.all_input_nodes if has_channels(self.facts.get(other))]
+                waiting += [other for other in before if other not in seen]
+                seen.update(before)
+        return True
+
+    def _reorder(self, node: fx.Node, reader: fx.Node, order: Tensor) -> bool:
+        """Let a reader see a tensor in another order; False where no module of expand_'s own can be."""
+        key = self.key(node, reader)
+        layout = self._seen.get((key, reader), self.facts[key])
+        if not is_settled(layout):
+            return False
+        parameter = self._parameter_behind(node)
+        if parameter is not None:
+            while True:  # its values move, and with them those of every view of it
+                self.facts[node] = self.layout(node).with_order(order)
+                if node is parameter:
+                    return True
+                node = node.all_input_nodes[0]
+        if not self.places.insert(key, reader, positions(layout.order, order)):
+            place = self.places.after(node) if node not in self.cuts else None
+            if place is not None:  # in another walk all readers may get this order
+                self.unordered[node] = Cut(place[0], "order", place[1], order=order)
+            return False
+        self._seen[key, reader] = layout.with_order(order)
+        return True
+
+    def _parameter_behind(self, node: fx.Node) -> fx.Node | None:
+        """The parameter that a tensor is a view of and nothing else reads."""
+        while node.op in ("call_method", "call_function") and len(node.all_input_nodes) == 1 and len(node.users) == 1:
+            node = node.all_input_nodes[0]
+        alone = node.op == "get_attr" and len(node.users) == 1 and self.forward.reads[str(node.target)] == 1
+        return node if alone else None
+
+    # what the forward does, node by node
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._add_blocked(node, "is the input of the network")
+        elif node.op == "get_attr":
+            self._enter_parameter(node)
+        elif node.op == "output":
+            for key in self._tensors(node):
+                self._cut_or_block(key, node, "is an output of the network")
+        elif node.op == "call_module":
+            name = str(node.target)
+            module = self.forward.modules[name]
+            self._apply(
+                node, lambda: self._apply_module(node, name, module), f"module {name} ({type(module).__name__})"
+            )
+        else:
+            method = node.op == "call_method"
+            called = f".{node.target}()" if method else getattr(node.target, "__name__", node.target)
+            operation = f"{called} (fx node {node.name}, {describe_place(node)})"
+            self._apply(node, lambda: self._apply_function(node), operation)
+
+    def _tensors(self, node: fx.Node) -> list[Key]:
+        """Inputs that are in a class."""
+        return [key for other in node.all_input_nodes if (key := self.key(other, node)) in self.classes]
+
+    def _apply(self, node: fx.Node, rule: Callable[[], None], operation: str) -> None:
+        """Apply a rule, with tensors in other orders if it asks for them; else the operation is nominal."""
+        plain: Fact = None
+        for _ in range(2 * len(node.all_input_nodes) + 1):
+            try:
+                rule()
+            except NoRule as stop:
+                plain = stop.nominal
+            except Wants as wants:
+                plain = wants.nominal
+                if any(self._reorder(other, node, order) for other, order in wants.ways):
+                    continue
+            else:
+                return
+            break
+        self._stop(node, operation, plain)
+
+    def _stop(self, node: fx.Node, operation: str, fact: Fact) -> None:
+        """Enter the output of an operation without a rule: its inputs and its output are nominal."""
+        reason = f"{CONNECTED} {operation}, through which expanded channels cannot pass"
+        own, inputs = reason, self._tensors(node)
+        for key in inputs:  # of several such operations in a row the first is named
+            earlier = self.classes.reason(key)
+            if earlier is not None and earlier.startswith(CONNECTED):
+                own = reason = earlier
+                break
+            if earlier is not None and self.facts[key] is None:
+                own = earlier
+        for key in inputs:
+            self._cut_or_block(key, node, reason)
+        for source in self._sources(node):
+            self.classes.block(source, reason)
+        self._add_blocked(node, own, self._fact_by_readers(node) if fact is None else fact)
+
+    def _fact_by_readers(self, node: fx.Node) -> Fact:
+        """Layout of a tensor of which nothing is known but that convolutions read it; else None."""
+        readers = [self.forward.modules[str(user.target)] for user in node.users if user.op == "call_module"]
+        widths = {nominal_widths(each)[0] for each in readers if isinstance(each, LAYERS)}
+        linear = any(isinstance(each, nn.Linear | BinaryLinear) for each in readers)
+        return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), self.expansion.wide)
+
+    def _sources(self, node: fx.Node) -> list[Key]:
+        """The tensors whose number of channels the operation reads: carried with it, or not at all."""
+        found: list[Key] = []
+        for other in node.all_input_nodes:
+            read = self.facts[other]
+            for size in read if isinstance(read, tuple) else (read,):
+                if isinstance(size, Size) and size.changes:
+                    found += [source for source in size.sources if source in self.classes]
+        return found
+
+    def _add(self, node: fx.Node, fact: Fact, *same: Key) -> None:
+        """Enter a tensor or several, in the class of the tensors `same` if any are given."""
+        reasons = [reason for key in same if (reason := self.classes.reason(key)) is not None]
+        for key in same if reasons else ():
+            if self.classes.reason(key) is None:  # one of several is nominal: so are the others here
+                self._cut_or_block(key, node, reasons[0])
+        self.facts[node] = fact
+        nominal = [key for key in same if self.classes.reason(key) is not None]
+        self.classes.add(node, *(nominal if reasons else same))
+
+    def _add_blocked(self, node: fx.Node, reason: str, fact: Fact = None) -> None:
+        """Enter a tensor that is never carried."""
+        self.facts[node] = fact
+        self.classes.add(node)
+        self.classes.block(node, reason)
+
+    def _enter_parameter(self, node: fx.Node) -> None:
+        name = str(node.target)
+        layout = parameter_layout(self.forward.model, name, self.expansion.wide)
+        if layout is None:
+            self._add_blocked(node, f"{CONNECTED} {name}, which the forward reads from the module")
+        elif not layout.has_channels:
+            self.facts[node] = layout
+        elif name in self.parameters:
+            self._add(node, self.facts[self.parameters[name]], self.parameters[name])
+        else:
+            self._add(node, layout)
+            self.parameters[name] = node
+
+    def _apply_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
+        """Apply the rule of a module with one tensor as input."""
+        if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
+            raise NoRule
+        key = self.key(node.all_input_nodes[0], node)
+        layout = self._seen.get((key, node), self.facts[key])
+        readout = self.forward.readouts.get(name, 0)
+        if not isinstance(layout, Layout):
+            self._apply_to_unknown(node, name, module, key)
+        elif not layout.has_channels:
+            if channels_held(module) is not None or not can_be_widened(module):
+                raise NoRule
+            self.facts[node] = layout
+        elif isinstance(module, LAYERS):
+            self._apply_layer(node, name, module, key, layout)
+        elif readout and layout.roles != MAP and readout % layout.channels == 0:
+            self._add(node, layout)
+            self.layers[name] = (key, node)
+            self.orders[name] = order_of_features(layout.order, layout.channels, readout)
+            self.classes.block(node, "is read by the classifier")
+        elif is_gate_conv(module, layout):
+            self._add(node, Layout.whole_copies(layout.roles, layout.channels, self.expansion.wide))
+            self.layers[name], self.orders[name] = (key, node), layout.order
+        elif can_be_widened(module):
+            self._apply_widened(node, name, module, key, layout)
+        else:
+            self._add(node, module_layout(module, layout, self.expansion.wide), key)
+
+    def _apply_to_unknown(self, node: fx.Node, name: str, module: nn.Module, key: Key) -> None:
+        """A layer knows its output whatever it reads; the class of its input is nominal."""
+        if key not in self.classes or not isinstance(module, LAYERS):
+            raise NoRule
+        linear = isinstance(module, nn.Linear | BinaryLinear)
+        roles: tuple[Role, ...] = ("batch", "channels") if linear else MAP
+        self._add(node, Layout.whole_copies(roles, nominal_widths(module)[1], self.expansion.wide))
+        if linear:  # of how many dimensions?
+            self.classes.block(node, "has channels in an unknown place (put flatten(1) before linear layers)")
+        self._enter_layer(node, name, key)
+
+    def _enter_layer(self, node: fx.Node, name: str, key: Key) -> None:
+        first_input, first_output = self.layers.setdefault(name, (key, node))
+        self.classes.unite(first_input, key)  # a layer called twice is expanded for both calls or for none
+        self.classes.unite(first_output, node)
+
+    def _apply_layer(self, node: fx.Node, name: str, layer: nn.Module, key: Key, layout: Layout) -> None:
+        """Enter the output of a layer."""
+        linear = isinstance(layer, nn.Linear | BinaryLinear)
+        inputs, outputs = nominal_widths(layer)
+        dim = len(layout.roles) - 1 if linear else 1
+        if layout.dim != dim or (not linear and (layout.is_flat or len(layout.roles) != 4)):
+            raise NoRule
+        if inputs != layout.channels and not (layout.is_flat and inputs % layout.channels == 0):
+            raise NoRule
+        order = order_of_features(layout.order, layout.channels, inputs) if layout.is_flat else layout.order
+        roles: tuple[Role, ...] = (*layout.roles[:-1], "channels") if linear else MAP
+        self._same_order(name, node, layout, order)
+        self._add(node, Layout.of_order(roles, layer_output_order(layer, self.expansion), outputs))
+        self._enter_layer(node, name, key)
+
+    def _apply_widened(self, node: fx.Node, name: str, module: nn.Module, key: Key, layout: Layout) -> None:
+        """Enter the output of a module that treats each channel alone, or normalises over them."""
+        held = channels_held(module)
+        if held is None:
+            self._add(node, layout, key)
+            return
+        dim = channel_dim(module) % len(layout.roles)
+        flat = layout.is_flat and held % layout.channels == 0
+        if layout.dim != dim or (held != layout.channels and not flat):
+            raise NoRule
+        if needs_whole_copies(module) and not layout.has_whole_copies:
+            raise Wants((node.all_input_nodes[0], Layout.whole_copies(layout.roles, held, self.expansion.wide).order))
+        order = order_of_features(layout.order, layout.channels, held) if flat else layout.order
+        self._same_order(name, node, layout, order)
+        self._add(node, layout, key)
+        self.classes.unite(self.widened.setdefault(name, node), node)
+
+    def _same_order(self, name: str, node: fx.Node, layout: Layout, order: Tensor) -> None:
+        """Remember the order of a module's input; ask for the first call's order at later calls."""
+        first = self.orders.setdefault(name, order)
+        if len(first) != len(order) or not (first == order).all():
+            if layout.is_flat:
+                raise NoRule
+            raise Wants((node.all_input_nodes[0], first))
+
+    def _apply_function(self, node: fx.Node) -> None:
+        """Apply the rule of a function or method."""
+        package, name = call_origin(node)
+
+        def fact_of(other: fx.Node) -> Fact:
+            key = self.key(other, node)
+            return self._seen.get((key, node), self.facts[key])
+
+        fact = call_fact(node, package, name, Scope(fact_of, lambda other: self.key(other, node), self.expansion.wide))
+        if not has_channels(fact):
+            self.facts[node] = fact
+            return
+        inputs = [key for key in self._tensors(node) if has_channels(self.facts[key])]
+        self._add(node, fact, *inputs, *self._sources(node))
+
+    def _block_modules_that_forward_reads(self) -> None:
+        """Keep a module plain whose tensors the forward reads itself, as `self.conv.weight`."""
+        layers = [(name, end) for name, ends in self.layers.items() for end in ends]
+        for node in self.forward.graph.nodes:
+            read = str(node.target)
+            for name, end in [*layers, *self.widened.items()] if node.op == "get_attr" else ():
+                if read.startswith(f"{name}."):
+                    reason = f"belongs to {name}, whose {read} the forward reads"
+                    self.classes.block(end, reason)
+                    if node in self.classes:
+                        self.classes.block(node, reason)
