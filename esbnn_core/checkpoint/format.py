@@ -214,6 +214,11 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     model.load_state_dict(tensors, strict=True)
 
 
+def is_dense(value: object) -> bool:
+    """Whether it is a tensor that holds each of its numbers, on any device: neither sparse nor quantized."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
 def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Check that the tensors are the model's, by name, shape and dtype, and finite.
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from esbnn_core.checkpoint.format import check_values, load_state
+from esbnn_core.checkpoint.format import check_values, is_dense, load_state
 from esbnn_core.checkpoint.official_keys import apply_rules, key_map, looks_like, official_names
 from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
@@ -141,10 +140,6 @@ def unwrap(found: object, containers: tuple[str, ...]) -> dict[str, Tensor] | No
             found = found[container]
     if not isinstance(found, Mapping) or not found:
         return None
-    if not all(isinstance(key, str) and _is_dense(value) for key, value in found.items()):
+    if not all(isinstance(key, str) and is_dense(value) for key, value in found.items()):
         return None
     return dict(found)
-
-
-def _is_dense(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized

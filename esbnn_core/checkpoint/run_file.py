@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from esbnn_core.checkpoint.format import is_dense
 from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.errors import InputError
 
@@ -65,10 +66,8 @@ def read_run(path: str | Path, name: str = "checkpoint") -> RunFile:
         InputError: a file that is missing, damaged or something other than the checkpoint of a run.
     """
     found = load_run(path, name)
-    noted, state = found.get(RUN), found.get("state_dict")
+    noted, state = found.get(RUN), run_state(found, path, name)
     noted = noted if isinstance(noted, dict) else {}
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{name} {path} must hold tensors under state_dict, got other things: give another one")
     tensors = {key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)}
     if not tensors:
         raise InputError(f"{name} {path} must be of a task's run, got one without tensors of a network: give another")
@@ -101,6 +100,16 @@ def load_run(path: str | Path, name: str) -> Mapping[str, Any]:
             f"as model.weights"
         )
     return found
+
+
+def run_state(found: Mapping[str, Any], path: str | Path, name: str) -> Mapping[str, Tensor]:
+    """The module's tensors in what load_run read. Raises InputError for anything but dense tensors by name."""
+    state = found.get("state_dict")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and is_dense(value) and not value.is_meta for key, value in state.items()
+    ):
+        raise InputError(f"checkpoint {path} must hold a state_dict of dense tensors: give another one as {name}")
+    return state
 
 
 _WEIGHTS = {"ckpt_path": "give it as model.weights", "checkpoint": "esbnn pack makes bits of it"}

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from esbnn_core.checkpoint.run_file import load_run
+from esbnn_core.checkpoint.run_file import load_run, run_state
 from esbnn_core.errors import InputError
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
@@ -211,10 +211,7 @@ def check_run_checkpoint(path: Path) -> Mapping[str, Any]:
         raise InputError("ckpt_path must be a run's checkpoint, got an empty path: give last.ckpt, or leave it out")
     if path.is_dir() and any((path / name).exists() for name in _SHARDED):
         return {}
-    state = load_run(path, "ckpt_path").get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"checkpoint {path} must hold a state_dict of tensors: give another one as ckpt_path")
-    return state
+    return run_state(load_run(path, "ckpt_path"), path, "ckpt_path")
 
 
 def check_names_and_shapes(module: L.LightningModule, path: str, tensors: Mapping[str, Tensor]) -> None:

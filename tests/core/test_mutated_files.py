@@ -17,6 +17,7 @@ from esbnn_core import InputError, create_model, load_checkpoint, pack_, save_ch
 from esbnn_core.checkpoint import format as file_format
 from esbnn_core.checkpoint.format import read_checkpoint
 from esbnn_core.checkpoint.official import load_official, to_official
+from esbnn_core.checkpoint.run_file import read_run
 from esbnn_core.checkpoint.torch_file import load_torch_file
 from esbnn_core.lit.cli import check_run_checkpoint
 
@@ -156,6 +157,19 @@ def test_torch_files_with_other_contents_are_refused(tmp_path: Path) -> None:
             load_official(model, tmp_path / "official.pth")
         assert "\n" not in str(caught.value)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_runs_checkpoint_with_other_tensors_is_refused(tmp_path: Path) -> None:
+    path, weight = tmp_path / "last.ckpt", torch.ones(2, 3)
+    noted = {"pytorch-lightning_version": "2.6.6"}
+    for value in (weight.to_sparse(), torch.empty_like(weight, device="meta"), [1.0], None):
+        torch.save({**noted, "state_dict": {"network.fc.weight": value}}, path)
+        for read in (check_run_checkpoint, read_run):
+            with pytest.raises(InputError, match=r"last\.ckpt must hold a state_dict of dense tensors: give another"):
+                read(path)
+    torch.save({**noted, "state_dict": {"network.fc.weight": weight}}, path)
+    assert torch.equal(check_run_checkpoint(path)["network.fc.weight"], weight)
+    assert torch.equal(read_run(path).tensors["fc.weight"], weight)
 
 
 def test_a_compressed_record_is_refused_before_it_is_unpacked(whole: dict[str, bytes], tmp_path: Path) -> None:

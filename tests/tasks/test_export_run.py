@@ -189,7 +189,7 @@ def test_a_checkpoint_is_exported_whole_or_not_at_all(
     assert "network 'none' is not known" in refused("a.ckpt", hyper_parameters={**options, "network": "none"})
     assert "does not fit the network" in refused("a.ckpt", hyper_parameters={**options, "num_classes": 11})
     assert "without tensors of a network" in refused("a.ckpt", state_dict={"x": torch.zeros(1)})
-    assert "must hold tensors under state_dict" in refused("a.ckpt", state_dict={"x": 1})
+    assert "must hold a state_dict of dense tensors" in refused("a.ckpt", state_dict={"x": 1})
     nan = {**checkpoint["state_dict"], "network.fc.bias": torch.full((10,), float("nan"))}
     assert "tensor fc.bias of a.ckpt holds NaN" in refused("a.ckpt", state_dict=nan)
     Path("empty").mkdir()
