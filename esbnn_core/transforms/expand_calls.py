@@ -18,7 +18,7 @@ _ELEMENTWISE_NAMES = (
     + ("float half double bfloat16 to type_as maximum minimum where pow square sqrt rsqrt exp log sign addcmul lerp ")
     + ("erf sin cos reciprocal zeros_like ones_like rand_like randn_like masked_fill clip gt lt ge le eq ne")
 )
-_ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
+ELEMENTWISE_CALLS = frozenset(_ELEMENTWISE_NAMES.split())
 _ON_SIZES = (
     "add",
     "sub",
@@ -68,7 +68,7 @@ def call_fact(node: fx.Node, package: str, name: str, scope: Scope) -> Fact:
         return _one_of(x, node.args[1])
     if name in ("cat", "concat", "concatenate", "stack"):
         return _combine_list(name, head, x, arguments)
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE_CALLS:
         return _elementwise(node, scope)
     if not isinstance(x, Layout):
         raise NoRule

@@ -14,10 +14,12 @@ from esbnn_core.transforms.expand_rules import LAYERS, can_be_widened, channels_
 from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, has_channels, is_settled
 from esbnn_core.transforms.expand_shapes import (
     channel_dim,
+    fact_by_readers,
     is_gate_conv,
     layer_output_order,
     module_layout,
     needs_whole_copies,
+    parameter_behind,
     parameter_layout,
 )
 from esbnn_core.transforms.expand_sizes import Size
@@ -60,6 +62,7 @@ class Pass:
         self.wanted: dict[fx.Node, Cut] = {}
         self.unordered: dict[fx.Node, Cut] = {}
         self._beyond: dict[fx.Node, Beyond] = {}
+        self._nominal_modules: set[str] = set()
         self._seen: dict[tuple[Key, fx.Node], Layout] = {}  # of a tensor in another order, by its reader
         for node in forward.graph.nodes:
             self._visit(node)
@@ -150,7 +153,7 @@ class Pass:
         layout = self._seen.get((key, reader), self.facts[key])
         if not is_settled(layout):
             return False
-        parameter = self._parameter_behind(node)
+        parameter = parameter_behind(node, self.forward.reads)
         if parameter is not None:
             while True:  # its values move, and with them those of every view of it
                 self.facts[node] = self.layout(node).with_order(order)
@@ -164,13 +167,6 @@ class Pass:
             return False
         self._seen[key, reader] = layout.with_order(order)
         return True
-
-    def _parameter_behind(self, node: fx.Node) -> fx.Node | None:
-        """The parameter that a tensor is a view of and nothing else reads."""
-        while node.op in ("call_method", "call_function") and len(node.all_input_nodes) == 1 and len(node.users) == 1:
-            node = node.all_input_nodes[0]
-        alone = node.op == "get_attr" and len(node.users) == 1 and self.forward.reads[str(node.target)] == 1
-        return node if alone else None
 
     # what the forward does, node by node
 
@@ -218,6 +214,11 @@ class Pass:
     def _stop(self, node: fx.Node, operation: str, fact: Fact) -> None:
         """Enter the output of an operation without a rule: its inputs and its output are nominal."""
         reason = f"{CONNECTED} {operation}, through which expanded channels cannot pass"
+        if node.op == "call_module":
+            name = str(node.target)
+            self._nominal_modules.add(name)
+            ends = [*self.layers.get(name, ()), self.widened.get(name)]
+            self._keep_plain(name, *(end for end in ends if end is not None))
         own, inputs = reason, self._tensors(node)
         for key in inputs:  # of several such operations in a row the first is named
             earlier = self.classes.reason(key)
@@ -230,14 +231,14 @@ class Pass:
             self._cut_or_block(key, node, reason)
         for source in self._sources(node):
             self.classes.block(source, reason)
-        self._add_blocked(node, own, self._fact_by_readers(node) if fact is None else fact)
+        self._add_blocked(
+            node, own, fact_by_readers(node, self.forward.modules, self.expansion.wide) if fact is None else fact
+        )
 
-    def _fact_by_readers(self, node: fx.Node) -> Fact:
-        """Layout of a tensor of which nothing is known but that convolutions read it; else None."""
-        readers = [self.forward.modules[str(user.target)] for user in node.users if user.op == "call_module"]
-        widths = {nominal_widths(each)[0] for each in readers if isinstance(each, LAYERS)}
-        linear = any(isinstance(each, nn.Linear | BinaryLinear) for each in readers)
-        return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), self.expansion.wide)
+    def _keep_plain(self, name: str, *ends: Key) -> None:
+        """Block the ends of a module's calls, of which one is nominal: it changes for all of them or for none."""
+        for end in ends:
+            self.classes.block(end, f"belongs to {name}, of which one call is nominal")
 
     def _sources(self, node: fx.Node) -> list[Key]:
         """The tensors whose number of channels the operation reads: carried with it, or not at all."""
@@ -318,6 +319,8 @@ class Pass:
         self._enter_layer(node, name, key)
 
     def _enter_layer(self, node: fx.Node, name: str, key: Key) -> None:
+        if name in self._nominal_modules:
+            self._keep_plain(name, key, node)
         first_input, first_output = self.layers.setdefault(name, (key, node))
         self.classes.unite(first_input, key)  # a layer called twice is expanded for both calls or for none
         self.classes.unite(first_output, node)
@@ -352,6 +355,8 @@ class Pass:
         order = order_of_features(layout.order, layout.channels, held) if flat else layout.order
         self._same_order(name, node, layout, order)
         self._add(node, layout, key)
+        if name in self._nominal_modules:
+            self._keep_plain(name, node)
         self.classes.unite(self.widened.setdefault(name, node), node)
 
     def _same_order(self, name: str, node: fx.Node, layout: Layout, order: Tensor) -> None:

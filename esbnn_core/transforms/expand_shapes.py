@@ -1,13 +1,15 @@
 """What modules and parameters make of the layouts of carried tensors."""
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
 
-from esbnn_core.layers import BinaryConv2d, SqueezeExcite
+import torch
+from torch import Tensor, fx, nn
+
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, SqueezeExcite
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.transforms.expand_layout import Layout, Role
+from esbnn_core.transforms.expand_layout import MAP, Layout, Role
 from esbnn_core.transforms.expand_moves import flattened, shuffle_module
-from esbnn_core.transforms.expand_rules import is_spatial, nominal_widths, norm_dim, splits_by_group
+from esbnn_core.transforms.expand_rules import LAYERS, is_spatial, nominal_widths, norm_dim, splits_by_group
 from esbnn_core.transforms.expand_scope import NoRule
 from esbnn_core.transforms.expand_sizes import constant, reshaped, sizes_of
 from esbnn_core.units.conv import BinaryUnit
@@ -120,3 +122,18 @@ def merged_groups_order(channels: int, groups: int, expansion: Expansion) -> Ten
     group, part, place = plain // (expansion.tau * inner), plain // inner % expansion.tau, plain % inner
     copy = part * expansion.groups + group % expansion.groups
     return copy * channels + (group + part * merged) * inner + place
+
+
+def fact_by_readers(node: fx.Node, modules: Mapping[str, nn.Module], wide: int) -> Layout | None:
+    """Layout of a tensor of which nothing is known but that convolutions read it; else None."""
+    readers = [modules[str(user.target)] for user in node.users if user.op == "call_module"]
+    widths = {nominal_widths(each)[0] for each in readers if isinstance(each, LAYERS)}
+    linear = any(isinstance(each, nn.Linear | BinaryLinear) for each in readers)
+    return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), wide)
+
+
+def parameter_behind(node: fx.Node, reads: Mapping[str, int]) -> fx.Node | None:
+    """The parameter that a tensor is a view of and nothing else reads."""
+    while node.op in ("call_method", "call_function") and len(node.all_input_nodes) == 1 and len(node.users) == 1:
+        node = node.all_input_nodes[0]
+    return node if node.op == "get_attr" and len(node.users) == 1 and reads[str(node.target)] == 1 else None

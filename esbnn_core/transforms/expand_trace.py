@@ -131,7 +131,7 @@ def trace(model: nn.Module) -> Forward:
         place = f" or that of its module {inner}" if inner else ""
         raise InputError(
             f"the forward of {type(model).__name__}{place} cannot be traced by torch.fx ({_first_line(error)}): "
-            f"keep its control flow independent of tensor values, or build the network with create_model"
+            f"move what depends on the values of tensors into a submodule, which then stays as it is"
         ) from error
 
 
