@@ -183,19 +183,20 @@ def _hook(
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
         if isinstance(output, tuple):  # a packed unit that hands its signs on
             output = output[0]
-        shape = tuple(output.shape[1:])
+        # one image may be several items of a layer's batch: windows of attention, boxes, tokens in front (L, N, C)
+        shape = tuple(output.shape[1:] if output.shape[0] == 1 else output.shape)
         if isinstance(module, BinaryMatmul):
-            macs = math.prod(shape) * inputs[0].shape[-1]
+            macs = output.numel() * inputs[0].shape[-1]
             rows.append(LayerCount(name, "BinaryMatmul", shape, macs, 0, True, counted=False))
             return
         binary = _one_bit(module)
         weight = _weight_shape(module)
         # every filter is applied once at every position: of the map (of the input's where transposed), or matrix row
         if len(weight) == 2:
-            positions = math.prod(output.shape[1:-1])
+            positions = math.prod(output.shape[:-1])
         else:
             placed = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
-            positions = math.prod(placed.shape[2:])
+            positions = placed.numel() // placed.shape[1 if placed.dim() == len(weight) else 0]
         weights = math.prod(weight)
         macs = weights * positions
         rows.append(LayerCount(name, type(module).__name__, shape, macs, weights, binary))

@@ -44,21 +44,31 @@ def binarize_probabilities(p: Tensor, threshold: Tensor) -> Tensor:
 class BinarySoftmax(nn.Module):
     """Softmax over the last dimension, binarised to {0, c} with one learned c that starts at 0.005.
 
-    Outside training the output is {0, 1}, and the caller multiplies its exact sums by `threshold`.
+    Outside training the output is {0, 1}, and the caller multiplies its exact sums by `level(scores)`, which is c.
+
+    Args:
+        relative: c is the learned threshold, which starts at 1, over the number S of keys: the start suits any S.
+            Differs from the paper: its 0.005 is 1/S for 200 keys; for 20 keys no query or key would get a gradient.
     """
 
     LOWEST = 1e-6
 
-    def __init__(self) -> None:
+    def __init__(self, relative: bool = False) -> None:
         super().__init__()
-        self.threshold = nn.Parameter(torch.tensor(0.005))
+        self.relative = relative
+        self.threshold = nn.Parameter(torch.tensor(1.0 if relative else 0.005))
+
+    def level(self, scores: Tensor) -> Tensor:
+        """The value c (0-d) of a probability that is not 0, for scores (..., S)."""
+        return self.threshold / scores.shape[-1] if self.relative else self.threshold
 
     def forward(self, scores: Tensor) -> Tensor:
-        p = binarize_probabilities(F.softmax(scores, dim=-1), self.threshold)
-        return p if self.training else p / self.threshold
+        level = self.level(scores)
+        p = binarize_probabilities(F.softmax(scores, dim=-1), level)
+        return p if self.training else p / level
 
     def project_(self) -> None:
-        """Keep c above 0, so that p/c has a value.
+        """Keep the threshold above 0, so that p/c has a value.
 
         The optimizer hook of esbnn_core.training.latent_clip calls it after every step.
         """

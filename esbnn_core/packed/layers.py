@@ -91,6 +91,13 @@ class PackedLayer(nn.Module):
             self.shift.copy_(layer.sign.shift)
         _make_lanes(self)
 
+    # what a network's own forward may ask its layers, as torch names it
+
+    @property
+    def groups(self) -> int:
+        """Of the product."""
+        return self.geometry.groups
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
         """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
 
@@ -129,6 +136,36 @@ class PackedConv2d(PackedLayer):
         copies = conv.copies if copies is None else copies
         shape = (conv.in_channels, conv.stride, conv.padding, conv.pad_value, conv.dilation, conv.groups)
         super().__init__(conv, Geometry(*shape, copies))
+
+    @property
+    def in_channels(self) -> int:
+        """Of the input."""
+        return self.geometry.channels
+
+    @property
+    def out_channels(self) -> int:
+        """Filters, without their copies, as BinaryConv2d."""
+        return self.weight_shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """As BinaryConv2d, like stride, padding and dilation."""
+        return self.weight_shape[2], self.weight_shape[3]
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Of the convolution."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Pixels added on each side."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Of the kernel."""
+        return self.geometry.dilation
 
     def convolve(
         self,
@@ -179,6 +216,16 @@ class PackedLinear(PackedLayer):
     def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
         copies = linear.copies if copies is None else copies
         super().__init__(linear, Geometry(linear.in_features, groups=linear.groups, copies=copies))
+
+    @property
+    def in_features(self) -> int:
+        """Of the input."""
+        return self.geometry.channels
+
+    @property
+    def out_features(self) -> int:
+        """Rows, without their copies, as BinaryLinear."""
+        return self.weight_shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         features, groups, copies = self.geometry.channels, self.geometry.groups, self.geometry.copies

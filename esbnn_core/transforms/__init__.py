@@ -1,6 +1,7 @@
 """Verbs that change a network in place and return it: binarize_, real_weights_, expand_, pack_."""
 
-from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.binarize_modules import BinaryConfig
 from esbnn_core.transforms.expand import expand_, plan_expansion
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
 from esbnn_core.transforms.pack import pack_

@@ -1,19 +1,26 @@
 """What binarize_ refuses, leaves real or warns of, by name."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.transforms.first_batch import named
 from esbnn_core.transforms.look import Look
 
 
 def check_forms(layers: Mapping[str, nn.Module]) -> None:
     """Raise InputError that names the first layers for which a binary one could not stand."""
+    for name, layer in layers.items():
+        if isinstance(layer, nn.MultiheadAttention):
+            check_forms({f"{name}.out_proj".lstrip("."): layer.out_proj})
+            weights = ["in_proj_weight"] if layer.in_proj_weight is not None else ["q_proj_weight", "k_proj_weight"]
+            for key in weights:
+                if key not in layer._parameters:
+                    raise InputError(_computed(f"attention {name}", key))
+    layers = {name: layer for name, layer in layers.items() if not isinstance(layer, nn.MultiheadAttention)}
     own = [name for name, layer in layers.items() if _has_own_forward(layer)]
     if own:
         kind = type(layers[own[0]]).__name__
@@ -23,10 +30,14 @@ def check_forms(layers: Mapping[str, nn.Module]) -> None:
         )
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-            raise InputError(
-                f"layer {name} has a weight that is computed from other tensors (weight_norm, spectral_norm, pruning): "
-                f"make it a plain parameter first, with remove_parametrizations, remove_weight_norm or prune.remove"
-            )
+            raise InputError(_computed(f"layer {name}", "weight"))
+
+
+def _computed(where: str, key: str) -> str:
+    return (
+        f"{where} has a {key} that is computed from other tensors (weight_norm, spectral_norm, pruning): make it a "
+        f"plain parameter first, with remove_parametrizations, remove_weight_norm or prune.remove"
+    )
 
 
 def _has_own_forward(layer: nn.Module) -> bool:
@@ -44,7 +55,8 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             kind = type(module).__name__
-            found[f"{name}.out_proj" if name else "out_proj"] = f"its {kind} multiplies by the weight without it"
+            whole = f" (let filter_fn take {name or 'it'} whole)" if kind == "MultiheadAttention" else ""
+            found[f"{name}.out_proj".lstrip(".")] = f"its {kind} multiplies by the weight without it{whole}"
     read = {parameter.rpartition(".")[0]: parameter for parameter in look.read} if look is not None else {}
     for name, module in model.named_modules():
         if name and name in read and isinstance(module, nn.Conv2d | nn.Linear):
@@ -52,25 +64,22 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
     return found
 
 
-def keep_slow_path_(model: nn.Module) -> None:
-    """Let torch's transformer layers call their binary linear layers: the fused path would read the latent weights."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and _holds_binary(module):
-            module.activation_relu_or_gelu = 0  # the condition of the fused path; forward reads it for nothing else
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and _holds_binary(module):
-            module.use_nested_tensor = False
+def warn_of(
+    left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, str], products: Sequence[str]
+) -> None:
+    """One warning for what stays real, one for binary layers whose input is never negative.
 
-
-def _holds_binary(module: nn.Module) -> bool:
-    return any(isinstance(part, BinaryLayer) for part in module.modules())
-
-
-def warn_of(left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, str]) -> None:
-    """One warning for what stays real, one for binary layers whose input is never negative."""
+    Args:
+        left: numbers of modules by kind.
+        shared: layers whose weight another module reads, and which one.
+        positive: what makes the input of a layer non-negative, by the layer's name.
+        products: attention modules whose products should be binary and are not.
+    """
     real = [f"{number} {kind}" for kind, number in left.items()]
     if shared:
         real.append(f"{named(list(shared))} whose weight another module reads")
+    if products:
+        real.append(f"products of {named(products)}, which BinaryConfig.products does not reach")
     if real:
         warnings.warn(f"binarize_ leaves these layers real: {'; '.join(real)}", stacklevel=3)
     if positive:

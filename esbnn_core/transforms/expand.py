@@ -10,6 +10,9 @@ of each channel are in them. A layer changes as its input and its output do (pap
 An operation that cannot read a carried tensor gets copy 0 of each channel, cut after the module that made the tensor or
 before the one that reads it. What needs its channels in another order (a chunk, groups) gets a SelectChannels there.
 The code of the model's forward is never changed.
+
+Layers on tokens (..., C) that the graph does not carry expand by one of three designs
+(esbnn_core.transforms.expand_designs).
 """
 
 import dataclasses
@@ -19,10 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers import ESBinaryConv2d, ESBinaryLinear, SelectChannels, SliceChannels, Tile
+from esbnn_core.layers import BinaryLinear, ESBinaryConv2d, ESBinaryLinear, SelectChannels, SliceChannels, Tile
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
+from esbnn_core.transforms.expand_designs import (
+    REASONS,
+    Tokens,
+    find_token_layers,
+    token_layers,
+    token_rows,
+    without,
+    without_odd_widths,
+)
 from esbnn_core.transforms.expand_graph import WidthGraph
 from esbnn_core.transforms.expand_layout import Layout, first_copies
 from esbnn_core.transforms.expand_modules import (
@@ -34,6 +46,8 @@ from esbnn_core.transforms.expand_modules import (
 )
 from esbnn_core.transforms.expand_places import Inserted
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
+from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
+from esbnn_core.transforms.expand_tokens import check_token_layer
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
 
@@ -53,8 +67,8 @@ def plan_expansion(model: nn.Module, config: ESConfig | None = None) -> Expansio
     Raises:
         InputError: as expand_, but not for a plan that expands nothing.
     """
-    expansion = (config or ESConfig()).expansion
-    return ExpansionPlan((), {}) if expansion.wide == 1 else _analyse(model, expansion)[1]
+    config = config or ESConfig()
+    return ExpansionPlan((), {}) if config.expansion.wide == 1 else _analyse(model, config)[1]
 
 
 def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
@@ -72,8 +86,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     keys of its es_ version.
 
     Args:
-        model: network of maps (N, C, H, W) whose forward torch.fx can trace, in its present mode (train or eval); a
-            submodule that it cannot trace stays as it is.
+        model: network whose forward torch.fx can trace, in its present mode (train or eval), or any with feed-forward
+            parts that it can trace; a submodule that it cannot trace stays as it is.
         config: default ESConfig(). tau = groups = 1 leaves the model as it is.
 
     Returns:
@@ -84,28 +98,36 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
             width that tau*groups does not divide; a copy_spread without a shift; a hook of a layer that is
             swapped; a model that is expanded already. The model is then unchanged.
     """
-    expansion = (config or ESConfig()).expansion
+    config = config or ESConfig()
+    expansion = config.expansion
     if expansion.wide == 1:
         return model
-    graph, plan = _analyse(model, expansion)
+    graph, plan, tokens = _analyse(model, config)
     _check_not_empty(model, plan)
     # all modules are built before the first is swapped: an error leaves the model unchanged
-    rows = {graph.modules[name]: row for name, row in _build_rows(graph, plan, expansion).items()}
-    units = {name: unit for name in plan.expanded if isinstance(unit := graph.modules[name], BinaryUnit)}
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    of_tokens = {names[layer] for layer in token_layers(tokens)}
+    of_maps = ExpansionPlan(tuple(name for name in plan.expanded if name not in of_tokens), plan.left)
+    rows = {} if graph is None else {modules[n]: row for n, row in _build_rows(graph, of_maps, expansion).items()}
+    rows |= token_rows(tokens, names, expansion, config.design)
+    units = {name: unit for name in plan.expanded if isinstance(unit := modules[name], BinaryUnit)}
     children = {unit: expand_unit_children(name, unit, expansion) for name, unit in units.items()}
-    names = {module: name for name, module in model.named_modules()}
     gone = [module for module, row in rows.items() if module not in row]
     gone += [part for unit, parts in children.items() for key in parts if (part := getattr(unit, key)) not in gone]
     check_no_hooks("expand_", ((names[part], part) for module in gone for part in module.modules()))
     twin = _build_twin(model, expansion)
     if plan.left:
         logger.warning("%s", summarize_left(model, plan))
-    _widen_parameters(model, graph)
+    if isinstance(tokens, StreamPlan):
+        widen_parameters_(tokens, expansion)
+    if graph is not None:
+        _widen_parameters(model, graph)
     _swap(model, rows)
-    for unit, parts in children.items():
+    for unit, held in children.items():
         unit.tau, unit.groups = expansion.tau, expansion.groups
-        for key, part in parts.items():
-            setattr(unit, key, part.train(unit.training) if isinstance(part, Tile) else part)
+        for key, child in held.items():
+            setattr(unit, key, child.train(unit.training) if isinstance(child, Tile) else child)
     _update_spec(model, twin)
     return model
 
@@ -123,8 +145,11 @@ def summarize_left(model: nn.Module, plan: ExpansionPlan) -> str:
     )
 
 
-def _analyse(model: nn.Module, expansion: Expansion) -> tuple[WidthGraph, ExpansionPlan]:
-    """Graph and plan of a plain model, checked for widths and shifts."""
+def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, ExpansionPlan, Tokens]:
+    """Graph and plan of a plain model, checked for widths and shifts, and what expands among tokens.
+
+    A forward that cannot be traced has no graph; its feed-forward parts may be expanded all the same.
+    """
     for name, module in model.named_modules():
         if isinstance(module, Tile | ESBinaryConv2d | ESBinaryLinear):
             raise InputError(
@@ -136,11 +161,33 @@ def _analyse(model: nn.Module, expansion: Expansion) -> tuple[WidthGraph, Expans
                 f"{type(module).__name__} has parts for training alone, which its forward does not show to expand_: "
                 f"build its es_ network with create_model, or call drop_training_parts_() first"
             )
-    graph = WidthGraph(model, expansion)
-    plan = graph.plan()
+    tokens = find_token_layers(model, config.design)
+    graph: WidthGraph | None = None
+    try:
+        graph = WidthGraph(model, config.expansion)
+        plan = graph.plan()
+    except InputError as error:
+        if not token_layers(tokens):
+            raise
+        plan = ExpansionPlan((), {name: f"{error}" for name, _ in binary_layers(model)})
     for name in plan.expanded:
-        check_layer(name, graph.modules[name], expansion)
-    return graph, plan
+        assert graph is not None
+        check_layer(name, graph.modules[name], config.expansion)
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    ends = {} if graph is None else graph.layers
+    taken = {name for name, pair in ends.items() if graph is not None and any(map(graph.is_carried, pair))}
+    tokens = without(tokens, {modules[name] for name in taken.union(plan.expanded)})
+    tokens, odd = without_odd_widths(tokens, config.expansion)
+    layers = {names[layer]: layer for layer in token_layers(tokens)}
+    for name, layer in layers.items():
+        check_token_layer(name, layer, config.expansion)
+    left = {name: reason for name, reason in plan.left.items() if name not in layers}
+    if layers:
+        reason = REASONS[config.design]
+        left |= {name: reason for name in left if isinstance(modules[name], BinaryLinear)}
+    left |= {names[layer]: reason for layer, reason in odd.items()}
+    return graph, ExpansionPlan((*plan.expanded, *layers), left), tokens
 
 
 def _check_not_empty(model: nn.Module, plan: ExpansionPlan) -> None:

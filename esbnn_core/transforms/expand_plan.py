@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from esbnn_core.errors import check_choice
 from esbnn_core.layers.widths import Expansion
+
+Design = Literal["F1", "F2", "F3"]
+"""What expands of a transformer: hidden features of feed-forward parts, what these parts read too, or everything."""
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,19 @@ class ESConfig:
         tau: expansion factor.
         groups: g of the convolutions.
         copy_spread: of the RSign shifts, as ESBinaryConv2d.
+        design: what expands of a transformer, see esbnn_core.transforms.expand_designs.
+
+    Raises:
+        InputError: an unknown design.
     """
 
     tau: int = 2
     groups: int = 1
     copy_spread: float = 0.0
+    design: Design = "F1"
+
+    def __post_init__(self) -> None:
+        check_choice("ESConfig.design", self.design, get_args(Design))
 
     @property
     def expansion(self) -> Expansion:

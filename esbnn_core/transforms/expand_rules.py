@@ -15,11 +15,16 @@ from esbnn_core.layers import (
 )
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.widths import Expansion
+from esbnn_core.units.attention import BinaryMultiheadAttention
 from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.self_attention import SelfAttention
+from esbnn_core.units.window_attention import WindowAttention
 
 BINARY = (BinaryUnit, BinaryLayer)
 LAYERS = (*BINARY, nn.Conv2d, nn.Linear, SqueezeExcite)
 """Modules with an input and an output width of their own."""
+
+ATTENTION = (BinaryMultiheadAttention, SelfAttention, WindowAttention)
 
 SPATIAL = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.FractionalMaxPool2d),

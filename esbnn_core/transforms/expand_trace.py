@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import PadShortcut, RPReLU, Sign, SliceChannels, Tile
-from esbnn_core.transforms.expand_rules import LAYERS, comes_from_library
+from esbnn_core.transforms.expand_rules import ATTENTION, LAYERS, comes_from_library
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is one node."""
-        known = isinstance(m, (*LAYERS, _BatchNorm, Sign, RPReLU, Tile, SliceChannels, PadShortcut))
+        known = isinstance(m, (*LAYERS, *ATTENTION, _BatchNorm, Sign, RPReLU, Tile, SliceChannels, PadShortcut))
         return known or comes_from_library(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -57,7 +57,8 @@ class FirstBatch:
                 f"(BinaryConfig.activation replaces modules, a function such as F.relu has to become one)",
                 stacklevel=2,
             )
-        if idle := [name for name in self.names.values() if name not in self.ran]:
+        inside = set(model.modules())  # another verb, such as expand_, may have replaced some
+        if idle := [name for layer, name in self.names.items() if name not in self.ran and layer in inside]:
             warnings.warn(
                 f"{named(idle)} of {len(self.names)} binary layers did not run in the first forward: where another "
                 f"module reads their weights, it reads the real ones: leave them out with filter_fn",

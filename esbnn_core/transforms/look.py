@@ -39,6 +39,8 @@ class Look:
 
     Attributes:
         ends: names of the layers that read an input of the network or make one of its outputs.
+        constant: names of modules whose input does not depend on an input of the network, such as a network of
+            coordinates; the layers among them are ends too.
         read: names of parameters that a forward other than their own layer's reads, such as "attn.qkv.weight".
         multiplied: "conv2d of block.weight" for each product with a parameter that is not of a layer's own.
         positive: given which modules are replaced, what makes a layer's input non-negative, such as "act (ReLU)" or "a
@@ -46,6 +48,7 @@ class Look:
     """
 
     ends: frozenset[str]
+    constant: frozenset[str]
     read: frozenset[str]
     multiplied: tuple[str, ...]
     positive: Callable[[Callable[[nn.Module], bool]], dict[str, str]]
@@ -83,8 +86,13 @@ def look_at(model: nn.Module) -> Look | None:
         found = {name: sources[node.all_input_nodes[0]] for name, node in by_name.items()}
         return {name: source for name, source in found.items() if source is not None}
 
+    ends = {_outermost(layers[n], modules, 0) for n in first} | {_outermost(layers[n], modules, -1) for n in last}
+    alive = _reach(inputs, (), lambda n: n.users)
+    idle = [n for n in graph.nodes if n.op == "call_module" and n not in alive]
+    constant = {names[id(modules[str(n.target)])] for n in idle}
     return Look(
-        ends=frozenset(layers[n] for n in first | last),
+        ends=frozenset(ends | (constant & set(layers.values()))),
+        constant=frozenset(constant),
         read=frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr"),
         multiplied=tuple(_products(graph, modules)),
         positive=positive,
@@ -92,7 +100,17 @@ def look_at(model: nn.Module) -> Look | None:
 
 
 def _is_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], Weighted)
+    """Whether the node calls a layer, or a module of torch that holds some (nn.TransformerEncoder)."""
+    return node.op == "call_module" and any(isinstance(m, Weighted) for m in modules[str(node.target)].modules())
+
+
+def _outermost(name: str, modules: dict[str, nn.Module], index: int) -> str:
+    """The layer `name`, or the first (0) or last (-1) of a module that holds some."""
+    if isinstance(modules[name], Weighted):
+        return name
+    inside = {id(p) for m in modules[name].modules() if isinstance(m, nn.MultiheadAttention) for p in m.children()}
+    held = ((key, m) for key, m in modules[name].named_modules() if isinstance(m, Weighted) and id(m) not in inside)
+    return f"{name}.{list(held)[index][0]}"
 
 
 def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torchvision
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,17 +37,28 @@ def feed_forward(name: str, module: nn.Module) -> bool:
     return "linear" in name
 
 
+def everything(name: str, module: nn.Module) -> bool:
+    return True
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_transformer_layer_is_binary_with_and_without_gradients(batch: int) -> None:
+@pytest.mark.parametrize("taken", [feed_forward, everything])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_transformer_layer_is_binary_with_and_without_gradients(
+    batch: int, taken: Callable[[str, nn.Module], bool], activation: str
+) -> None:
     torch.manual_seed(0)
-    model = quietly(encoder(), BinaryConfig(filter_fn=feed_forward)).eval()
+    model = quietly(encoder(activation), BinaryConfig(filter_fn=taken)).eval()
+    assert len(names(model)) == (4 if taken is feed_forward else 12)
     x = torch.randn(batch, 5, 16)
     padding = torch.arange(5) >= torch.tensor([5, 3, 4])[:batch, None]
     for masks in ({}, {"src_key_padding_mask": padding}):
         with_gradients = model(x, **masks)
         with torch.no_grad():
             want = model(x, **masks)
-        assert torch.allclose(with_gradients, want, atol=1e-5)  # attention itself is fused without gradients
+        with torch.inference_mode():
+            assert torch.equal(model(x, **masks), want)
+        assert torch.allclose(with_gradients, want, atol=1e-5)  # real attention is fused without gradients
         other = copy.deepcopy(model)
         with torch.no_grad():
             for _, layer in binary_layers(other):  # same signs and scales, other real weights
@@ -58,21 +68,57 @@ def test_a_transformer_layer_is_binary_with_and_without_gradients(batch: int) ->
             assert torch.equal(pack_(copy.deepcopy(model))(x, **masks), want)
 
 
-@pytest.mark.parametrize("build", [torchvision.models.vit_b_16, torchvision.models.swin_t])
-def test_weights_that_attention_multiplies_by_itself_stay_real_and_are_named(build: Callable[..., nn.Module]) -> None:
-    with torch.device("meta"):
-        model = build()
-    with pytest.warns(UserWarning, match="leaves these layers real: .* whose weight another module reads"):
+def test_relu_of_torchs_transformer_layers_is_replaced() -> None:
+    model = nn.ModuleList([encoder("relu"), nn.TransformerDecoderLayer(16, 2, 32)])
+    quietly(model, BinaryConfig(filter_fn=everything, activation="hardtanh"))
+    layers = [*model[0].layers, model[1]]
+    assert all(isinstance(layer.activation, nn.Hardtanh) for layer in layers)
+    kept = quietly(encoder("relu"), BinaryConfig(filter_fn=everything, activation="keep"))
+    assert kept.layers[0].activation is F.relu
+    with pytest.warns(
+        UserWarning, match=r"2 \(layers\.0\.linear2, layers\.1\.linear2\) of 12 binary layers gave the same"
+    ):
+        kept(torch.randn(2, 5, 16))
+
+
+def test_the_ends_of_a_network_with_attention_stay_real() -> None:
+    inside = [f"1.layers.0.self_attn.{p}_proj" for p in ("q", "k", "v", "out")] + ["1.layers.0.linear1"]
+    model = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoder(encoder().layers[0], 1), nn.Linear(16, 4))
+    assert names(quietly(model)) == [*inside, "1.layers.0.linear2"]
+    # attention that reads the input, with its out_proj, is one layer; the last linear layer makes the output
+    model = quietly(nn.Sequential(nn.Identity(), nn.TransformerEncoder(encoder().layers[0], 1)))
+    assert names(model) == ["1.layers.0.linear1"]
+    model = quietly(encoder())  # torch.fx cannot trace it: by the order of definition
+    assert names(model) == [
+        name
+        for name in names(quietly(encoder(), BinaryConfig(filter_fn=everything)))
+        if (not name.startswith("layers.0.self_attn") and name != "layers.1.linear2")
+    ]
+
+
+class OwnAttention(nn.MultiheadAttention):
+    """Attention of a user, whose forward may be anything."""
+
+
+def test_weights_that_attention_multiplies_by_itself_stay_real_and_are_named() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(16, 16), "own": OwnAttention(16, 2), "b": nn.Linear(16, 16)})
+    model["c"] = nn.Linear(16, 16)
+    with pytest.warns(
+        UserWarning, match=r"leaves these layers real: 1 \(own\.out_proj\) whose weight another module reads"
+    ):
         binarize_(model)
-    assert not any("out_proj" in name or "attn" in name for name in names(model))
-    assert sum("mlp" in name for name in names(model)) == 24
+    assert names(model) == ["b"]
 
 
-def test_such_a_weight_is_refused_where_it_was_asked_for() -> None:
-    model = encoder()
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, OwnAttention])
+def test_such_a_weight_is_refused_where_it_was_asked_for(kind: type[nn.MultiheadAttention]) -> None:
+    model = nn.ModuleDict({"own": kind(16, 2), "b": nn.Linear(16, 16)})
     before = {name: type(module) for name, module in model.named_modules()}
-    with pytest.raises(InputError, match=r"layer layers\.0\.self_attn\.out_proj cannot be binary, its Multihead"):
-        binarize_(model, BinaryConfig(filter_fn=lambda name, module: True))
+    hint = r" \(let filter_fn take own whole\)" if kind is nn.MultiheadAttention else ""
+    with pytest.raises(
+        InputError, match=rf"layer own\.out_proj cannot be binary, its \w+ multiplies .* without it{hint}"
+    ):
+        binarize_(model, BinaryConfig(filter_fn=lambda name, module: isinstance(module, nn.Linear)))
     assert {name: type(module) for name, module in model.named_modules()} == before
 
 

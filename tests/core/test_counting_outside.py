@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from esbnn_core import InputError, binarize_, count
+from esbnn_core import BinaryConfig, InputError, binarize_, count
+from esbnn_core.layers import BinaryMatmul
+from esbnn_core.layers.products import Products
 
 NETWORKS = [
     "resnet18",
@@ -131,12 +133,40 @@ def test_a_constants_type_counts_where_a_result_is_remembered() -> None:
         assert found.flops + found.matmul_flops == macs
 
 
-def test_a_binary_network_beside_attention() -> None:
+@pytest.mark.parametrize("products", ["real", "binary"])
+def test_a_binary_transformer(products: Products) -> None:
     with torch.device("meta"):
         model = torchvision.models.vit_b_16()
     whole = count(model, (3, 224, 224))
-    with pytest.warns(UserWarning, match="leaves these layers real"):
-        binarize_(model)
-    found = count(model, (3, 224, 224))
-    assert found.bops == 12 * 2 * 197 * 768 * 3072 and found.bops + found.flops == whole.flops
-    assert found.matmul_flops == whole.matmul_flops
+    found = count(binarize_(model, BinaryConfig(products=products)), (3, 224, 224))
+    assert found.bops == 12 * 197 * 768 * (4 * 768 + 2 * 3072) and found.bops + found.flops == whole.flops
+    real = whole.matmul_flops if products == "real" else 0
+    assert (found.matmul_flops, found.matmul_bops) == (real, whole.matmul_flops - real)
+
+
+class Folds(nn.Module):
+    """One image that is several items of each layer's batch, as windows of attention or boxes of a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv, self.up = nn.Linear(6, 4), nn.Conv2d(6, 5, 3), nn.ConvTranspose2d(6, 5, 2, 2)
+        self.product = BinaryMatmul()
+
+    def forward(self, x: Tensor) -> Tensor:  # (1, 6, 8, 8)
+        boxes = x.unflatten(2, (2, 4)).movedim(2, 0).flatten(0, 1)  # (2, 6, 4, 8)
+        rows = self.linear(boxes.flatten(2).permute(2, 0, 1))  # (32, 2, 4), the batch in the middle
+        product = self.product(boxes, boxes.transpose(2, 3))  # (2, 6, 4, 4)
+        total: Tensor = self.conv(boxes).sum() + self.up(boxes).sum() + rows.sum() + product.sum()
+        return total
+
+
+def test_items_in_front_of_a_layer_are_counted() -> None:
+    found = count(Folds(), (6, 8, 8))
+    macs = {row.name: row.macs for row in found.layers}
+    assert macs == {
+        "linear": 64 * 24,
+        "conv": 2 * 2 * 6 * 5 * 6 * 9,
+        "up": 2 * 4 * 8 * 6 * 5 * 4,
+        "product": 2 * 6 * 4 * 4 * 8,
+    }
+    assert {row.name: row.output for row in found.layers}["conv"] == (2, 5, 2, 6)

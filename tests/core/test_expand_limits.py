@@ -16,7 +16,8 @@ from esbnn_core.layers import (
     ESBinaryConv2d,
 )
 from esbnn_core.models import model_spec
-from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.binarize_modules import BinaryConfig
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units.conv import BinaryUnit
 from tests.helpers.expansion import Branches, Build, Gate, torchvision_net

@@ -14,7 +14,8 @@ from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.packed import match, packed_like, packs
 from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear
 from esbnn_core.packed.units import PackedUnit
-from esbnn_core.transforms.binarize import BinaryConfig, binarize_
+from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.binarize_modules import BinaryConfig
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers.networks import BRICKS, agree, annealed, stir
@@ -233,3 +234,14 @@ def test_a_module_under_two_names_is_packed_once() -> None:
     model = stir(nn.Sequential(unit, nn.Hardtanh(), unit))
     packed = agree(model, torch.randn(2, 8, 5, 5))
     assert packed[0] is packed[2] and isinstance(packed[0], PackedUnit)
+
+
+def test_a_packed_layer_answers_for_its_geometry_as_the_latent_one() -> None:
+    convs = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, (3, 5), 2, (1, 0), 2, groups=2), nn.Conv2d(6, 2, 1)]
+    latent = binarize_(nn.Sequential(*convs, nn.Flatten(), nn.Linear(8, 12), nn.Linear(12, 2)))
+    packed = pack_(copy.deepcopy(latent))
+    asked = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    for key in asked:
+        assert getattr(packed[1], key) == getattr(latent[1], key) == getattr(convs[1], key)
+    for key in ("in_features", "out_features", "groups"):
+        assert getattr(packed[4], key) == getattr(latent[4], key)
