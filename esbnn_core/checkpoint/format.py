@@ -30,6 +30,8 @@ from esbnn_core.models.registry import model_spec
 from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.version import __version__
 
+ZIP = b"PK\x03\x04"
+"""Start of the zip archives that torch.save writes."""
 FORMAT_VERSION = 1
 WIDER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.bfloat16: (torch.float32, torch.float64),
@@ -192,10 +194,21 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     return Checkpoint(path, tensors, metadata)
 
 
+def stored_dtypes(path: Path) -> set[str]:
+    """Types in the header of a .safetensors file ("F32", "F64"), without its tensors; none of a file that has none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+            return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return set()  # read_checkpoint says what is wrong with it
+
+
 def is_torch_zip(path: Path) -> bool:
     """Whether the file is a zip archive, as torch.save writes and torch can map into memory."""
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(len(ZIP)) == ZIP
 
 
 def is_torch_file(path: Path) -> bool:

@@ -3,10 +3,11 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
 import torch
 
-from esbnn_core.checkpoint.format import is_torch_zip
+from esbnn_core.checkpoint.format import ZIP
 from esbnn_core.errors import DamagedError
 
 _BLOCK = 1 << 20
@@ -28,17 +29,19 @@ def load_torch_file(path: str | Path, what: str, fix: str) -> object:
     """
     path = Path(path)
     try:
-        if is_torch_zip(path):
-            _check_records(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if file.read(len(ZIP)) == ZIP:
+                _check_records(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything: struct.error, IndexError, AssertionError, ...
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
         raise DamagedError(f"{what} {path} cannot be read as plain tensors ({reason}): {fix}") from error
 
 
-def _check_records(path: Path) -> None:
+def _check_records(file: IO[bytes]) -> None:
     """Compare every record with its CRC-32, as zipfile does at its end. Raises what zipfile raises, or ValueError."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:
                 # torch never compresses; a few bytes could ask for any amount of memory

@@ -10,11 +10,10 @@ from typing import Any
 
 import lightning as L
 
-from esbnn_core.checkpoint.format import read_checkpoint
+from esbnn_core.checkpoint.format import stored_dtypes
 from esbnn_core.errors import InputError
 from esbnn_core.files import below_repository
 from esbnn_core.lit.cli import TaskCLI
-from esbnn_core.lit.precision import is_wide
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.pack import pack_
 
@@ -54,7 +53,7 @@ def run_test(
     config = below_repository(config)
     if not config.is_file():
         raise InputError(f"config {config} does not exist: check the path")
-    if Path(path).suffix == ".safetensors" and is_wide(read_checkpoint(path).tensors):
+    if Path(path).suffix == ".safetensors" and Path(path).is_file() and "F64" in stored_dtypes(Path(path)):
         options = {**options, "trainer.precision": "64-true"}
     overrides: dict[str, Any] = {
         "model.weights": str(path),
