@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.command import positive, run_command
 from benchmarks.timing import write
 from esbnn_core import ESConfig, InputError, binarize_, count, expand_, pack_, plan_expansion
 from esbnn_core.counting import Count
@@ -145,8 +146,8 @@ def main() -> None:
     """Run, print, and with --keep write benchmarks/results/coverage.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=[*TORCHVISION, *(f"timm/{name}" for name in TIMM)])
-    parser.add_argument("--tau", type=int, default=2)
-    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--tau", type=positive, default=2)
+    parser.add_argument("--groups", type=positive, default=1)
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/coverage.json")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -167,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
