@@ -19,7 +19,7 @@ from esbnn_core.transforms.binarize_attention import (
 from esbnn_core.transforms.binarize_checks import check_forms, warn_of, warn_of_calls, weights_read_elsewhere
 from esbnn_core.transforms.binarize_modules import BinaryConfig, binary_form
 from esbnn_core.transforms.first_batch import FirstBatch
-from esbnn_core.transforms.look import Look, Weighted, look_at
+from esbnn_core.transforms.look import Look, Weighted, attention_parts, look_at
 from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 
 CHOSEN = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
@@ -32,7 +32,7 @@ def _ends(model: nn.Module, look: Look | None) -> set[nn.Module]:
         modules = dict(model.named_modules())
         return {modules[name] for name in look.ends}
     convs = [m for m in model.modules() if isinstance(m, _ConvNd)]
-    inside = {part for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
+    inside = attention_parts(model)
     linears = [m for m in model.modules() if isinstance(m, nn.Linear | nn.MultiheadAttention) and m not in inside]
     weighted = [m for m in model.modules() if isinstance(m, Weighted) and m not in inside]
     first = convs[:1] or linears[:1]

@@ -47,7 +47,6 @@ from esbnn_core.transforms.expand_modules import (
 from esbnn_core.transforms.expand_places import Inserted
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
 from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
-from esbnn_core.transforms.expand_tokens import check_token_layer
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
 
@@ -110,7 +109,7 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     of_tokens = {names[layer] for layer in token_layers(tokens)}
     of_maps = ExpansionPlan(tuple(name for name in plan.expanded if name not in of_tokens), plan.left)
     rows = {} if graph is None else {modules[n]: row for n, row in _build_rows(graph, of_maps, expansion).items()}
-    rows |= token_rows(tokens, names, expansion, config.design)
+    rows |= token_rows(tokens, expansion, config.design)
     units = {name: unit for name in plan.expanded if isinstance(unit := modules[name], BinaryUnit)}
     children = {unit: expand_unit_children(name, unit, expansion) for name, unit in units.items()}
     gone = [module for module, row in rows.items() if module not in row]
@@ -181,7 +180,7 @@ def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, Exp
     tokens, odd = without_odd_widths(tokens, config.expansion)
     layers = {names[layer]: layer for layer in token_layers(tokens)}
     for name, layer in layers.items():
-        check_token_layer(name, layer, config.expansion)
+        check_layer(name, layer, config.expansion)
     left = {name: reason for name, reason in plan.left.items() if name not in layers}
     if layers:
         reason = REASONS[config.design]

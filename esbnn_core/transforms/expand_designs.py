@@ -60,23 +60,22 @@ def without_odd_widths(tokens: Tokens, expansion: Expansion) -> tuple[Tokens, di
     return fitting, odd
 
 
-def token_rows(
-    tokens: Tokens, names: Mapping[nn.Module, str], expansion: Expansion, design: Design
-) -> dict[nn.Module, list[nn.Module]]:
+def token_rows(tokens: Tokens, expansion: Expansion, design: Design) -> dict[nn.Module, list[nn.Module]]:
     """What takes the place of each module, as rows; nothing is changed.
 
     Args:
-        tokens: of find_token_layers.
-        names: of the modules, for errors alone.
+        tokens: of find_token_layers, whose layers check_layer has passed.
         expansion: tau, groups and copy_spread.
         design: as find_token_layers.
-
-    Raises:
-        InputError: as check_token_layer.
     """
-    if isinstance(tokens, StreamPlan):
-        return stream_rows(tokens, names, expansion)
     rows: dict[nn.Module, list[nn.Module]] = {}
-    for part in tokens:
-        rows |= expand_feed_forward(part, expansion, design)
+    if isinstance(tokens, StreamPlan):
+        rows = stream_rows(tokens, expansion)
+    else:
+        for part in tokens:
+            rows |= expand_feed_forward(part, expansion, design)
+    for old, row in rows.items():
+        for step in row:
+            if step is not old:
+                step.train(old.training)
     return rows

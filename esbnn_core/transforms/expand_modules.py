@@ -24,6 +24,7 @@ from esbnn_core.transforms.expand_layout import positions
 from esbnn_core.transforms.expand_rules import (
     channels_held,
     gate_convs,
+    layer_groups,
     nominal_widths,
     shortcut_steps,
     splits_by_group,
@@ -44,7 +45,7 @@ def check_layer(name: str, layer: nn.Module, expansion: Expansion) -> None:
     for step in inner:
         if isinstance(step, BinaryConv2d | nn.Conv2d):
             check_layer(name, step, expansion)
-    if getattr(layer, "groups", 1) == 1 or isinstance(layer, BinaryUnit):
+    if layer_groups(layer) == 1:
         es_widths(*nominal_widths(layer), expansion, layer=name)
     sign = getattr(layer, "sign", None)
     if expansion.copy_spread and isinstance(sign, Sign) and sign.shift is None:
@@ -54,7 +55,9 @@ def check_layer(name: str, layer: nn.Module, expansion: Expansion) -> None:
         )
 
 
-def widen(name: str, module: nn.Module, expansion: Expansion, order: Tensor | None = None) -> nn.Module:
+def widen(
+    name: str, module: nn.Module, expansion: Expansion, order: Tensor | None = None, in_copies: int | None = None
+) -> nn.Module:
     """A module that treats each channel alone or normalises over them, at the carried width.
 
     Args:
@@ -62,6 +65,7 @@ def widen(name: str, module: nn.Module, expansion: Expansion, order: Tensor | No
         module: returned itself if it fits any width, else copied.
         expansion: parameters and statistics (C,) are repeated tau*g times; copy_spread is added to an RSign's shift.
         order: of the input's channels (Layout.order); None for whole copies.
+        in_copies: how many tiled copies the input holds, for copy_spread; None for the tiles of an expanded layer.
 
     Raises:
         InputError: a copy_spread for a number of channels that tau does not divide.
@@ -87,7 +91,7 @@ def widen(name: str, module: nn.Module, expansion: Expansion, order: Tensor | No
     if hasattr(new, "normalized_shape"):
         setattr(new, "normalized_shape", (len(order),))  # noqa: B010  (not an attribute of every module)
     if isinstance(new, RSign) and expansion.copy_spread:
-        _spread_shift(name, new, channels, expansion, order)
+        _spread_shift(name, new, channels, expansion, order, in_copies or expansion.copies)
     return new
 
 
@@ -97,7 +101,7 @@ def widen_tensor(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor.index_select(dim, (order % tensor.shape[dim]).to(tensor.device))
 
 
-def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion, order: Tensor) -> None:
+def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion, order: Tensor, in_copies: int) -> None:
     """Add the thermometer start to the shift of a widened sign."""
     if channels % expansion.tau:
         raise InputError(
@@ -105,7 +109,7 @@ def _spread_shift(name: str, sign: RSign, channels: int, expansion: Expansion, o
             f"its {channels} channels, choose another tau to use it"
         )
     assert sign.shift is not None
-    start = thermometer_shift(expansion.wide * channels, expansion.copies, expansion.copy_spread)
+    start = thermometer_shift(expansion.wide * channels, in_copies, expansion.copy_spread)
     with torch.no_grad():
         sign.shift.add_(start.to(sign.shift)[order.to(sign.shift.device)])
 
@@ -133,7 +137,7 @@ def expand_layer(
     inputs, _ = nominal_widths(layer)
     whole = torch.arange(expansion.wide * inputs, device="cpu")
     order = whole if order is None else order
-    groups = 1 if isinstance(layer, BinaryUnit | SqueezeExcite) else getattr(layer, "groups", 1)
+    groups = layer_groups(layer)
     if groups > 1:
         split = splits_by_group(layer, expansion)
         wanted = (
@@ -152,20 +156,20 @@ def expand_layer(
     if isinstance(layer, SqueezeExcite):
         first, _ = gate_convs(layer)
         reduction = first.in_channels // first.out_channels
-        return [*row, _match(SqueezeExcite(first.in_channels, reduction, expansion, name), layer)]
+        return [*row, match(SqueezeExcite(first.in_channels, reduction, expansion, name), layer)]
     if groups > 1:
         assert isinstance(layer, nn.Conv2d | BinaryConv2d)
         return [*row, _expand_grouped(name, layer, expansion, wanted), Tile(expansion.copies)]
     if isinstance(layer, nn.Conv2d):
         return [*row, *_expand_real_conv(name, layer, expansion)]
     assert isinstance(layer, BinaryConv2d | BinaryLinear)
-    return [*row, _match(_expand_binary(name, layer, expansion, wanted, inside_unit), layer)]
+    return [*row, match(_expand_binary(name, layer, expansion, wanted, inside_unit), layer)]
 
 
 def _expand_real_conv(name: str, conv: nn.Conv2d, expansion: Expansion) -> list[nn.Module]:
     w = es_widths(conv.in_channels, conv.out_channels, expansion, layer=name)
     new = nn.Conv2d(w.carried_in, w.filters, groups=w.groups, bias=conv.bias is not None, **_geometry(conv))
-    return [_match(new, conv), Tile(w.copies)]
+    return [match(new, conv), Tile(w.copies)]
 
 
 def _expand_grouped(
@@ -177,9 +181,9 @@ def _expand_grouped(
     filters = conv.out_channels // expansion.tau
     options = {**_geometry(conv), "groups": groups, "bias": conv.bias is not None}
     if isinstance(conv, nn.Conv2d):
-        return _match(nn.Conv2d(len(order), filters, **options), conv)
+        return match(nn.Conv2d(len(order), filters, **options), conv)
     sign = widen(f"{name}.sign", conv.sign, expansion, order)
-    return _match(BinaryConv2d(len(order), filters, **options, **_binary_options(conv, sign)), conv)
+    return match(BinaryConv2d(len(order), filters, **options, **binary_options(conv, sign)), conv)
 
 
 def _geometry(conv: nn.Conv2d | BinaryConv2d) -> dict[str, Any]:
@@ -188,7 +192,8 @@ def _geometry(conv: nn.Conv2d | BinaryConv2d) -> dict[str, Any]:
     return {key: getattr(conv, key) for key in (*keys, own)}
 
 
-def _binary_options(layer: BinaryConv2d | BinaryLinear, sign: nn.Module) -> dict[str, Any]:
+def binary_options(layer: BinaryConv2d | BinaryLinear, sign: nn.Module) -> dict[str, Any]:
+    """Options of a new binary layer like this one, with another sign in front."""
     return {
         "weight_quantizer": copy.deepcopy(layer.quantizer),
         "activation": sign if isinstance(sign, Sign) else None,
@@ -201,7 +206,7 @@ def _expand_binary(
     name: str, layer: BinaryConv2d | BinaryLinear, expansion: Expansion, order: Tensor, inside_unit: bool
 ) -> BinaryConv2d | BinaryLinear:
     w = es_widths(*nominal_widths(layer), expansion, layer=name)
-    options = _binary_options(layer, widen(f"{name}.sign", layer.sign, expansion, order))
+    options = binary_options(layer, widen(f"{name}.sign", layer.sign, expansion, order))
     options["groups"] = w.groups
     new: BinaryConv2d | BinaryLinear
     if isinstance(layer, BinaryLinear):
@@ -216,7 +221,7 @@ def _expand_binary(
     return new
 
 
-def _match(new: Module, old: nn.Module) -> Module:
+def match(new: Module, old: nn.Module) -> Module:
     """Give the new layer the device, dtype, mode and frozen parameters of the old one; returns it."""
     old_parameters = dict(old.named_parameters())
     like = next(iter(old_parameters.values()))

@@ -4,7 +4,7 @@ A rule is (layout of the tensor, name of the call, its arguments) -> fact.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from esbnn_core.transforms.expand_layout import (
@@ -75,12 +75,18 @@ def _view(x: Layout, name: str, arguments: Arguments) -> Layout:
 
 
 def _unflatten(x: Layout, name: str, arguments: Arguments) -> Layout:
-    dim = arguments.number(1, "dim") % len(x.roles)
     given = arguments.get(2, "sizes")
-    shape = sizes_of(None, x)
-    if shape is None or not isinstance(given, tuple) or x.roles[dim] != "channels":
+    if not isinstance(given, tuple):
         raise NoRule
-    return _found(reshaped(x, [*shape[:dim], *given, *shape[dim + 1 :]]))
+    return _found(unflattened(x, arguments.number(1, "dim") % len(x.roles), given))
+
+
+def unflattened(x: Layout, dim: int, given: Sequence[Size]) -> Layout | None:
+    """After unflatten(dim, given) of the channels; None for another dimension."""
+    shape = sizes_of(None, x)
+    if shape is None or x.roles[dim] != "channels":
+        return None
+    return reshaped(x, [*shape[:dim], *given, *shape[dim + 1 :]])
 
 
 def flattened(x: Layout, start: int, end: int) -> Layout | None:

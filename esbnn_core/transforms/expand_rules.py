@@ -117,6 +117,11 @@ def nominal_widths(layer: nn.Module) -> tuple[int, int]:
     return conv.in_channels, conv.out_channels
 
 
+def layer_groups(layer: nn.Module) -> int:
+    """Groups of a layer's own plain form; a unit's and a squeeze-excite's convolutions have none."""
+    return 1 if isinstance(layer, BinaryUnit | SqueezeExcite) else getattr(layer, "groups", 1)
+
+
 def gate_convs(gate: SqueezeExcite) -> list[nn.Conv2d]:
     """The two convolutions of a squeeze-excite."""
     return [step for step in gate.se if isinstance(step, nn.Conv2d)]
@@ -135,7 +140,7 @@ def find_obstacle(layer: nn.Module, expansion: Expansion) -> str | None:
         return f"a {type(layer).__name__} has no expand-shrink form"
     if isinstance(layer, BinaryUnit):
         return _find_obstacle_in_unit(layer)
-    groups = getattr(layer, "groups", 1)
+    groups = layer_groups(layer)
     if groups == 1 or splits_by_group(layer, expansion):
         return None
     if not isinstance(layer, BinaryConv2d):

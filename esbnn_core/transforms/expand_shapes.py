@@ -5,14 +5,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, SqueezeExcite
+from esbnn_core.layers import BinaryConv2d, BinaryLinear
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.transforms.expand_layout import MAP, Layout, Role
-from esbnn_core.transforms.expand_moves import flattened, shuffle_module
-from esbnn_core.transforms.expand_rules import LAYERS, is_spatial, nominal_widths, norm_dim, splits_by_group
+from esbnn_core.transforms.expand_moves import flattened, shuffle_module, unflattened
+from esbnn_core.transforms.expand_rules import (
+    LAYERS,
+    is_spatial,
+    layer_groups,
+    nominal_widths,
+    norm_dim,
+    splits_by_group,
+)
 from esbnn_core.transforms.expand_scope import NoRule
-from esbnn_core.transforms.expand_sizes import constant, reshaped, sizes_of
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.transforms.expand_sizes import constant
 
 
 def module_layout(module: nn.Module, layout: Layout, wide: int) -> Layout:
@@ -28,10 +34,8 @@ def module_layout(module: nn.Module, layout: Layout, wide: int) -> Layout:
     elif isinstance(module, nn.Flatten):
         made = flattened(layout, module.start_dim, module.end_dim)
     elif isinstance(module, nn.Unflatten) and isinstance(module.dim, int):
-        sizes, dim = sizes_of(None, layout), module.dim % len(layout.roles)
         given = [constant(int(size)) for size in module.unflattened_size]  # type: ignore[arg-type]
-        if sizes is not None and layout.roles[dim] == "channels":
-            made = reshaped(layout, [*sizes[:dim], *given, *sizes[dim + 1 :]])
+        made = unflattened(layout, module.dim % len(layout.roles), given)
     elif layout.dim == 1 and len(layout.roles) == 4:
         for kind, name, option in _SHUFFLES:
             if type(module) is kind:
@@ -96,7 +100,7 @@ def layer_output_order(layer: nn.Module, expansion: Expansion) -> Tensor:
     """
     channels = nominal_widths(layer)[1]
     plain = torch.arange(expansion.wide * channels, device="cpu")
-    groups = 1 if isinstance(layer, BinaryUnit | SqueezeExcite) else getattr(layer, "groups", 1)
+    groups = layer_groups(layer)
     if groups == 1 or not isinstance(layer, nn.Conv2d | BinaryConv2d) or not splits_by_group(layer, expansion):
         return plain
     tau, filters = expansion.tau, channels // groups // expansion.tau

@@ -7,7 +7,7 @@ after it: the entry. A class is carried at tau*g times its features unless an op
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -20,7 +20,6 @@ from esbnn_core.transforms.expand_tokens import (
     ELEMENTWISE_CALLS,
     TokenTracer,
     affine,
-    check_token_layer,
     is_expandable,
     is_norm,
     tile_blocks,
@@ -71,20 +70,15 @@ def plan_stream(model: nn.Module) -> StreamPlan | None:
     return max(plans, key=lambda plan: sum(map(sum, plan.layers.values())))
 
 
-def stream_rows(plan: StreamPlan, names: Mapping[nn.Module, str], expansion: Expansion) -> Rows:
+def stream_rows(plan: StreamPlan, expansion: Expansion) -> Rows:
     """What takes the place of each module; nothing is changed.
 
     Args:
-        plan: of plan_stream.
-        names: of the modules, for errors alone.
+        plan: of plan_stream, whose layers check_layer has passed.
         expansion: tau, groups and copy_spread.
-
-    Raises:
-        InputError: a width that tau*groups does not divide.
     """
     rows: Rows = {}
     for layer, (reads_wide, writes_wide) in plan.layers.items():
-        check_token_layer(names[layer], layer, expansion)
         row: list[nn.Module] = [] if reads_wide else [Tile(expansion.wide, dim=-1)]
         row.append(wide_linear(layer, expansion, expansion.copies if reads_wide else expansion.wide))
         if writes_wide:
@@ -98,10 +92,6 @@ def stream_rows(plan: StreamPlan, names: Mapping[nn.Module, str], expansion: Exp
         rows[plan.entry] = [plan.entry, Tile(expansion.wide, dim=-1)]
     for module, features in plan.exits.items():
         rows[module] = [*rows.get(module, [module]), SliceChannels(features, dim=-1)]
-    for old, row in rows.items():
-        for step in row:
-            if step is not old:
-                step.train(old.training)
     return rows
 
 

@@ -18,10 +18,10 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import fx, nn
 
-from esbnn_core.errors import InputError
 from esbnn_core.layers import BinaryLinear, LayerScale, RSign, Sign, Tile
-from esbnn_core.layers.widths import Expansion, es_widths, thermometer_shift
+from esbnn_core.layers.widths import Expansion, es_widths
 from esbnn_core.transforms.expand_calls import call_origin
+from esbnn_core.transforms.expand_modules import binary_options, match, widen
 from esbnn_core.transforms.expand_plan import Design
 from esbnn_core.transforms.expand_rules import can_be_widened, channels_held, norm_dim
 from esbnn_core.transforms.expand_trace import Tracer
@@ -182,16 +182,6 @@ def treats_features_alone(module: object) -> bool:
     return getattr(module, "__name__", "") in ELEMENTWISE_CALLS
 
 
-def check_token_layer(name: str, layer: BinaryLinear, expansion: Expansion) -> None:
-    """Raise InputError for a width that tau*groups does not divide, or for a layer that has no shift to spread."""
-    es_widths(layer.in_features, layer.out_features, expansion, layer=name)
-    if expansion.copy_spread and layer.sign.shift is None:
-        raise InputError(
-            f"copy_spread of layer {name} must be 0, got {expansion.copy_spread}: it has a bare sign with no shift to "
-            f"spread, give it an RSign (BinaryConfig(shift=True)) to use it"
-        )
-
-
 def expand_feed_forward(part: FeedForward, expansion: Expansion, design: Design) -> dict[nn.Module, list[nn.Module]]:
     """What takes the place of each module of a feed-forward part, as rows of modules; the part is not changed.
 
@@ -224,10 +214,6 @@ def expand_feed_forward(part: FeedForward, expansion: Expansion, design: Design)
         *tile_blocks(expansion.tau, second, second.out_features),
         affine(second, 1),
     ]
-    for old, row in rows.items():
-        for step in row:
-            if step is not old:
-                step.train(old.training)
     return rows
 
 
@@ -249,24 +235,9 @@ def wide_linear(layer: BinaryLinear, expansion: Expansion, in_copies: int) -> Bi
         in_copies: how many tiled copies the input holds.
     """
     w = es_widths(layer.in_features, layer.out_features, expansion)
-    sign = copy.deepcopy(layer.sign)
-    if isinstance(sign, RSign) and sign.shift is not None:
-        shift = sign.shift.detach().repeat(expansion.wide)
-        if expansion.copy_spread:
-            shift += thermometer_shift(w.carried_in, in_copies, expansion.copy_spread).to(shift)
-        sign.shift = nn.Parameter(shift, requires_grad=sign.shift.requires_grad)
-    assert isinstance(sign, Sign)
-    new = BinaryLinear(
-        w.carried_in,
-        w.filters,
-        groups=w.groups,
-        weight_quantizer=copy.deepcopy(layer.quantizer),
-        activation=sign,
-        learned_scale=layer.learned_scale is not None,
-        latent_init="fan_in",
-    )
-    new.weight.requires_grad_(layer.weight.requires_grad)
-    return new.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    options = binary_options(layer, widen("", layer.sign, expansion, in_copies=in_copies))
+    options["latent_init"] = "fan_in"
+    return match(BinaryLinear(w.carried_in, w.filters, groups=w.groups, **options), layer)
 
 
 def wide_norm(norm: nn.LayerNorm, copies: int) -> nn.LayerNorm:

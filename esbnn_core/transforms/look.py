@@ -108,9 +108,14 @@ def _outermost(name: str, modules: dict[str, nn.Module], index: int) -> str:
     """The layer `name`, or the first (0) or last (-1) of a module that holds some."""
     if isinstance(modules[name], Weighted):
         return name
-    inside = {id(p) for m in modules[name].modules() if isinstance(m, nn.MultiheadAttention) for p in m.children()}
-    held = ((key, m) for key, m in modules[name].named_modules() if isinstance(m, Weighted) and id(m) not in inside)
+    inside = attention_parts(modules[name])
+    held = ((key, m) for key, m in modules[name].named_modules() if isinstance(m, Weighted) and m not in inside)
     return f"{name}.{list(held)[index][0]}"
+
+
+def attention_parts(model: nn.Module) -> set[nn.Module]:
+    """The layers inside of each nn.MultiheadAttention, which is a layer as a whole."""
+    return {part for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
 
 
 def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
