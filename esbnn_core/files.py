@@ -1,13 +1,20 @@
 """Where files are, and how one is written whole: repository paths, the cache folder, hashes, atomic writes."""
 
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
 """Folder of configs/ and checkpoints/ in a source tree."""
+STALE = 3600
+"""Seconds after which the temporary folder of another process is taken for that of a killed one."""
 
 
 def below_repository(path: str | Path) -> Path:
@@ -83,6 +90,24 @@ def _open_temporary(path: Path) -> tuple[IO[bytes], str]:
 
 def _name_for(path: Path) -> str:
     return str(path.parent / f".{path.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}")
+
+
+@contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder next to `folder`, to write its files in before they are moved there; removed in the end.
+
+    Those that killed processes left there go too, once they are older than STALE.
+    """
+    parent, prefix = folder.absolute().parent, f".{folder.name}."
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{glob.escape(prefix)}????????"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary)
 
 
 def child_environment() -> dict[str, str]:

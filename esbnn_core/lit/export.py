@@ -2,8 +2,6 @@
 
 import copy
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import nn
 from esbnn_core.checkpoint.format import save_checkpoint
 from esbnn_core.checkpoint.network import pack_checkpoint
 from esbnn_core.errors import InputError
+from esbnn_core.files import folder_beside
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.lit.precision import as_exported
 from esbnn_core.models.registry import model_spec
@@ -81,11 +80,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         InputError: what check_new_folder and `write` refuse.
     """
     check_new_folder(folder)
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
-    try:
+    with folder_beside(folder) as temporary:
         (temporary / "new").mkdir()
         write(temporary / "new")
         os.replace(temporary / "new", folder)
-    finally:
-        shutil.rmtree(temporary)

@@ -2,11 +2,7 @@
 
 import copy
 import ctypes
-import glob
 import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +10,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from esbnn_core.files import folder_beside
 from esbnn_core.lit.callbacks import run_folder
 from esbnn_core.lit.precision import as_exported
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 
-STALE = 3600
-"""Seconds after which the temporary folder of another process is taken for that of a killed one."""
 _HERE, _SWAP = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
@@ -48,13 +43,7 @@ def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> str:
 
     A network in half precision is written in float32, as in weights.safetensors.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}."
-    for left in folder.parent.glob(f"{glob.escape(prefix)}????????"):  # of a process that was killed
-        if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
-    try:
+    with folder_beside(folder) as temporary:
         # a copy on the CPU, because moving the trained network would separate it from its optimizer
         network = as_exported(copy.deepcopy(pipeline.unet).cpu())
         SuperResolutionPipeline(network, pipeline.scheduler).save_pretrained(temporary / "new")
@@ -62,8 +51,6 @@ def save_pipeline(pipeline: SuperResolutionPipeline, folder: Path) -> str:
             os.replace(folder, temporary / "old")
         if not folder.exists():
             os.replace(temporary / "new", folder)
-    finally:
-        shutil.rmtree(temporary)
     return f"{folder.name} for SuperResolutionPipeline.from_pretrained"
 
 
