@@ -1,10 +1,9 @@
 """What the commands of this folder share: numbers of at least 1, and errors of one sentence with exit code 2."""
 
 import argparse
-import sys
 from collections.abc import Callable
 
-from esbnn_core.errors import find_sentence
+from esbnn_core.errors import InputError, refuse
 
 
 def positive(text: str) -> int:
@@ -25,12 +24,6 @@ def run_command(main: Callable[[], None]) -> None:
     except SystemExit as stop:
         if not isinstance(stop.code, str):
             raise
-        text: str | None = stop.code
+        raise SystemExit(refuse(InputError(stop.code))) from None
     except Exception as error:
-        text = find_sentence(error)
-        if text is None:
-            raise
-    else:
-        return
-    print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(2)
+        raise SystemExit(refuse(error)) from None

@@ -13,7 +13,7 @@ import torch
 from esbnn_core.checkpoint.network import pack_checkpoint
 from esbnn_core.checkpoint.run_file import find_exporter, read_run
 from esbnn_core.counting import count
-from esbnn_core.errors import InputError, check_counts, find_sentence
+from esbnn_core.errors import InputError, check_counts, refuse
 from esbnn_core.kernels import cpu, cuda
 from esbnn_core.models import create_model, list_models, model_spec
 from esbnn_core.version import __version__
@@ -25,10 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except Exception as error:
-        if (text := find_sentence(error)) is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0
 
 
@@ -138,8 +135,8 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    exporter = find_exporter(read_run(args.source))
-    print(f"{args.target}: {', '.join(exporter.export_run(args.source, args.target))}")
+    run = read_run(args.source)
+    print(f"{args.target}: {', '.join(find_exporter(run).export_run(run, args.target))}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import re
 import reprlib
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MOST = 2**31 - 1
@@ -38,6 +39,20 @@ def find_sentence(error: BaseException) -> str | None:
         amount = f", {asked[1]} are asked for" if asked else ""
         return f"there is not enough memory{amount}: give smaller numbers, of images a batch or pixels for example"
     return None
+
+
+def refuse(error: Exception, find: Callable[[Exception], str | None] = find_sentence) -> int:
+    """Print what a command says of an error on stderr; returns the exit code. Raises a fault of the program again.
+
+    Args:
+        error: that the command caught.
+        find: the sentence of an error, None for a fault of the program.
+    """
+    text = find(error)
+    if text is None:
+        raise error
+    print(f"error: {text}", file=sys.stderr)
+    return 2
 
 
 def check_choice(name: str, value: object, known: Iterable[object]) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import reprlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,17 +205,11 @@ def stored_dtypes(path: Path) -> set[str]:
             return set()  # read_checkpoint says what is wrong with it
 
 
-def is_torch_zip(path: Path) -> bool:
-    """Whether the file is a zip archive, as torch.save writes and torch can map into memory."""
-    with path.open("rb") as file:
-        return file.read(len(ZIP)) == ZIP
-
-
 def is_torch_file(path: Path) -> bool:
     """Whether torch.save wrote the file: a zip archive, or a pickle of its old format."""
     with path.open("rb") as file:
-        start = file.read(2)
-    return is_torch_zip(path) or start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        start = file.read(len(ZIP))
+    return start == ZIP or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -246,26 +240,48 @@ def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
     Raises:
         InputError: a missing, extra, reshaped, re-typed or not finite tensor, named.
     """
-    state = model.state_dict()
-    faults = [f"{name} is missing" for name in state if name not in tensors]
-    faults += [f"{name} is not expected" for name in tensors if name not in state]
-    for name, want in state.items():
-        got = tensors.get(name)
-        if got is None:
-            continue
-        if got.shape != want.shape:
-            faults.append(f"{name} has shape {tuple(got.shape)} for {tuple(want.shape)}")
-        elif want.dtype not in (got.dtype, *WIDER.get(got.dtype, ())):
-            faults.append(f"{name} has dtype {got.dtype} for {want.dtype}")
-        elif got.layout != want.layout or (got.is_meta and not want.is_meta):
-            faults.append(f"{name} has {'no values' if got.is_meta else f'layout {got.layout}'}")
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+    if faults := find_misfits(model.state_dict(), tensors, _misfit, most=5):
         raise InputError(
-            f"checkpoint {source} does not fit the network: {'; '.join(faults[:5])}{more}: build the network with the "
-            f"options the file was saved with"
+            f"checkpoint {source} does not fit the network: {faults}: build the network with the options the file was "
+            f"saved with"
         )
     _check_finite(tensors, source)
+
+
+def _shape_misfit(got: Tensor, want: Tensor) -> str:
+    return "" if got.shape == want.shape else f"shape {tuple(got.shape)} for {tuple(want.shape)}"
+
+
+def _misfit(got: Tensor, want: Tensor) -> str:
+    if got.shape != want.shape:
+        return _shape_misfit(got, want)
+    if want.dtype not in (got.dtype, *WIDER.get(got.dtype, ())):
+        return f"dtype {got.dtype} for {want.dtype}"
+    if got.layout != want.layout or (got.is_meta and not want.is_meta):
+        return "no values" if got.is_meta else f"layout {got.layout}"
+    return ""
+
+
+def find_misfits(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    misfit: Callable[[Tensor, Tensor], str] = _shape_misfit,
+    most: int = 3,
+) -> str:
+    """The first tensors that are missing, not expected, or unlike those of a state, and how many more; "" for none.
+
+    Args:
+        state: of the network.
+        tensors: that it is to take over.
+        misfit: (tensor, that of the state) -> what the tensor has that does not fit, "" for nothing.
+        most: how many are named.
+    """
+    faults = [f"{name} is missing" for name in state if name not in tensors]
+    faults += [f"{name} is not expected" for name in tensors if name not in state]
+    pairs = [(name, misfit(tensors[name], want)) for name, want in state.items() if name in tensors]
+    faults += [f"{name} has {found}" for name, found in pairs if found]
+    more = f" and {len(faults) - most} more" if len(faults) > most else ""
+    return "; ".join(faults[:most]) + more
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:

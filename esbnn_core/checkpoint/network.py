@@ -223,7 +223,7 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise InputError(f"checkpoint {checkpoint.path} asks for what cannot be built: {reason}") from error
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()}
-    model = model.to(kinds.copy().pop()) if len(kinds) == 1 else model
+    model = model.to(next(iter(kinds))) if len(kinds) == 1 else model
     if checkpoint.kind == "packed":
         model = pack_layout_(model)
         narrow = kinds & set(HALF)

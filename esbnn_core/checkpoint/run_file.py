@@ -51,7 +51,7 @@ class RunFile:
 class ExportsRuns(Protocol):
     """The class of a module whose runs can be exported."""
 
-    def export_run(self, source: str | Path, folder: str | Path) -> list[str]:
+    def export_run(self, source: str | Path | RunFile, folder: str | Path) -> list[str]:
         """Write the network of a run's checkpoint as files into a new folder; returns a phrase on each."""
 
 

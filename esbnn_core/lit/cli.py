@@ -3,7 +3,6 @@
 import atexit
 import re
 import shutil
-import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from esbnn_core.checkpoint.format import find_misfits
 from esbnn_core.checkpoint.run_file import load_run, run_state
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, refuse
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
@@ -81,7 +81,7 @@ class TaskCLI(LightningCLI):
 
     def __init__(self, *args: Any, links: Sequence[str] = ("num_classes",), **kwargs: Any) -> None:
         self.links = tuple(links)
-        self._resumed: tuple[str, Mapping[str, Any]] | None = None
+        self._resumed: tuple[str, Mapping[str, Tensor]] | None = None
         kwargs.setdefault("parser_class", RecipeParser)
         super().__init__(*args, **kwargs)
 
@@ -111,7 +111,9 @@ class TaskCLI(LightningCLI):
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
         if path is not None and path not in ("best", "last", "hpc") and not _ELSEWHERE.match(str(path)):
-            self._resumed = str(path), check_run_checkpoint(Path(str(path)))
+            tensors = check_run_checkpoint(Path(str(path)))
+            # shapes alone: Lightning reads the values when the module is there
+            self._resumed = str(path), {name: tensor.to("meta") for name, tensor in tensors.items()}
 
     def before_instantiate_classes(self) -> None:
         """Lightning's hook."""
@@ -201,7 +203,7 @@ class TaskCLI(LightningCLI):
         keep_curves(self.trainer.loggers)
 
 
-def check_run_checkpoint(path: Path) -> Mapping[str, Any]:
+def check_run_checkpoint(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a run's checkpoint by name, none for a folder of a sharded one.
 
     Raises:
@@ -219,19 +221,9 @@ def check_names_and_shapes(module: L.LightningModule, path: str, tensors: Mappin
 
     Precision may differ, because the trainer converts the module later.
     """
-    state = module.state_dict()
-    faults = [f"{name} is missing" for name in state if name not in tensors]
-    faults += [f"{name} is not expected" for name in tensors if name not in state]
-    faults += [
-        f"{name} has shape {tuple(tensors[name].shape)} for {tuple(want.shape)}"
-        for name, want in state.items()
-        if name in tensors and tensors[name].shape != want.shape
-    ]
-    if tensors and faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    if tensors and (faults := find_misfits(module.state_dict(), tensors)):
         raise InputError(
-            f"checkpoint {path} does not fit the network: {'; '.join(faults[:3])}{more}: give the config that it was "
-            f"trained with"
+            f"checkpoint {path} does not fit the network: {faults}: give the config that it was trained with"
         )
 
 
@@ -288,9 +280,5 @@ def run(
             save_config_kwargs={"overwrite": True},
         )
     except Exception as error:
-        text = sentence(error)
-        if text is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        return refuse(error, sentence)
     return 0

@@ -67,11 +67,11 @@ class TaskModule(L.LightningModule):
             checkpoint[OPTIONS] = {**self._options, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
     @classmethod
-    def export_run(cls, source: str | Path, folder: str | Path) -> list[str]:
+    def export_run(cls, source: str | Path | RunFile, folder: str | Path) -> list[str]:
         """Write the network of a run's checkpoint as the files that its callbacks would have written at that epoch.
 
         Args:
-            source: a checkpoint of a run that the task's command line started, e.g. best.ckpt.
+            source: a checkpoint of a run that the task's command line started, e.g. best.ckpt, or what read_run read.
             folder: to make: weights.safetensors, packed.safetensors where the weights are signs, and what else the task
                 exports. All files are written or none.
 
@@ -82,11 +82,12 @@ class TaskModule(L.LightningModule):
             InputError: a file that is not such a checkpoint, options that build another network, or a folder that holds
                 something.
         """
-        run, folder, written = read_run(source), Path(folder), list[str]()
+        run = source if isinstance(source, RunFile) else read_run(source)
+        folder, written = Path(folder), list[str]()
         check_options(run)
         check_new_folder(folder)
         module = cls.from_options(run)
-        load_state(widen_(module.network, run.tensors), run.tensors, str(source))
+        load_state(widen_(module.network, run.tensors), run.tensors, str(run.path))
         write_folder(folder, lambda place: written.extend(module.write_files(place, run.metric, run.commit)))
         return written
 
@@ -154,9 +155,10 @@ class TaskModule(L.LightningModule):
                 f"ckpt_path"
             )
 
-    def locate_predictions(self, trainer: L.Trainer) -> Path:
+    @property
+    def prediction_folder(self) -> Path:
         """The folder that predict writes."""
-        return Path(self.predictions or Path(trainer.default_root_dir) / "predictions")
+        return Path(self.predictions or Path(self.trainer.default_root_dir) / "predictions")
 
     def configure_model(self) -> None:
         """Lightning's hook, before a checkpoint is read and the network gets the precision of the run."""
@@ -185,7 +187,7 @@ class TaskModule(L.LightningModule):
     def on_predict_start(self) -> None:
         """Lightning's hook."""
         self._check_begun(self.begun, "predict")
-        check_output_folder(self.locate_predictions(self.trainer), "model.predictions")
+        check_output_folder(self.prediction_folder, "model.predictions")
 
     def on_train_start(self) -> None:
         """Bind a schedule that advances by steps to their number.

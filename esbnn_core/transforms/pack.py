@@ -31,7 +31,6 @@ def pack_(model: nn.Module) -> nn.Module:
     """
     filled: dict[nn.Module, nn.Module] = {}
     covered: set[nn.Module] = set()
-    _check_can_be_packed(model)
     with torch.no_grad():
         for name, module in model.named_modules():
             if module in covered:
@@ -39,6 +38,7 @@ def pack_(model: nn.Module) -> nn.Module:
             packed = packed_like(module)
             if packed is not None:
                 # a unit packs its convolution; the layers of its shortcut are packed by themselves
+                _check_can_be_packed(name, module)
                 covered.update(module.conv.modules() if isinstance(module, BinaryUnit) else module.modules())
                 filled[module] = packed.fill_(module, name)  # type: ignore[operator]
     if not filled:
@@ -49,18 +49,15 @@ def pack_(model: nn.Module) -> nn.Module:
     return _chain(filled.get(model, model)).eval()
 
 
-def _check_can_be_packed(model: nn.Module) -> None:
-    """Raise InputError for hooks that packing would drop, and for weights that are not there."""
-    for name, module in model.named_modules():
-        if packed_like(module) is None:
-            continue
-        check_no_hooks("pack_", ((f"{name}.{key}" if key else name, part) for key, part in module.named_modules()))
-        for key, tensor in module.state_dict().items():
-            if tensor.is_meta:
-                raise InputError(
-                    f"{f'{name}.{key}'.lstrip('.')} is on the meta device and has no values to pack: load a file into "
-                    f"the network first"
-                )
+def _check_can_be_packed(name: str, module: nn.Module) -> None:
+    """Raise InputError for hooks of a latent module that packing would drop, and for weights that are not there."""
+    check_no_hooks("pack_", ((f"{name}.{key}" if key else name, part) for key, part in module.named_modules()))
+    for key, tensor in module.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(
+                f"{f'{name}.{key}'.lstrip('.')} is on the meta device and has no values to pack: load a file into the "
+                f"network first"
+            )
 
 
 def _chain(model: nn.Module) -> nn.Module:

@@ -73,11 +73,9 @@ class ClassificationDataModule(L.LightningDataModule):
         self.info = dataset_info(dataset)
         check_at_least(1, data__batch_size=batch_size, data__prefetch_factor=prefetch_factor)
         check_workers("data.num_workers", num_workers)
-        check_at_least(0, data__val_size=val_size)
-        check_at_least(0, data__train_size=train_size, data__test_size=test_size)
-        for name, value in (("data.image_size", image_size), ("data.num_classes", num_classes)):
-            if value is not None:
-                check_counts(**{name: value})
+        check_at_least(0, data__val_size=val_size, data__train_size=train_size, data__test_size=test_size)
+        given = {"data.image_size": image_size, "data.num_classes": num_classes}
+        check_counts(**{name: value for name, value in given.items() if value is not None})
         self.dataset, self.root, self.download = dataset, root, download
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_size, self.train_size, self.test_size = val_size, train_size, test_size

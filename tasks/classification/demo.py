@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from esbnn_core import count, load_checkpoint, model_spec
-from esbnn_core.errors import InputError, check_output_folder, find_sentence
+from esbnn_core.errors import InputError, check_output_folder, refuse
 from esbnn_core.files import ROOT, child_environment, write_atomically
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.demo_report import draw_report, render_report, render_summary
@@ -170,10 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output_folder(out, "--out")
         rows = [run_system(system, config, args.extra) for system, config in CONFIGS.items()]
     except Exception as error:
-        if (text := find_sentence(error)) is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        return refuse(error)
     faults = [f"{row.system}: {row.differing} packed predictions differ" for row in rows if row.differing]
     if len({(row.bops, row.flops) for row in rows}) != 1:
         faults.append("the OPs of the two networks differ")

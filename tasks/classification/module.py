@@ -178,9 +178,9 @@ class ClassificationModule(TaskModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.trainer.is_global_zero or data is None or not getattr(data, "predict_files", None):
             return
-        folder = self.locate_predictions(self.trainer)
-        write_predictions(folder / "predictions.csv", found, data.predict_files, data.class_names)
-        print(f"{folder / 'predictions.csv'}: {len(found):,} images")
+        path = self.prediction_folder / "predictions.csv"
+        write_predictions(path, found, data.predict_files, data.class_names)
+        print(f"{path}: {len(found):,} images")
 
     def _evaluate(self, stage: str, batch: Loaded) -> None:
         images, labels = batch

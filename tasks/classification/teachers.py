@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from esbnn_core.checkpoint.format import find_misfits
 from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.checkpoint.official import unwrap
 from esbnn_core.checkpoint.torch_file import load_torch_file
@@ -113,19 +114,11 @@ class TimmTeacher(NetworkTeacher):
             network: nn.Module = timm.create_model(self.name, pretrained=False)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"teacher must be a model of timm, got {self.name} ({_reason(error)})") from error
-        tensors, want = read_tensors(path), network.state_dict()
-        faults = [f"{name} is missing" for name in want if name not in tensors]
-        faults += [f"{name} is not expected" for name in tensors if name not in want]
-        faults += [
-            f"{name} has shape {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in want.items()
-            if name in tensors and tensors[name].shape != tensor.shape
-        ]
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        tensors = read_tensors(path)
+        if faults := find_misfits(network.state_dict(), tensors):
             raise InputError(
-                f"file {path} does not fit the teacher {self.name}: {'; '.join(faults[:3])}{more}: name the timm model "
-                f"that the file was saved from"
+                f"file {path} does not fit the teacher {self.name}: {faults}: name the timm model that the file was "
+                f"saved from"
             )
         network.load_state_dict(tensors)
         return network

@@ -210,11 +210,6 @@ class DetectionModule(TaskModule):
         names = getattr(data, "classes", VOC_CLASSES)
         return names if len(names) == self.num_classes else [str(i) for i in range(self.num_classes)]
 
-    @property
-    def prediction_folder(self) -> Path:
-        """The folder that predict writes."""
-        return self.locate_predictions(self.trainer)
-
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook."""
         self._report("val_")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from esbnn_core.checkpoint.catalogue import CATALOGUE, TASKS, read_catalogue
-from esbnn_core.errors import InputError, find_sentence
+from esbnn_core.errors import InputError, find_sentence, refuse
 from esbnn_core.files import write_atomically
 from tasks.evaluate.measure import evaluate
 from tasks.evaluate.options import BACKENDS, EvaluateRequest, flag
@@ -55,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130  # as shells have it; 1 would mean that the file misses its value
     except Exception as error:
-        if find_sentence(error) is None:
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 2
+        return refuse(error, _sentence)
     return 1 if result["within"] is False else 0
 
 
@@ -174,8 +171,10 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sentence(error: Exception) -> str:
-    text = find_sentence(error) or str(error)
+def _sentence(error: Exception) -> str | None:
+    text = find_sentence(error)
+    if text is None:
+        return None
     if text.startswith("Caught "):
         from esbnn_core.lit.refusals import sentence  # of a data worker: Lightning is loaded by then
 

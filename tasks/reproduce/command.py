@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from esbnn_core.errors import InputError, check_counts, check_output_folder, check_workers, find_sentence
+from esbnn_core.errors import InputError, check_counts, check_output_folder, check_workers, refuse
 from esbnn_core.files import ROOT
 from tasks.reproduce.modes.evaluation import evaluate_tables, read_evaluated
 from tasks.reproduce.modes.results import Measurement, TableResult, make_cells
@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as in shells
     except Exception as error:
-        if (text := find_sentence(error)) is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0
 
 

@@ -80,8 +80,7 @@ class SRDataModule(L.LightningDataModule):
         check_at_least(2, data__scale=scale)
         check_at_least(1, data__patch=patch, data__repeat=repeat, data__batch_size=batch_size)
         check_workers("data.num_workers", num_workers)
-        check_at_least(0, data__train_size=train_size, data__test_size=test_size)
-        check_at_least(0, data__cache_mib=cache_mib)
+        check_at_least(0, data__train_size=train_size, data__test_size=test_size, data__cache_mib=cache_mib)
         check_choice("data.lr", lr, ("make", "read"))
         if hr is not None and images is None:
             raise InputError(

@@ -223,11 +223,6 @@ class SuperResolutionModule(TaskModule):
         for item, tensor in zip(items, self.upsample(items, stage), strict=True):
             self.scored.append(score_image(item, to_pixels(tensor), self.scale, self.lpips))
 
-    @property
-    def prediction_folder(self) -> Path:
-        """The folder that predict writes."""
-        return self.locate_predictions(self.trainer)
-
     def _target(self, item: Item) -> Path:
         loaders = self.trainer.predict_dataloaders
         folder = self.prediction_folder
