@@ -26,7 +26,7 @@ def check_forms(layers: Mapping[str, nn.Module]) -> None:
         kind = type(layers[own[0]]).__name__
         raise InputError(
             f"{named(own)} of the layers are of the subclass {kind}, whose own forward a binary layer does not have: "
-            f"leave them out with filter_fn, or build the network from plain nn.Conv2d and nn.Linear"
+            f"leave them out with filter_fn, or build the network from the plain layers of torch.nn"
         )
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
@@ -44,8 +44,8 @@ def _has_own_forward(layer: nn.Module) -> bool:
     kind = type(layer)
     if parametrize.is_parametrized(layer):  # torch makes a class for each; the class below it is the layer's
         kind = kind.__bases__[0]
-    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    methods = ("forward", "_conv_forward", "__call__")
+    plain = next(each for each in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear) if isinstance(layer, each))
+    methods = ("forward", "_conv_forward", "_output_padding", "__call__")
     return any(getattr(kind, name, None) is not getattr(plain, name, None) for name in methods)
 
 
@@ -59,7 +59,7 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
             found[f"{name}.out_proj".lstrip(".")] = f"its {kind} multiplies by the weight without it{whole}"
     read = {parameter.rpartition(".")[0]: parameter for parameter in look.read} if look is not None else {}
     for name, module in model.named_modules():
-        if name and name in read and isinstance(module, nn.Conv2d | nn.Linear):
+        if name and name in read and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             found.setdefault(name, f"the forward of another module reads {read[name]}")
     return found
 

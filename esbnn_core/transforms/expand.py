@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers import BinaryLinear, ESBinaryConv2d, ESBinaryLinear, SelectChannels, SliceChannels, Tile
+from esbnn_core.layers import (
+    BinaryLinear,
+    ESBinaryConv2d,
+    ESBinaryConvTranspose2d,
+    ESBinaryLinear,
+    SelectChannels,
+    SliceChannels,
+    Tile,
+)
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
@@ -150,7 +158,7 @@ def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, Exp
     A forward that cannot be traced has no graph; its feed-forward parts may be expanded all the same.
     """
     for name, module in model.named_modules():
-        if isinstance(module, Tile | ESBinaryConv2d | ESBinaryLinear):
+        if isinstance(module, Tile | ESBinaryConv2d | ESBinaryConvTranspose2d | ESBinaryLinear):
             raise InputError(
                 f"{name} is a {type(module).__name__}, so that {type(model).__name__} is expanded already: "
                 f"expand_ takes a plain network, build it again and expand it once"

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.layers import BinaryLinear
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.transforms.expand_layout import MAP, Layout, Role
 from esbnn_core.transforms.expand_moves import flattened, shuffle_module, unflattened
 from esbnn_core.transforms.expand_rules import (
+    CONVS,
     LAYERS,
     is_spatial,
     layer_groups,
@@ -101,7 +102,7 @@ def layer_output_order(layer: nn.Module, expansion: Expansion) -> Tensor:
     channels = nominal_widths(layer)[1]
     plain = torch.arange(expansion.wide * channels, device="cpu")
     groups = layer_groups(layer)
-    if groups == 1 or not isinstance(layer, nn.Conv2d | BinaryConv2d) or not splits_by_group(layer, expansion):
+    if groups == 1 or not isinstance(layer, CONVS) or not splits_by_group(layer, expansion):
         return plain
     tau, filters = expansion.tau, channels // groups // expansion.tau
     tile, group, place = plain // (groups * filters), plain // filters % groups, plain % filters
