@@ -138,6 +138,7 @@ def binary_conv_transpose2d(
     shift: Tensor | None = None,
     filters: Sequence[Tensor] | None = None,
     lanes: Sequence[Tensor | None] | None = None,
+    output_size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Transposed binary convolution: the exact sums, or these times `scale` plus `bias` (contract: esbnn_core.kernels).
 
@@ -150,6 +151,7 @@ def binary_conv_transpose2d(
         filters: part_filters of each of parts_of(kernel, geometry), which are otherwise made at every call; they do
             not depend on output_padding.
         lanes: kernels.lanes_of each of `filters`, or None.
+        output_size: (H', W') that some output_padding smaller than the stride gives, in place of the geometry's.
 
     Returns:
         y (N, copies*O, H', W') in channels_last memory.
@@ -158,12 +160,15 @@ def binary_conv_transpose2d(
         TypeError, ValueError: an argument that the contract refuses, by its name; an output without pixels.
     """
     kernel, (rows, columns) = weight.shape[1:3], geometry.stride
+    if output_size is not None:  # more than any: only the cut at the end depends on the size, and it always cuts
+        geometry = geometry._replace(output_padding=(rows, columns))
     parts = parts_of(kernel, geometry)
     filters = [part_filters(weight, part) for part in parts] if filters is None else filters
     lanes = [None] * len(parts) if lanes is None else lanes
     bits = kernels.pack_sign(x, shift, geometry.groups, 1) if x.is_floating_point() else x
     images, *size = bits.shape[:3]
-    whole, lengths = geometry.output_size(size, kernel), _lengths(size, kernel, geometry)
+    whole = geometry.output_size(size, kernel) if output_size is None else output_size
+    ends, lengths = geometry.output_size((1, 1), kernel), _lengths(size, kernel, geometry)
     if whole[0] < 1 or whole[1] < 1:
         raise ValueError(f"x must give an output of at least 1x1 pixels, got {size[0]}x{size[1]}, which gives {whole}")
     found: dict[tuple[int, int], Tensor] = {}
@@ -177,7 +182,9 @@ def binary_conv_transpose2d(
             found[place] = split[:, top : top + lengths[0], left : left + lengths[1], :, index].flatten(3)
     empty = _unreached(bits, weight, geometry, epilogue).expand(images, *lengths, -1)
     lines = [_interleaved([found.get((row, column), empty) for column in range(columns)], 2) for row in range(rows)]
-    y = _interleaved(lines, 1)[:, : whole[0], : whole[1]]
+    y = _interleaved(lines, 1)
+    if output_size is not None or any(end % step for end, step in zip(ends, geometry.stride, strict=True)):
+        y = y[:, : whole[0], : whole[1]].clone(memory_format=torch.contiguous_format)
     return y.contiguous().permute(0, 3, 1, 2)
 
 

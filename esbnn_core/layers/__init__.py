@@ -7,7 +7,7 @@ from esbnn_core.layers.conv_transpose import BinaryConvTranspose2d, ESBinaryConv
 from esbnn_core.layers.linear import BinaryLinear, ESBinaryLinear
 from esbnn_core.layers.shortcut import PadShortcut
 from esbnn_core.layers.squeeze_excite import SqueezeExcite
-from esbnn_core.layers.tile import SelectChannels, SliceChannels, Tile
+from esbnn_core.layers.tile import OutputSized, SelectChannels, SliceChannels, Tile
 from esbnn_core.layers.timestep import TimestepRPReLU, TimestepShift, timestep_group
 from esbnn_core.layers.widths import Expansion
 
@@ -22,6 +22,7 @@ __all__ = [
     "ESBinaryLinear",
     "Expansion",
     "LayerScale",
+    "OutputSized",
     "PadShortcut",
     "PositiveSign",
     "RPReLU",

@@ -198,23 +198,38 @@ def check_output_padding(output_padding: Pair, stride: Pair, dilation: Pair) -> 
             )
 
 
+def checked_size(
+    output_size: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Pair:
+    """(H', W') of an output_size, which may be a whole shape, for an input of `size` (H, W).
+
+    Raises:
+        InputError: no output_padding smaller than the stride gives it.
+    """
+    if len(output_size) not in (2, 4):
+        raise InputError(f"output_size must be (H, W) or (N, C, H, W), got {tuple(output_size)}")
+    wanted = (output_size[-2], output_size[-1])
+    least = _least(size, kernel, stride, padding, dilation)
+    for i in (0, 1):
+        if not 0 <= wanted[i] - least[i] < stride[i]:
+            raise InputError(
+                f"output_size must be {least[i]} to {least[i] + stride[i] - 1} along dimension {2 + i} for an input of "
+                f"{size[i]} and stride {stride[i]}, got {wanted[i]}: give the size of the map that the input was made "
+                f"from with the same stride"
+            )
+    return wanted
+
+
 def padding_for(
     output_size: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Pair:
-    """The output_padding that gives (H', W'), the end of `output_size`, for an input of `size` (H, W).
+    """The output_padding that gives an output_size; errors as checked_size."""
+    wanted = checked_size(output_size, size, kernel, stride, padding, dilation)
+    least = _least(size, kernel, stride, padding, dilation)
+    return wanted[0] - least[0], wanted[1] - least[1]
 
-    Raises:
-        InputError: none does.
-    """
-    wanted = tuple(output_size)[-2:]
-    given = []
-    for i in range(2):
-        least = (size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1
-        given.append(wanted[i] - least)
-        if not 0 <= given[i] < stride[i]:
-            raise InputError(
-                f"output_size of a transposed convolution must be {least} to {least + stride[i] - 1} along dimension "
-                f"{2 + i} for an input of {size[i]}, got {wanted[i]}: give the size of a map that was convolved with "
-                f"the same stride"
-            )
-    return given[0], given[1]
+
+def _least(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(H', W') without output_padding."""
+    height, width = ((size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1))
+    return height, width

@@ -8,7 +8,7 @@ from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue
 from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d, part_filters, parts_of
 from esbnn_core.layers import BinaryConvTranspose2d
-from esbnn_core.layers.conv_transpose import padding_for
+from esbnn_core.layers.conv_transpose import checked_size
 from esbnn_core.packed.layers import PackedLayer, stream_dtype
 from esbnn_core.packed.match import packs
 
@@ -78,12 +78,13 @@ class PackedConvTranspose2d(PackedLayer):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The output in x's memory format; output_size as BinaryConvTranspose2d takes it."""
-        geometry = self.geometry
+        size: Pair | None = None
         if output_size is not None:
             shape = (self.kernel_size, self.stride, self.padding, self.dilation)
-            geometry = geometry._replace(output_padding=padding_for(output_size, x.shape[2:], *shape))
+            size = checked_size(output_size, x.shape[2:], *shape)
         filters = [self.get_buffer(f"filters{index}") for index in range(len(self.parts))]
         lanes = [self._buffers[f"lanes{index}"] for index in range(len(self.parts))]
         epilogue = Epilogue(self.scale, self.bias, out_dtype=stream_dtype(x))
-        y = binary_conv_transpose2d(x, self.weight_bits, geometry, epilogue, self.shift, filters, lanes)
+        rest = (epilogue, self.shift, filters, lanes, size)
+        y = binary_conv_transpose2d(x, self.weight_bits, self.geometry, *rest)
         return y if x.stride(1) == 1 else y.contiguous()

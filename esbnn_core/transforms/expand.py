@@ -27,6 +27,7 @@ from esbnn_core.layers import (
     ESBinaryConv2d,
     ESBinaryConvTranspose2d,
     ESBinaryLinear,
+    OutputSized,
     SelectChannels,
     SliceChannels,
     Tile,
@@ -54,6 +55,7 @@ from esbnn_core.transforms.expand_modules import (
 )
 from esbnn_core.transforms.expand_places import Inserted
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
+from esbnn_core.transforms.expand_rules import TRANSPOSED
 from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
@@ -308,7 +310,8 @@ def _put(parent: nn.Module, key: str, row: Row, training: bool) -> None:
     elif len(row) == 1:
         setattr(parent, key, row[0])
     else:
-        wrapped = nn.Sequential(*row)
+        sized = any(isinstance(step, TRANSPOSED) for step in row)
+        wrapped = OutputSized(*row) if sized else nn.Sequential(*row)
         wrapped.training = training
         setattr(parent, key, wrapped)
 

@@ -23,6 +23,7 @@ from esbnn_core.units.window_attention import WindowAttention
 
 BINARY = (BinaryUnit, BinaryLayer)
 REAL_CONVS = (nn.Conv2d, nn.ConvTranspose2d)
+TRANSPOSED = (nn.ConvTranspose2d, BinaryConvTranspose2d)
 CONVS = (*REAL_CONVS, BinaryConv2d, BinaryConvTranspose2d)
 Conv = nn.Conv2d | nn.ConvTranspose2d | BinaryConv2d | BinaryConvTranspose2d
 LAYERS = (*BINARY, *REAL_CONVS, nn.Linear, SqueezeExcite)
