@@ -29,9 +29,11 @@ class PackedConvTranspose2d(PackedLayer):
     def __init__(self, conv: BinaryConvTranspose2d) -> None:
         shape = (conv.in_channels, conv.stride, conv.padding, conv.output_padding, conv.dilation, conv.groups)
         super().__init__(conv, TransposedGeometry(*shape, conv.copies))
+        del self.lanes  # of weight_bits as a whole, which no convolution reads; torch.export miscounts empty buffers
         self.parts = parts_of(self.kernel_size, self.geometry)
         for index, part in enumerate(self.parts):
             self.register_buffer(f"filters{index}", part_filters(self.weight_bits, part), persistent=False)
+        for index in range(len(self.parts)):
             self.register_buffer(f"lanes{index}", None, persistent=False)
 
     def make_lanes_(self) -> None:

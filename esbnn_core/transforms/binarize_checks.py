@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from esbnn_core.errors import InputError
 from esbnn_core.transforms.first_batch import named
-from esbnn_core.transforms.look import Look
+from esbnn_core.transforms.look import Cause, Look
 
 
 def check_forms(layers: Mapping[str, nn.Module]) -> None:
@@ -57,7 +57,8 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
             kind = type(module).__name__
             whole = f" (let filter_fn take {name or 'it'} whole)" if kind == "MultiheadAttention" else ""
             found[f"{name}.out_proj".lstrip(".")] = f"its {kind} multiplies by the weight without it{whole}"
-    read = {parameter.rpartition(".")[0]: parameter for parameter in look.read} if look is not None else {}
+    lines = {} if look is None else look.read
+    read = {name.rpartition(".")[0]: f"{name}, {line}" for name, line in lines.items()}
     for name, module in model.named_modules():
         if name and name in read and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             found.setdefault(name, f"the forward of another module reads {read[name]}")
@@ -65,7 +66,7 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
 
 
 def warn_of(
-    left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, str], products: Sequence[str]
+    left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, Cause], products: Sequence[str]
 ) -> None:
     """One warning for what stays real, one for binary layers whose input is never negative.
 
@@ -77,17 +78,21 @@ def warn_of(
     """
     real = [f"{number} {kind}" for kind, number in left.items()]
     if shared:
-        real.append(f"{named(list(shared))} whose weight another module reads")
+        first, why = next(iter(shared.items()))
+        real.append(f"{named(list(shared))} whose weight another module reads ({first}, because {why})")
     if products:
         real.append(f"products of {named(products)}, which BinaryConfig.products does not reach")
     if real:
         warnings.warn(f"binarize_ leaves these layers real: {'; '.join(real)}", stacklevel=3)
     if positive:
         first = next(iter(positive))
+        lines = list(dict.fromkeys(cause.line for cause in positive.values() if cause.line))
+        others = [line for line in lines if line != positive[first].line]
+        more = f"; the other calls are at {named(others)}" if others else ""
         warnings.warn(
             f"{named(list(positive))} of the binary layers have an input that is never negative, so that every sign is "
-            f"+1 until their shifts move: {first} follows {positive[first]}: replace it by a module with negative "
-            f"values, such as nn.PReLU",
+            f"+1 until their shifts move: {first} follows {positive[first]}{more}: replace it by a module with "
+            f"negative values, such as nn.PReLU",
             stacklevel=3,
         )
 
