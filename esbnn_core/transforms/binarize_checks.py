@@ -85,14 +85,15 @@ def warn_of(
     if real:
         warnings.warn(f"binarize_ leaves these layers real: {'; '.join(real)}", stacklevel=3)
     if positive:
-        first = next(iter(positive))
-        lines = list(dict.fromkeys(cause.line for cause in positive.values() if cause.line))
-        others = [line for line in lines if line != positive[first].line]
-        more = f"; the other calls are at {named(others)}" if others else ""
+        firsts: dict[str, str] = {}  # the first layer after each line of code, and the first after a module
+        for name, cause in positive.items():
+            firsts.setdefault(cause.line, f"{name} follows {cause}")
+        causes = list(firsts.values())
+        more = f"; and {len(causes) - 4} more calls" if len(causes) > 4 else ""
         warnings.warn(
             f"{named(list(positive))} of the binary layers have an input that is never negative, so that every sign is "
-            f"+1 until their shifts move: {first} follows {positive[first]}{more}: replace it by a module with "
-            f"negative values, such as nn.PReLU",
+            f"+1 until their shifts move: {'; '.join(causes[:4])}{more}: replace it by a module with negative values, "
+            f"such as nn.PReLU",
             stacklevel=3,
         )
 

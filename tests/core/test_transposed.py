@@ -13,12 +13,15 @@ from torch.nn import functional as F
 
 from esbnn_core import BinaryConfig, ESConfig, InputError, binarize_, count, expand_, pack_, plan_expansion
 from esbnn_core.checkpoint import load_checkpoint, save_checkpoint
-from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, ESBinaryConvTranspose2d, RSign
+from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, ESBinaryConvTranspose2d, Expansion, RSign
 from esbnn_core.layers.base import binary_layers, exact_zeros
 from esbnn_core.layers.conv_transpose import filters_of
 from esbnn_core.layers.quantizers import WEIGHT_QUANTIZERS, Temperature
 from esbnn_core.packed import PackedConvTranspose2d
 from esbnn_core.training.on_bits import bit_training_report, train_on_bits_
+from esbnn_core.transforms.expand_modules import expand_layer
+from esbnn_core.transforms.expand_shapes import layer_output_order
+from esbnn_core.transforms.real_weights import real_weights_
 from tests.helpers.expansion import assert_costs_stay_it_trains_and_packs, assert_two_groups_compute_plain, stirred
 
 
@@ -122,9 +125,34 @@ def test_the_scale_of_an_output_channel_is_the_mean_of_its_own_weights(inputs: i
         own = layer.weight[group * deep : (group + 1) * deep, place]  # torch's layout, (I, O/groups, KH, KW)
         torch.testing.assert_close(layer.output_scale()[channel], own.abs().mean())
         assert torch.equal(layer.filters[channel], own)
+
+
+def test_zeros_are_counted_in_filters() -> None:
+    layer = drawn(BinaryConvTranspose2d(3, 2, (2, 3), weight_quantizer="recu"))
     with torch.no_grad():
-        layer.weight[0, 0, 0, 0] = 0
-    assert exact_zeros(layer) == 1
+        layer.weight[:, 1] = 0.5  # one filter is constant: less its mean it is 0
+    assert exact_zeros(layer) == 3 * 2 * 3
+
+
+def test_real_weights_convolve_signs() -> None:
+    layer = real_weights_(drawn(BinaryConvTranspose2d(6, 4, 3, 2, 1, 1, 2)), fresh=True)
+    bound = (2 * 9) ** -0.5  # torch's start of such a layer
+    assert bound / 2 < layer.weight.abs().max() <= bound
+    x = draw(2, 6, 4, 5)
+    want = F.conv_transpose2d(signs(x), layer.weight.double(), None, 2, 1, 1, 2)
+    torch.testing.assert_close(layer(x).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_expanded_layer_with_groups_keeps_each_group_to_itself() -> None:
+    layer, expansion, groups = drawn(BinaryConvTranspose2d(8, 12, 2, 2, groups=2)), Expansion(2, 1), 2
+    row = nn.Sequential(*expand_layer("up", layer, expansion))
+    group_of_input = torch.arange(16) % 8 // 4
+    group_of_output = layer_output_order(layer, expansion) % 12 // 6
+    x = draw(1, 16, 3, 3)
+    for group in range(groups):
+        flipped = torch.where((group_of_input == group).view(1, -1, 1, 1), -x, x)
+        changed = (row(flipped) != row(x)).flatten(2).any(2)[0]
+        assert torch.equal(changed, group_of_output == group)
 
 
 def test_an_expanded_layer_with_one_copy_is_the_plain_layer() -> None:
@@ -234,14 +262,14 @@ def test_a_unet_goes_through_the_verbs(kind: tuple[int, ...]) -> None:
 
 
 def test_a_real_transposed_convolution_among_binary_layers_is_expanded_too() -> None:
-    model = UNet()
+    model = UNet(*KINDS[3])
     binarize_(model, BinaryConfig(filter_fn=lambda name, module: name in ("down.0", "merge.0")))
     assert set(plan_expansion(model, ESConfig(2, 1)).expanded) == {"down.0", "up", "merge.0"}
     assert_two_groups_compute_plain(stirred(copy.deepcopy(model)), draw(2, 3, 12, 10))
     assert_costs_stay_it_trains_and_packs(model, draw(2, 3, 12, 10), ESConfig(4, 2))
 
 
-@pytest.mark.parametrize(("ste", "size"), [("poly2", None), ("clip", (10, 7)), ("identity", None)])
+@pytest.mark.parametrize(("ste", "size"), [("poly2", None), ("clip", (11, 8)), ("identity", None)])
 def test_training_on_bits_has_the_gradients_of_the_plain_layer(ste: str, size: tuple[int, int] | None) -> None:
     layer = BinaryConvTranspose2d(33, 6, (4, 3), 2, 1, 0, 3, True, activation=RSign(33, ste))  # type: ignore[arg-type]
     plain = drawn(layer, 5).double().train()
