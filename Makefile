@@ -68,7 +68,7 @@ gpu-check: $(STAMP)
 lock:
 	uv pip compile --universal --python-version 3.10 --no-annotate --no-header \
 	  --extra all --extra dev --extra docs requirements.in setup.cfg -o requirements.lock
-	sed -i '1i # The exact versions that make install and CI install, resolved for Python 3.10 to 3.12 (make lock).' requirements.lock
+	sed -i '1i # The exact versions that make install and CI install, resolved for Python 3.10 to 3.12 (make lock).\n# On x86-64 and aarch64 Linux and on macOS 14 for arm64; Macs with Intel processors have no torch (docs/guides/arm.md).' requirements.lock
 
 # also what was trained (runs/) and unpacked or downloaded (data/) here
 clean:
