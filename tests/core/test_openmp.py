@@ -94,10 +94,16 @@ def test_on_macos_torchs_own_openmp_serves_apples_clang(
 
 
 @pytest.mark.parametrize(
-    ("instead", "trusted"), [("return sum + 1", False), ("__builtin_trap()", False), ("return sum", True)]
+    ("instead", "limit", "trusted"),
+    [
+        ("return sum + 1", openmp.LIMIT, False),
+        ("__builtin_trap()", openmp.LIMIT, False),
+        ("return sum", 1e-3, False),
+        ("return sum", openmp.LIMIT, True),
+    ],
 )
 def test_what_links_is_trusted_once_it_ran(
-    instead: str, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    instead: str, limit: float, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = library.compiler()
     if found is None:
@@ -105,4 +111,5 @@ def test_what_links_is_trusted_once_it_ran(
     monkeypatch.setattr(openmp, "PROBE", openmp.PROBE.replace("return sum", instead))
     without_torch = [line for line in openmp.CALL.splitlines() if "torch." not in line]
     monkeypatch.setattr(openmp, "CALL", "\n".join(without_torch).replace(", torch", ""))
+    monkeypatch.setattr(openmp, "LIMIT", limit)
     assert openmp.works(found, openmp.OpenMP(tried=True, compile=("-D_OPENMP",)), tmp_path) is trusted
