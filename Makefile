@@ -44,8 +44,8 @@ $(VENV)/.installed-docs: $(STAMP)
 sanitize: $(STAMP)
 	ESBNN_CACHE=$(VENV)/sanitized ESBNN_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py \
-	  -k "not process and not compiler and not import and not opcheck"
+	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py tests/core/test_neon.py \
+	  -k "not emulation and not process and not compiler and not import and not opcheck"
 
 # about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/reports/performance.md anew
 bench: $(STAMP)
@@ -68,7 +68,7 @@ gpu-check: $(STAMP)
 lock:
 	uv pip compile --universal --python-version 3.10 --no-annotate --no-header \
 	  --extra all --extra dev --extra docs requirements.in setup.cfg -o requirements.lock
-	sed -i '1i # The exact versions that make install and CI install, resolved for Python 3.10 to 3.12 (make lock).' requirements.lock
+	sed -i '1i # The exact versions that make install and CI install, resolved for Python 3.10 to 3.12 (make lock).\n# On x86-64 and aarch64 Linux and on macOS 14 for arm64; Macs with Intel processors have no torch (docs/guides/arm.md).' requirements.lock
 
 # also what was trained (runs/) and unpacked or downloaded (data/) here
 clean:

@@ -23,6 +23,7 @@ LONG = [
     "tasks/test_cli",
     "core/test_binaryvit",
     "core/test_expand",
+    "core/test_neon",
     "core/test_amx",
     "core/test_trunks",
     "tasks/detection/test_resume",

@@ -195,7 +195,7 @@ def _hook(
         if len(weight) == 2:
             positions = math.prod(output.shape[:-1])
         else:
-            placed = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
+            placed = inputs[0] if getattr(module, "transposed", False) else output
             positions = placed.numel() // placed.shape[1 if placed.dim() == len(weight) else 0]
         weights = math.prod(weight)
         macs = weights * positions

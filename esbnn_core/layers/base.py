@@ -18,26 +18,29 @@ U(+-1/sqrt(fan-in)), torch's own start of linear layers and convolutions.
 
 Differs from the paper: the ReActNet family starts from U[0, 1e-3), whose signs are all +1."""
 
-TrainingPath = Callable[[Any, Tensor], Tensor | None]
-"""(module, input) -> output of the module's training forward, or None to use the plain one."""
+TrainingPath = Callable[..., Tensor | None]
+"""(module, input, *options of the call) -> output of the module's training forward, or None to use the plain one."""
 
 
 class BinaryLayer(nn.Module):
     """A layer with a latent `weight` (O, I/groups, *k) that is binarised in forward.
 
     Args:
-        weight_shape: (O, I/groups, *k).
+        weight_shape: (O, I/groups, *k), or what `filters` makes that shape of.
         bias: a real bias (O,), added after the scale.
         weight_quantizer: see make_weight_quantizer of esbnn_core.layers.quantizers.
         activation: STE of the input's sign, a Sign or RSign module, or None for an input that is +-1 already.
         clip: half width of the "clip" STE.
         learned_scale: a learnable scale (O,) of the output that starts at U[0, 1) (ReCU).
         latent_init: start of the latent weight, see LatentInit.
+        out_channels: O, where it is not the first size of `weight_shape`.
 
     Raises:
         InputError: an unknown quantizer or latent_init.
     """
 
+    transposed = False
+    """Whether the layer is a transposed convolution, as torch's convolutions say it."""
     training_path: TrainingPath | None = None
     """Another way to the sums in training (esbnn_core.training.on_bits sets it)."""
 
@@ -50,9 +53,10 @@ class BinaryLayer(nn.Module):
         clip: float,
         learned_scale: bool,
         latent_init: LatentInit,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        out_channels = weight_shape[0]
+        out_channels = weight_shape[0] if out_channels is None else out_channels
         self.weight = nn.Parameter(torch.empty(weight_shape))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.quantizer = make_weight_quantizer(weight_quantizer)
@@ -84,28 +88,36 @@ class BinaryLayer(nn.Module):
         if self.learned_scale is not None:
             init.uniform_(self.learned_scale, 0.0, 1.0)
 
-    def total(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The bare sums product(sign(x), binary weight); in training those of `training_path`, if it gives any."""
+    @property
+    def filters(self) -> Tensor:
+        """The latent weight as (O, I/groups, *k): what quantizers see, one scale for each filter."""
+        return self.weight
+
+    def total(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor], *options: Any) -> Tensor:
+        """The bare sums product(sign(x), binary filters); in training those of `training_path`, if it gives any.
+
+        `options` are what the call adds to the layer's own, which `product` knows.
+        """
         if self.training and self.training_path is not None:
-            total = self.training_path(self, x)
+            total = self.training_path(self, x, *options)
             if total is not None:
                 return total
         return self.exact(self.sign(x), product)
 
     def output_scale(self) -> Tensor | None:
         """Scale (O,) of the raw sum, or None: the quantizer's alpha, the learned scale, or their product."""
-        alpha = self.quantizer.scale(self.weight)
+        alpha = self.quantizer.scale(self.filters)
         if alpha is None or self.learned_scale is None:
             return self.learned_scale if alpha is None else alpha
         return alpha * self.learned_scale
 
     def exact(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """product(x, binary weight); outside training autocast does not make it narrower than float32.
+        """product(x, binary filters); outside training autocast does not make it narrower than float32.
 
         bfloat16 holds whole numbers up to 256 only, so a validation under autocast would compute other sums than the
         packed network.
         """
-        weight = self.quantizer.binary(self.weight)
+        weight = self.quantizer.binary(self.filters)
         kind = x.device.type
         if not self.training and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
@@ -136,7 +148,7 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 @torch.no_grad()
 def exact_zeros(model: nn.Module) -> int:
     """How many numbers whose sign is a binary weight are exactly 0: their sign is +1 here, 0 with torch.sign."""
-    return sum(int((layer.quantizer.signed(layer.weight) == 0).sum()) for _, layer in binary_layers(model))
+    return sum(int((layer.quantizer.signed(layer.filters) == 0).sum()) for _, layer in binary_layers(model))
 
 
 @torch.no_grad()

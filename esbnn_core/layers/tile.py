@@ -1,4 +1,6 @@
-"""Tile, slice and selection: the parameter-free parts of an expanded trunk."""
+"""Tile, slice, selection and a row around a layer: the parameter-free parts of an expanded trunk."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -65,3 +67,12 @@ class SelectChannels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.positions.numel()}"
+
+
+class OutputSized(nn.Sequential):
+    """Modules in a row, called as the transposed convolution among them is: with an output_size or without."""
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
+        for step in self:
+            x = step(x, output_size) if getattr(step, "transposed", False) else step(x)
+        return x

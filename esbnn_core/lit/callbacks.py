@@ -102,7 +102,7 @@ class FlipRatio(Callback):
     @torch.no_grad()
     def signs(model: nn.Module) -> dict[str, Tensor]:
         """Boolean signs of the weights as the convolutions see them, by layer name."""
-        return {name: layer.quantizer.binary(layer.weight) >= 0 for name, layer in binary_layers(model)}
+        return {name: layer.quantizer.binary(layer.filters) >= 0 for name, layer in binary_layers(model)}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""

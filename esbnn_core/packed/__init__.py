@@ -1,6 +1,7 @@
 """Inference modules that hold bit-words and folded affines, and nothing else."""
 
 from esbnn_core.packed.chain import PackedChain
+from esbnn_core.packed.conv_transpose import PackedConvTranspose2d
 from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, is_packed
 from esbnn_core.packed.match import packed_like, packs
 from esbnn_core.packed.timestep import PackedTimestepUnit
@@ -9,6 +10,7 @@ from esbnn_core.packed.units import PackedTokenUnit, PackedUnit
 __all__ = [
     "PackedChain",
     "PackedConv2d",
+    "PackedConvTranspose2d",
     "PackedLayer",
     "PackedLinear",
     "PackedTimestepUnit",

@@ -14,6 +14,7 @@ from esbnn_core import kernels
 from esbnn_core.errors import InputError
 from esbnn_core.kernels import Epilogue, Geometry
 from esbnn_core.kernels.reference import pack_bits
+from esbnn_core.kernels.transposed import TransposedGeometry
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.packed.match import packs
@@ -31,8 +32,9 @@ class PackedLayer(nn.Module):
     """What every packed module has: weight bits, scale, bias and the shift of the input's sign.
 
     Attributes:
-        weight_shape: of the latent weight, for counting.
+        weight_shape: (O, I/groups, *k), of the latent filters.
         geometry: of the product.
+        transposed: whether it is a transposed convolution, as torch's convolutions say it.
         weight_bits: buffer, int32 in the layout of esbnn_core.kernels.
         scale: buffer (copies*O,).
         bias: buffer (copies*O,).
@@ -41,16 +43,18 @@ class PackedLayer(nn.Module):
             load_state_dict make it anew.
     """
 
+    transposed = False
+    geometry: Geometry | TransposedGeometry
     weight_bits: Tensor
     scale: Tensor
     bias: Tensor
     shift: Tensor | None
     lanes: Tensor | None
 
-    def __init__(self, layer: BinaryLayer, geometry: Geometry) -> None:
+    def __init__(self, layer: BinaryLayer, geometry: Geometry | TransposedGeometry) -> None:
         super().__init__()
-        out, inner, *kernel = layer.weight.shape
-        self.weight_shape = tuple(layer.weight.shape)
+        out, inner, *kernel = layer.filters.shape
+        self.weight_shape = tuple(layer.filters.shape)
         self.geometry = geometry
         zeros = layer.weight.detach().new_zeros
         self.register_buffer("weight_bits", zeros(out, *kernel, kernels.words_of(inner), dtype=torch.int32))
@@ -83,13 +87,17 @@ class PackedLayer(nn.Module):
             raise InputError(
                 f"the latent weights of layer {name} must be finite, got inf or nan: pack a trained network"
             )
-        binary = layer.quantizer.binary(layer.weight)
+        binary = layer.quantizer.binary(layer.filters)
         self.weight_bits.copy_(pack_bits(binary.movedim(1, -1) > 0))
         self.scale.fill_(1.0) if scale is None else self.scale.copy_(scale)
         self.bias.zero_() if bias is None else self.bias.copy_(bias)
         if self.shift is not None and isinstance(layer.sign, Sign) and layer.sign.shift is not None:
             self.shift.copy_(layer.sign.shift)
-        _make_lanes(self)
+        self.make_lanes_()
+
+    def make_lanes_(self) -> None:
+        """Make `lanes`, and what else follows from weight_bits, anew."""
+        self.lanes = kernels.lanes_of(self.weight_bits, self.geometry.groups)
 
     # what a network's own forward may ask its layers, as torch names it
 
@@ -112,7 +120,7 @@ class PackedLayer(nn.Module):
             if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
                 self._buffers[name] = buffer.to(now.device)
         if self.weight_bits.device != device:
-            _make_lanes(self)
+            self.make_lanes_()
         return self
 
     def extra_repr(self) -> str:
@@ -120,9 +128,9 @@ class PackedLayer(nn.Module):
 
 
 def _make_lanes(layer: nn.Module, _: object = None) -> None:
-    """Make `lanes` of a packed layer anew from its weight_bits."""
+    """Hook of load_state_dict."""
     assert isinstance(layer, PackedLayer)
-    layer.lanes = kernels.lanes_of(layer.weight_bits, layer.geometry.groups)
+    layer.make_lanes_()
 
 
 @packs(BinaryConv2d)
@@ -131,6 +139,8 @@ class PackedConv2d(PackedLayer):
 
     The output has x's dtype where that is a half-precision one, else the dtype of `scale`.
     """
+
+    geometry: Geometry
 
     def __init__(self, conv: BinaryConv2d, copies: int | None = None) -> None:
         copies = conv.copies if copies is None else copies
@@ -212,6 +222,8 @@ class PackedConv2d(PackedLayer):
 @packs(BinaryLinear)
 class PackedLinear(PackedLayer):
     """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O), dtypes as PackedConv2d."""
+
+    geometry: Geometry
 
     def __init__(self, linear: BinaryLinear, copies: int | None = None) -> None:
         copies = linear.copies if copies is None else copies

@@ -22,7 +22,7 @@ from esbnn_core.transforms.first_batch import FirstBatch
 from esbnn_core.transforms.look import Look, Weighted, attention_parts, look_at
 from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 
-CHOSEN = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+CHOSEN = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
 """What binarize_ asks filter_fn about."""
 
 
@@ -77,7 +77,7 @@ def _choose(model: nn.Module, config: BinaryConfig, look: Look | None) -> tuple[
 
 
 def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module:
-    """Turn the convolutions, linear layers and attention of a network into binary ones, in place.
+    """Turn the convolutions, transposed ones too, linear layers and attention of a network into binary ones, in place.
 
     The real weights stay as latent weights. An nn.MultiheadAttention becomes a BinaryMultiheadAttention, whose
     projections are new parameters: make the optimizer afterwards. What stays real although its kind could be binary or
@@ -109,10 +109,12 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
         built |= {
             old: new for old, new in self_attentions(model, config).items() if old.qkv in built or old.proj in built
         }
-    left = Counter(type(m).__name__ for m in model.modules() if isinstance(m, _ConvNd) and not isinstance(m, nn.Conv2d))
+    left = Counter(type(m).__name__ for m in model.modules() if isinstance(m, _ConvNd) and not isinstance(m, CHOSEN))
     if not built:
         kinds = f": it has {', '.join(f'{n} {kind}' for kind, n in left.items())}, which stay real" if left else ""
-        raise InputError(f"binarize_ found no nn.Conv2d or nn.Linear to binarize{kinds}: check filter_fn")
+        raise InputError(
+            f"binarize_ found no nn.Conv2d, nn.ConvTranspose2d or nn.Linear to binarize{kinds}: check filter_fn"
+        )
 
     modules = dict(model.named_modules())
     constant = set() if look is None else {modules[name] for name in look.constant}

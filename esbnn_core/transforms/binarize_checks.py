@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from esbnn_core.errors import InputError
 from esbnn_core.transforms.first_batch import named
-from esbnn_core.transforms.look import Look
+from esbnn_core.transforms.look import Cause, Look
 
 
 def check_forms(layers: Mapping[str, nn.Module]) -> None:
@@ -26,7 +26,7 @@ def check_forms(layers: Mapping[str, nn.Module]) -> None:
         kind = type(layers[own[0]]).__name__
         raise InputError(
             f"{named(own)} of the layers are of the subclass {kind}, whose own forward a binary layer does not have: "
-            f"leave them out with filter_fn, or build the network from plain nn.Conv2d and nn.Linear"
+            f"leave them out with filter_fn, or build the network from the plain layers of torch.nn"
         )
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
@@ -44,8 +44,8 @@ def _has_own_forward(layer: nn.Module) -> bool:
     kind = type(layer)
     if parametrize.is_parametrized(layer):  # torch makes a class for each; the class below it is the layer's
         kind = kind.__bases__[0]
-    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    methods = ("forward", "_conv_forward", "__call__")
+    plain = next(each for each in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear) if isinstance(layer, each))
+    methods = ("forward", "_conv_forward", "_output_padding", "__call__")
     return any(getattr(kind, name, None) is not getattr(plain, name, None) for name in methods)
 
 
@@ -57,15 +57,16 @@ def weights_read_elsewhere(model: nn.Module, look: Look | None) -> dict[str, str
             kind = type(module).__name__
             whole = f" (let filter_fn take {name or 'it'} whole)" if kind == "MultiheadAttention" else ""
             found[f"{name}.out_proj".lstrip(".")] = f"its {kind} multiplies by the weight without it{whole}"
-    read = {parameter.rpartition(".")[0]: parameter for parameter in look.read} if look is not None else {}
+    lines = {} if look is None else look.read
+    read = {name.rpartition(".")[0]: f"{name}, {line}" for name, line in lines.items()}
     for name, module in model.named_modules():
-        if name and name in read and isinstance(module, nn.Conv2d | nn.Linear):
+        if name and name in read and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             found.setdefault(name, f"the forward of another module reads {read[name]}")
     return found
 
 
 def warn_of(
-    left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, str], products: Sequence[str]
+    left: Mapping[str, int], shared: Mapping[str, str], positive: Mapping[str, Cause], products: Sequence[str]
 ) -> None:
     """One warning for what stays real, one for binary layers whose input is never negative.
 
@@ -77,17 +78,22 @@ def warn_of(
     """
     real = [f"{number} {kind}" for kind, number in left.items()]
     if shared:
-        real.append(f"{named(list(shared))} whose weight another module reads")
+        first, why = next(iter(shared.items()))
+        real.append(f"{named(list(shared))} whose weight another module reads ({first}, because {why})")
     if products:
         real.append(f"products of {named(products)}, which BinaryConfig.products does not reach")
     if real:
         warnings.warn(f"binarize_ leaves these layers real: {'; '.join(real)}", stacklevel=3)
     if positive:
-        first = next(iter(positive))
+        firsts: dict[str, str] = {}  # the first layer after each line of code, and the first after a module
+        for name, cause in positive.items():
+            firsts.setdefault(cause.line, f"{name} follows {cause}")
+        causes = list(firsts.values())
+        more = f"; and {len(causes) - 4} more calls" if len(causes) > 4 else ""
         warnings.warn(
             f"{named(list(positive))} of the binary layers have an input that is never negative, so that every sign is "
-            f"+1 until their shifts move: {first} follows {positive[first]}: replace it by a module with negative "
-            f"values, such as nn.PReLU",
+            f"+1 until their shifts move: {'; '.join(causes[:4])}{more}: replace it by a module with negative values, "
+            f"such as nn.PReLU",
             stacklevel=3,
         )
 

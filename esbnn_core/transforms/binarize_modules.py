@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from esbnn_core.errors import InputError, check_choice
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, RSign, Sign
+from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, RSign, Sign
+from esbnn_core.layers.conv_transpose import check_output_padding
 from esbnn_core.layers.products import Products
 from esbnn_core.layers.quantizers import STE
 from esbnn_core.units.attention import AttentionStyle, BinaryMultiheadAttention
@@ -25,7 +26,7 @@ class BinaryConfig:
         weight_quantizer: as BinaryConv2d.
         ste: estimator of the sign of the activations, as `activation` of BinaryConv2d.
         clip: half width of the "clip" estimator.
-        pad_value: as BinaryConv2d.
+        pad_value: as BinaryConv2d; a transposed convolution has no border.
         learned_scale: as BinaryConv2d.
         shift: a learnable RSign shift in front of every binary layer.
         activation: replaces every nn.ReLU and nn.ReLU6, whose sign would be +1 everywhere, and the relu of torch's
@@ -33,8 +34,8 @@ class BinaryConfig:
             "hardtanh"; "keep" leaves them.
         products: "real" keeps the products of attention, "binary" multiplies signs of queries, keys and values and
             probabilities of one bit, as BinaryViT, in the attention of torch, of torchvision's Swin and of timm.
-        filter_fn: (name, module) -> whether to binarize it; None takes every nn.Conv2d, nn.Linear and
-            nn.MultiheadAttention but those that read an input of the network or make one of its outputs, and those
+        filter_fn: (name, module) -> whether to binarize it; None takes every nn.Conv2d, nn.ConvTranspose2d, nn.Linear
+            and nn.MultiheadAttention but those that read an input of the network or make one of its outputs, and those
             whose weight another module reads. An nn.MultiheadAttention is taken whole, with its out_proj.
 
     Raises:
@@ -72,16 +73,18 @@ def binary_form(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module
 
     Args:
         name: of the module, for errors alone.
-        module: nn.Conv2d, nn.Linear or nn.MultiheadAttention.
+        module: nn.Conv2d, nn.ConvTranspose2d, nn.Linear or nn.MultiheadAttention.
         config: how to binarise.
 
     Raises:
-        InputError: a convolution with a padding that a binary one does not have.
+        InputError: a convolution with a padding or an output_padding that a binary one does not have.
     """
     if isinstance(module, nn.MultiheadAttention):
         return _binary_attention(name, module, config)
     if isinstance(module, nn.Conv2d):
         return _take_over(_binary_conv(name, module, config), module)
+    if isinstance(module, nn.ConvTranspose2d):
+        return _take_over(_binary_conv_transpose(name, module, config), module)
     assert isinstance(module, nn.Linear)
     return binary_linear(module, config)
 
@@ -94,12 +97,16 @@ def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:
     return new
 
 
-def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
+def _check_padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise InputError(
             f"padding of layer {name} must be a number in mode 'zeros', got {module.padding!r} in mode "
             f"{module.padding_mode!r}: leave the layer out with filter_fn"
         )
+
+
+def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
+    _check_padding(name, module)
     channels = module.in_channels
     return BinaryConv2d(
         channels,
@@ -117,7 +124,32 @@ def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryCo
     )
 
 
-def _take_over(new: BinaryConv2d | BinaryLinear, old: nn.Conv2d | nn.Linear) -> nn.Module:
+def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: BinaryConfig) -> BinaryConvTranspose2d:
+    _check_padding(name, module)
+    try:
+        check_output_padding(module.output_padding, module.stride, module.dilation)  # type: ignore[arg-type]
+    except InputError as error:  # torch refuses it in forward
+        raise InputError(f"layer {name} cannot be binary, {error}: leave it out with filter_fn") from None
+    channels = module.in_channels
+    return BinaryConvTranspose2d(
+        channels,
+        module.out_channels,
+        module.kernel_size,  # type: ignore[arg-type]
+        module.stride,  # type: ignore[arg-type]
+        module.padding,  # type: ignore[arg-type]
+        module.output_padding,  # type: ignore[arg-type]
+        module.groups,
+        module.bias is not None,
+        module.dilation,  # type: ignore[arg-type]
+        weight_quantizer=config.weight_quantizer,
+        activation=RSign(channels, config.ste, config.clip) if config.shift else Sign(config.ste, config.clip),
+        learned_scale=config.learned_scale,
+    )
+
+
+def _take_over(
+    new: BinaryConv2d | BinaryConvTranspose2d | BinaryLinear, old: nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+) -> nn.Module:
     """Give the new layer the real one's parameters, device, dtype and mode; returns it."""
     new.to(device=old.weight.device, dtype=old.weight.dtype)
     # the same parameters, so that an optimizer that holds them goes on training them

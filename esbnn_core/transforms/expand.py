@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
-from esbnn_core.layers import BinaryLinear, ESBinaryConv2d, ESBinaryLinear, SelectChannels, SliceChannels, Tile
+from esbnn_core.layers import (
+    BinaryLinear,
+    ESBinaryConv2d,
+    ESBinaryConvTranspose2d,
+    ESBinaryLinear,
+    OutputSized,
+    SelectChannels,
+    SliceChannels,
+    Tile,
+)
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
@@ -46,6 +55,7 @@ from esbnn_core.transforms.expand_modules import (
 )
 from esbnn_core.transforms.expand_places import Inserted
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
+from esbnn_core.transforms.expand_rules import TRANSPOSED
 from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
@@ -150,7 +160,7 @@ def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, Exp
     A forward that cannot be traced has no graph; its feed-forward parts may be expanded all the same.
     """
     for name, module in model.named_modules():
-        if isinstance(module, Tile | ESBinaryConv2d | ESBinaryLinear):
+        if isinstance(module, Tile | ESBinaryConv2d | ESBinaryConvTranspose2d | ESBinaryLinear):
             raise InputError(
                 f"{name} is a {type(module).__name__}, so that {type(model).__name__} is expanded already: "
                 f"expand_ takes a plain network, build it again and expand it once"
@@ -300,7 +310,8 @@ def _put(parent: nn.Module, key: str, row: Row, training: bool) -> None:
     elif len(row) == 1:
         setattr(parent, key, row[0])
     else:
-        wrapped = nn.Sequential(*row)
+        sized = any(isinstance(step, TRANSPOSED) for step in row)
+        wrapped = OutputSized(*row) if sized else nn.Sequential(*row)
         wrapped.training = training
         setattr(parent, key, wrapped)
 

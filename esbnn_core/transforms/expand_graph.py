@@ -20,7 +20,7 @@ from esbnn_core.transforms.expand_layout import Layout
 from esbnn_core.transforms.expand_pass import CONNECTED, Pass
 from esbnn_core.transforms.expand_places import Cut, Inserted, Place
 from esbnn_core.transforms.expand_plan import ExpansionPlan
-from esbnn_core.transforms.expand_rules import BINARY, find_obstacle
+from esbnn_core.transforms.expand_rules import BINARY, REAL_CONVS, find_obstacle
 from esbnn_core.transforms.expand_scope import is_settled
 from esbnn_core.transforms.expand_trace import trace
 
@@ -111,7 +111,7 @@ class WidthGraph:
             inside = all(self.is_carried(end) for end in ends)
             if reason is None and inside:
                 expanded.append(name)
-            elif reason is not None and (isinstance(module, BINARY) or (inside and isinstance(module, nn.Conv2d))):
+            elif reason is not None and (isinstance(module, BINARY) or (inside and isinstance(module, REAL_CONVS))):
                 left[name] = reason
         for name, module in self.modules.items():
             if isinstance(module, BinaryLayer) and module not in covered:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from esbnn_core.errors import InputError
 from esbnn_core.layers import (
     BinaryConv2d,
+    BinaryConvTranspose2d,
     BinaryLinear,
     ESBinaryConv2d,
+    ESBinaryConvTranspose2d,
     ESBinaryLinear,
     PadShortcut,
     RSign,
@@ -22,6 +24,9 @@ from esbnn_core.layers import (
 from esbnn_core.layers.widths import Expansion, es_widths, thermometer_shift
 from esbnn_core.transforms.expand_layout import positions
 from esbnn_core.transforms.expand_rules import (
+    CONVS,
+    REAL_CONVS,
+    Conv,
     channels_held,
     gate_convs,
     layer_groups,
@@ -158,41 +163,40 @@ def expand_layer(
         reduction = first.in_channels // first.out_channels
         return [*row, match(SqueezeExcite(first.in_channels, reduction, expansion, name), layer)]
     if groups > 1:
-        assert isinstance(layer, nn.Conv2d | BinaryConv2d)
+        assert isinstance(layer, CONVS)
         return [*row, _expand_grouped(name, layer, expansion, wanted), Tile(expansion.copies)]
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, REAL_CONVS):
         return [*row, *_expand_real_conv(name, layer, expansion)]
-    assert isinstance(layer, BinaryConv2d | BinaryLinear)
+    assert isinstance(layer, BinaryConv2d | BinaryConvTranspose2d | BinaryLinear)
     return [*row, match(_expand_binary(name, layer, expansion, wanted, inside_unit), layer)]
 
 
-def _expand_real_conv(name: str, conv: nn.Conv2d, expansion: Expansion) -> list[nn.Module]:
+def _expand_real_conv(name: str, conv: nn.Conv2d | nn.ConvTranspose2d, expansion: Expansion) -> list[nn.Module]:
     w = es_widths(conv.in_channels, conv.out_channels, expansion, layer=name)
-    new = nn.Conv2d(w.carried_in, w.filters, groups=w.groups, bias=conv.bias is not None, **_geometry(conv))
+    kind = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
+    new = kind(w.carried_in, w.filters, groups=w.groups, bias=conv.bias is not None, **_geometry(conv))
     return [match(new, conv), Tile(w.copies)]
 
 
-def _expand_grouped(
-    name: str, conv: nn.Conv2d | BinaryConv2d, expansion: Expansion, order: Tensor
-) -> nn.Conv2d | BinaryConv2d:
+def _expand_grouped(name: str, conv: Conv, expansion: Expansion, order: Tensor) -> Conv:
     """A convolution with groups, whose input has its channels in `order`; the tile is not in it."""
     by_group = splits_by_group(conv, expansion)
     groups = conv.groups * expansion.groups if by_group else conv.groups // expansion.tau
-    filters = conv.out_channels // expansion.tau
     options = {**_geometry(conv), "groups": groups, "bias": conv.bias is not None}
-    if isinstance(conv, nn.Conv2d):
-        return match(nn.Conv2d(len(order), filters, **options), conv)
-    sign = widen(f"{name}.sign", conv.sign, expansion, order)
-    return match(BinaryConv2d(len(order), filters, **options, **binary_options(conv, sign)), conv)
+    if isinstance(conv, BinaryConv2d | BinaryConvTranspose2d):
+        options |= binary_options(conv, widen(f"{name}.sign", conv.sign, expansion, order))
+    new: Conv = type(conv)(len(order), conv.out_channels // expansion.tau, **options)
+    return match(new, conv)
 
 
-def _geometry(conv: nn.Conv2d | BinaryConv2d) -> dict[str, Any]:
-    keys = ("kernel_size", "stride", "padding", "dilation")
-    own = "padding_mode" if isinstance(conv, nn.Conv2d) else "pad_value"
-    return {key: getattr(conv, key) for key in (*keys, own)}
+def _geometry(conv: Conv) -> dict[str, Any]:
+    keys = ["kernel_size", "stride", "padding", "dilation"]
+    keys += ["output_padding"] * (conv.transposed is True)
+    keys += ["padding_mode"] if isinstance(conv, REAL_CONVS) else ["pad_value"] * (not conv.transposed)
+    return {key: getattr(conv, key) for key in keys}
 
 
-def binary_options(layer: BinaryConv2d | BinaryLinear, sign: nn.Module) -> dict[str, Any]:
+def binary_options(layer: BinaryConv2d | BinaryConvTranspose2d | BinaryLinear, sign: nn.Module) -> dict[str, Any]:
     """Options of a new binary layer like this one, with another sign in front."""
     return {
         "weight_quantizer": copy.deepcopy(layer.quantizer),
@@ -203,18 +207,23 @@ def binary_options(layer: BinaryConv2d | BinaryLinear, sign: nn.Module) -> dict[
 
 
 def _expand_binary(
-    name: str, layer: BinaryConv2d | BinaryLinear, expansion: Expansion, order: Tensor, inside_unit: bool
-) -> BinaryConv2d | BinaryLinear:
+    name: str,
+    layer: BinaryConv2d | BinaryConvTranspose2d | BinaryLinear,
+    expansion: Expansion,
+    order: Tensor,
+    inside_unit: bool,
+) -> BinaryConv2d | BinaryConvTranspose2d | BinaryLinear:
     w = es_widths(*nominal_widths(layer), expansion, layer=name)
     options = binary_options(layer, widen(f"{name}.sign", layer.sign, expansion, order))
     options["groups"] = w.groups
-    new: BinaryConv2d | BinaryLinear
+    new: BinaryConv2d | BinaryConvTranspose2d | BinaryLinear
     if isinstance(layer, BinaryLinear):
         new = ESBinaryLinear(layer.in_features, layer.out_features, tau=expansion.tau, **options)
     elif inside_unit:
         new = BinaryConv2d(w.carried_in, w.filters, **_geometry(layer), **options)
     else:
-        new = ESBinaryConv2d(layer.in_channels, layer.out_channels, tau=expansion.tau, **_geometry(layer), **options)
+        kind = ESBinaryConvTranspose2d if isinstance(layer, BinaryConvTranspose2d) else ESBinaryConv2d
+        new = kind(layer.in_channels, layer.out_channels, tau=expansion.tau, **_geometry(layer), **options)
     if layer.bias is not None:  # one a filter, tiled with it
         new.bias = nn.Parameter(torch.empty(w.filters))
         new.reset_parameters()

@@ -21,6 +21,7 @@ from esbnn_core.transforms.expand_shapes import (
     needs_whole_copies,
     parameter_behind,
     parameter_layout,
+    reads_one_tensor,
 )
 from esbnn_core.transforms.expand_sizes import Size
 from esbnn_core.transforms.expand_trace import Forward, describe_place
@@ -280,8 +281,8 @@ class Pass:
             self.parameters[name] = node
 
     def _apply_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
-        """Apply the rule of a module with one tensor as input."""
-        if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
+        """Apply the rule of a module that reads one tensor."""
+        if not reads_one_tensor(node, module, self.facts):
             raise NoRule
         key = self.key(node.all_input_nodes[0], node)
         layout = self._seen.get((key, node), self.facts[key])

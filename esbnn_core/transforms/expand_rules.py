@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.layers import (
     BinaryConv2d,
+    BinaryConvTranspose2d,
     BinaryLinear,
     PadShortcut,
     RPReLU,
@@ -21,7 +22,11 @@ from esbnn_core.units.self_attention import SelfAttention
 from esbnn_core.units.window_attention import WindowAttention
 
 BINARY = (BinaryUnit, BinaryLayer)
-LAYERS = (*BINARY, nn.Conv2d, nn.Linear, SqueezeExcite)
+REAL_CONVS = (nn.Conv2d, nn.ConvTranspose2d)
+TRANSPOSED = (nn.ConvTranspose2d, BinaryConvTranspose2d)
+CONVS = (*REAL_CONVS, BinaryConv2d, BinaryConvTranspose2d)
+Conv = nn.Conv2d | nn.ConvTranspose2d | BinaryConv2d | BinaryConvTranspose2d
+LAYERS = (*BINARY, *REAL_CONVS, nn.Linear, SqueezeExcite)
 """Modules with an input and an output width of their own."""
 
 ATTENTION = (BinaryMultiheadAttention, SelfAttention, WindowAttention)
@@ -53,7 +58,7 @@ _LIBRARY_NORMS = {
 }
 _LIBRARY_SCALES = {("timm.models.metaformer", "Scale")}
 
-_EXPANDABLE = (BinaryUnit, BinaryConv2d, BinaryLinear, nn.Conv2d, SqueezeExcite)
+_EXPANDABLE = (BinaryUnit, BinaryLinear, SqueezeExcite, *CONVS)
 """Types with an expand-shrink form; a subclass may compute anything and has none."""
 
 
@@ -113,7 +118,7 @@ def nominal_widths(layer: nn.Module) -> tuple[int, int]:
         first, second = gate_convs(layer)
         return first.in_channels, second.out_channels
     conv = layer.conv if isinstance(layer, BinaryUnit) else layer
-    assert isinstance(conv, nn.Conv2d | BinaryConv2d)
+    assert isinstance(conv, CONVS)
     return conv.in_channels, conv.out_channels
 
 
@@ -143,7 +148,7 @@ def find_obstacle(layer: nn.Module, expansion: Expansion) -> str | None:
     groups = layer_groups(layer)
     if groups == 1 or splits_by_group(layer, expansion):
         return None
-    if not isinstance(layer, BinaryConv2d):
+    if isinstance(layer, REAL_CONVS):
         return f"it is real with groups={groups} of fewer filters than tau*groups, and its sums are fine already"
     if groups % expansion.tau:
         return f"it has groups={groups}, which tau={expansion.tau} does not divide"
@@ -152,7 +157,7 @@ def find_obstacle(layer: nn.Module, expansion: Expansion) -> str | None:
 
 def splits_by_group(layer: nn.Module, expansion: Expansion) -> bool:
     """Whether a convolution with groups has filters enough in each to be expanded group by group."""
-    assert isinstance(layer, nn.Conv2d | BinaryConv2d | BinaryLinear)
+    assert isinstance(layer, (*CONVS, BinaryLinear))
     return (nominal_widths(layer)[1] // layer.groups) % expansion.wide == 0
 
 

@@ -5,19 +5,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.layers import BinaryLinear
 from esbnn_core.layers.widths import Expansion
+from esbnn_core.transforms.expand_classes import Key
 from esbnn_core.transforms.expand_layout import MAP, Layout, Role
 from esbnn_core.transforms.expand_moves import flattened, shuffle_module, unflattened
 from esbnn_core.transforms.expand_rules import (
+    CONVS,
     LAYERS,
+    TRANSPOSED,
     is_spatial,
     layer_groups,
     nominal_widths,
     norm_dim,
     splits_by_group,
 )
-from esbnn_core.transforms.expand_scope import NoRule
+from esbnn_core.transforms.expand_scope import Fact, NoRule, is_number
 from esbnn_core.transforms.expand_sizes import constant
 
 
@@ -50,6 +53,15 @@ _SHUFFLES: tuple[tuple[type[nn.Module], str, str], ...] = (
     (nn.PixelShuffle, "pixel_shuffle", "upscale_factor"),
     (nn.PixelUnshuffle, "pixel_unshuffle", "downscale_factor"),
 )
+
+
+def reads_one_tensor(node: fx.Node, module: nn.Module, facts: Mapping[Key, Fact]) -> bool:
+    """Whether a module is called with one tensor alone; a transposed convolution may get an output_size too."""
+    if len(node.all_input_nodes) == 1 and len(node.args) + len(node.kwargs) == 1:
+        return True
+    if not isinstance(module, TRANSPOSED) or not node.args or node.args[0] is not node.all_input_nodes[0]:
+        return False
+    return all(is_number(facts[other]) for other in node.all_input_nodes[1:])
 
 
 def is_gate_conv(module: nn.Module, layout: Layout) -> bool:
@@ -101,7 +113,7 @@ def layer_output_order(layer: nn.Module, expansion: Expansion) -> Tensor:
     channels = nominal_widths(layer)[1]
     plain = torch.arange(expansion.wide * channels, device="cpu")
     groups = layer_groups(layer)
-    if groups == 1 or not isinstance(layer, nn.Conv2d | BinaryConv2d) or not splits_by_group(layer, expansion):
+    if groups == 1 or not isinstance(layer, CONVS) or not splits_by_group(layer, expansion):
         return plain
     tau, filters = expansion.tau, channels // groups // expansion.tau
     tile, group, place = plain // (groups * filters), plain // filters % groups, plain % filters

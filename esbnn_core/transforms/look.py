@@ -5,8 +5,10 @@ that cannot be traced gives None: the ends then go by the order of definition, a
 (esbnn_core.transforms.first_batch).
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -22,15 +24,33 @@ _PASSING_MODULES = (
 )
 # functions and methods by name, without the underscores of in-place ones
 _PASSING = (
-    ("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout2d flatten reshape view permute ")
-    + ("transpose movedim mean sum amax contiguous clone detach float half to interpolate getitem chunk split ")
-    + ("unsqueeze squeeze expand repeat channel_shuffle pixel_shuffle pixel_unshuffle stochastic_depth sqrt pad")
+    ("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d ")
+    + ("adaptive_max_pool2d dropout dropout1d dropout2d dropout3d stochastic_depth flatten unflatten unfold reshape ")
+    + ("view permute transpose swapaxes movedim mean sum amax contiguous clone detach float half double bfloat16 to ")
+    + ("type type_as interpolate upsample getitem chunk split narrow select index_select roll flip tile repeat ")
+    + ("repeat_interleave unsqueeze squeeze expand channel_shuffle pixel_shuffle pixel_unshuffle sqrt pad")
 ).split()
 _JOINING = ("add", "iadd", "mul", "imul", "cat", "concat", "concatenate", "stack", "maximum", "max", "div", "truediv")
-_POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "abs", "square", "exp")
-
+_POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "abs", "absolute", "square", "exp")
+_BOUNDED = ("clamp", "clip", "clamp_min", "hardtanh")
 
 _PRODUCTS = ("conv2d", "linear", "matmul", "mm", "bmm", "einsum", "addmm")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What makes a value non-negative everywhere.
+
+    Attributes:
+        what: "act (ReLU)", or "a call of relu in block (Block)".
+        line: file and line of a call, "" for a module.
+    """
+
+    what: str
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.line}" if self.line else self.what
 
 
 @dataclass(frozen=True)
@@ -41,28 +61,45 @@ class Look:
         ends: names of the layers that read an input of the network or make one of its outputs.
         constant: names of modules whose input does not depend on an input of the network, such as a network of
             coordinates; the layers among them are ends too.
-        read: names of parameters that a forward other than their own layer's reads, such as "attn.qkv.weight".
-        multiplied: "conv2d of block.weight" for each product with a parameter that is not of a layer's own.
-        positive: given which modules are replaced, what makes a layer's input non-negative, such as "act (ReLU)" or "a
-            call of relu", by the layer's name; layers whose input may be negative are not in it.
+        read: place in the code, by the name of each parameter that a forward other than its own layer's reads, such as
+            "attn.qkv.weight".
+        multiplied: "conv2d of block.weight in block (Block), net.py:12" for each product with a parameter that is not
+            of a layer's own.
+        positive: given which modules are replaced, what makes a layer's input non-negative, by the layer's name; layers
+            whose input may be negative are not in it.
     """
 
     ends: frozenset[str]
     constant: frozenset[str]
-    read: frozenset[str]
+    read: Mapping[str, str]
     multiplied: tuple[str, ...]
-    positive: Callable[[Callable[[nn.Module], bool]], dict[str, str]]
+    positive: Callable[[Callable[[nn.Module], bool]], "dict[str, Cause]"]
 
 
 class _Tracer(fx.Tracer):
+    """Attributes: lines, file and line of the code that made each node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[fx.Node, str] = {}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Weighted) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        frame = sys._getframe(1)
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "torch":
+            frame = frame.f_back
+        self.lines[node] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return node
 
 
 def look_at(model: nn.Module) -> Look | None:
     """Trace the forward of `model`; None where torch.fx cannot follow it."""
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception:  # the model's own code runs under the tracer: anything may come
         return None
     modules = dict(model.named_modules())
@@ -79,10 +116,10 @@ def look_at(model: nn.Module) -> Look | None:
     for node, name in layers.items():
         by_name.setdefault(name, node)
 
-    def positive(replaced: Callable[[nn.Module], bool]) -> dict[str, str]:
-        sources: dict[fx.Node, str | None] = {}
+    def positive(replaced: Callable[[nn.Module], bool]) -> dict[str, Cause]:
+        sources: dict[fx.Node, Cause | None] = {}
         for node in graph.nodes:  # in the order in which they run, so that the inputs are known
-            sources[node] = _positive(node, modules, replaced, sources)
+            sources[node] = _positive(node, modules, replaced, sources, tracer.lines)
         found = {name: sources[node.all_input_nodes[0]] for name, node in by_name.items()}
         return {name: source for name, source in found.items() if source is not None}
 
@@ -93,8 +130,8 @@ def look_at(model: nn.Module) -> Look | None:
     return Look(
         ends=frozenset(ends | (constant & set(layers.values()))),
         constant=frozenset(constant),
-        read=frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr"),
-        multiplied=tuple(_products(graph, modules)),
+        read={str(n.target): tracer.lines[n] for n in reversed(graph.nodes) if n.op == "get_attr"},
+        multiplied=tuple(_products(graph, modules, tracer.lines)),
         positive=positive,
     )
 
@@ -118,7 +155,7 @@ def attention_parts(model: nn.Module) -> set[nn.Module]:
     return {part for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
 
 
-def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
+def _products(graph: fx.Graph, modules: dict[str, nn.Module], lines: Mapping[fx.Node, str]) -> Iterator[str]:
     """Products with a parameter that a forward reads itself, where its owner is not a layer that has one."""
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method") or _called(node) not in _PRODUCTS:
@@ -126,7 +163,7 @@ def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
         for operand in node.all_input_nodes:
             owner = modules.get(str(operand.target).rpartition(".")[0])
             if operand.op == "get_attr" and owner is not None and not isinstance(owner, Weighted):
-                yield f"{_called(node)} of {operand.target}"
+                yield f"{_called(node)} of {operand.target}{_place(node)}, {lines[node]}"
 
 
 def _reach(
@@ -147,26 +184,27 @@ def _positive(
     node: fx.Node,
     modules: dict[str, nn.Module],
     replaced: Callable[[nn.Module], bool],
-    sources: dict[fx.Node, str | None],
-) -> str | None:
+    sources: Mapping[fx.Node, Cause | None],
+    lines: Mapping[fx.Node, str],
+) -> Cause | None:
     """What makes the value of `node` non-negative everywhere, given its inputs' sources; None if it may be negative."""
 
-    def source(operand: object) -> str | None:
+    def source(operand: object) -> Cause | None:
         if isinstance(operand, fx.Node):
             return sources[operand]
-        return "a constant" if isinstance(operand, int | float) and operand >= 0 else None
+        return Cause("a constant") if isinstance(operand, int | float) and operand >= 0 else None
 
     inputs = [source(operand) for operand in _operands(node)]
     if node.op == "call_module":
         module = modules[str(node.target)]
         if _clips_below_zero(module) and not replaced(module):
-            return f"{node.target} ({type(module).__name__})"
+            return Cause(f"{node.target} ({type(module).__name__})")
         return inputs[0] if isinstance(module, _PASSING_MODULES) else None
     if node.op not in ("call_function", "call_method"):
         return None
     called = _called(node)
-    if called in _POSITIVE or (called in ("clamp", "hardtanh", "clamp_min") and _bound(node) >= 0):
-        return f"a call of {called}{_place(node)}"
+    if called in _POSITIVE or (called in _BOUNDED and _bound(node) >= 0) or _squares(node) or _cuts_at_zero(node):
+        return Cause(f"a call of {called}{_place(node)}", lines[node])
     passes = called in _PASSING or (called in _JOINING and all(inputs))
     return inputs[0] if passes and inputs else None
 
@@ -195,6 +233,21 @@ def _bound(node: fx.Node) -> float:
     """Lower bound of a clamp, minus infinity where it is not a number in the code."""
     given = node.kwargs.get("min", node.kwargs.get("min_val", node.args[1] if len(node.args) > 1 else None))
     return float(given) if isinstance(given, int | float) else -float("inf")
+
+
+def _squares(node: fx.Node) -> bool:
+    """Whether the call is x * x, or x to an even power."""
+    called, operands = _called(node), node.args[:2]
+    if called in ("mul", "imul"):
+        return len(operands) == 2 and operands[0] is operands[1]
+    power = operands[1] if len(operands) > 1 else node.kwargs.get("exponent")
+    return called == "pow" and isinstance(power, int) and power % 2 == 0
+
+
+def _cuts_at_zero(node: fx.Node) -> bool:
+    """Whether the call is a threshold of at least 0 with a value of at least 0 below it."""
+    given = [*node.args[1:3], *(node.kwargs[key] for key in ("threshold", "value") if key in node.kwargs)]
+    return _called(node) == "threshold" and all(isinstance(each, int | float) and each >= 0 for each in given)
 
 
 def _clips_below_zero(module: nn.Module) -> bool:

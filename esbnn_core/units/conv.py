@@ -108,7 +108,7 @@ class BinaryUnit(nn.Module):
         scale, bias = self.conv.output_scale(), self.conv.bias
         if not self.rectified:
             return scale, bias
-        ones = self.conv.quantizer.binary(self.conv.weight).flatten(1).sum(1)
+        ones = self.conv.quantizer.binary(self.conv.filters).flatten(1).sum(1)
         scale = 0.5 * torch.ones_like(ones) if scale is None else 0.5 * scale
         return scale, ones * scale if bias is None else ones * scale + bias
 

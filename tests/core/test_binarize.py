@@ -281,10 +281,10 @@ def test_calls_are_named_with_the_module_that_makes_them() -> None:
         binarize_(model)
     positive, real = sorted(str(warning.message) for warning in given)
     assert positive.startswith("2 (1.after, 2.0.after) of the binary layers have an input that is never negative")
-    assert "1.after follows a call of relu in 1 (Products): replace it" in positive
-    assert real.startswith(
-        "binarize_ leaves these calls real: 2 (conv2d of 1.weight, conv2d of 2.0.weight): make each an nn.Conv2d"
-    )
+    line = f"{__file__}:{Products.forward.__code__.co_firstlineno + 1}"
+    assert f"1.after follows a call of relu in 1 (Products), {line}: replace it" in positive
+    calls = f"2 (conv2d of 1.weight in 1 (Products), {line}, conv2d of 2.0.weight in 2.0 (Products), {line})"
+    assert real.startswith(f"binarize_ leaves these calls real: {calls}: make each an nn.Conv2d")
 
 
 def test_a_network_of_any_depth_is_looked_at() -> None:
@@ -331,10 +331,16 @@ def test_a_weight_that_is_computed_is_refused_by_name(change: Callable[[nn.Modul
 
 
 def test_other_kinds_of_convolutions_are_named() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 2, 3))
-    with pytest.warns(UserWarning, match="leaves these layers real: 1 ConvTranspose2d"):
-        binarize_(model)
-    with pytest.raises(InputError, match=r"found no nn\.Conv2d or nn\.Linear to binarize: it has 2 Conv3d"):
+    steps = (
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(2),
+        nn.ConvTranspose1d(4, 4, 3),
+        nn.Unflatten(2, (2, -1)),
+    )
+    with pytest.warns(UserWarning, match="leaves these layers real: 1 ConvTranspose1d"):
+        binarize_(nn.Sequential(*steps, nn.Conv2d(4, 2, 1)))
+    with pytest.raises(InputError, match=r"found no nn\.Conv2d, .* or nn\.Linear to binarize: it has 2 Conv3d"):
         binarize_(nn.Sequential(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 1)))
 
 

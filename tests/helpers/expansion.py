@@ -18,6 +18,7 @@ from esbnn_core.layers import (
     SqueezeExcite,
 )
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.conv_transpose import filters_of, weight_of
 from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.transforms.pack import pack_
@@ -89,14 +90,15 @@ def costs(model: nn.Module, x: Tensor) -> tuple[int, int, int, int]:
     """Multiply-accumulates and weights, binary and real, of a forward pass."""
     macs, weights = {True: 0, False: 0}, {True: 0, False: 0}
 
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
+    def count(module: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
         weight, binary = module.weight, isinstance(module, BinaryLayer)
+        placed = given[0] if getattr(module, "transposed", False) else out
         # of the output, which an ES layer has tiled
-        places = out[0].numel() // out.shape[1 if weight.dim() > 2 else -1]
+        places = placed[0].numel() // placed.shape[1 if weight.dim() > 2 else -1]
         macs[binary] += places * weight.numel()
         weights[binary] += weight.numel()
 
-    layers = [m for m in model.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     model(x)
     for hook in hooks:
@@ -111,13 +113,16 @@ def assert_two_groups_compute_plain(plain: nn.Module, x: Tensor) -> nn.Module:
     """
     plain, x = plain.double(), x.double()
     model = expand_(copy.deepcopy(plain), ESConfig(tau=1, groups=2))
-    kinds = (BinaryLayer, nn.Conv2d, nn.Linear)
+    kinds = (BinaryLayer, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     pairs = list(
         zip(*([m for m in net.modules() if isinstance(m, kinds)] for net in (plain, model)), strict=True)  # in order
     )
     assert any(new.groups == 2 * old.groups for old, new in pairs if isinstance(new, BinaryConv2d | BinaryLinear))
     for old, new in pairs:
-        new.weight.data.copy_(old.weight.data)
+        same = old.weight.data
+        if getattr(old, "transposed", False):  # (I, O/groups, *k), of which both sizes change
+            same = weight_of(filters_of(same, old.groups), new.groups)
+        new.weight.data.copy_(same)
         for key in ("bias", "learned_scale"):
             if getattr(old, key, None) is not None:
                 getattr(new, key).data.copy_(getattr(old, key).data)

@@ -96,5 +96,8 @@ extern const Kernels amx_kernels; // conv is null where the compiler does not su
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_popcnt_kernels, avx512_carry_kernels;
 #endif
+#ifdef ESBNN_NEON
+extern const Kernels neon_kernels;
+#endif
 
 } // namespace esbnn

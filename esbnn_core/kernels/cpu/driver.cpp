@@ -27,6 +27,9 @@ struct Known {
     of[count++] = amd ? &avx512_carry_kernels : &avx512_popcnt_kernels;
     of[count++] = &avx2_kernels;
 #endif
+#ifdef ESBNN_NEON
+    of[count++] = &neon_kernels;
+#endif
     of[count++] = &portable_kernels;
   }
 };
@@ -45,6 +48,9 @@ bool serves(const Kernels *k) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vpopcntdq");
   if (k == &avx2_kernels) return __builtin_cpu_supports("avx2");
+#endif
+#ifdef ESBNN_NEON
+  if (k == &neon_kernels) return true; // part of every 64-bit Arm processor
 #endif
   return k == &portable_kernels;
 }
@@ -101,6 +107,15 @@ API const char *esbnn_path(int i, int *usable) {
   if (i < 0 || i >= known().count) return nullptr;
   *usable = serves(known().of[i]);
   return known().of[i]->name;
+}
+
+// Whether the library was built with OpenMP; without it every call runs on one thread.
+API int esbnn_has_threads() {
+#ifdef _OPENMP
+  return 1;
+#else
+  return 0;
+#endif
 }
 
 API int esbnn_lengths(int which) { return which ? int(POINTER_LENGTH) : int(SHAPE_LENGTH); }

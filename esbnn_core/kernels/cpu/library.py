@@ -22,12 +22,14 @@ from esbnn_core.errors import InputError
 from esbnn_core.files import cache_folder
 from esbnn_core.kernels import backend
 from esbnn_core.kernels.backend import VARIABLE, Status
+from esbnn_core.kernels.cpu import openmp
 
 SOURCES = Path(__file__).parent
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
 AMX = ["-mamx-tile", "-mamx-int8"]
 X86 = {"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
+ARM = {"neon": ["-march=armv8-a"]}
 MORE_FLAGS = "ESBNN_CXXFLAGS"
 """Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
 
@@ -54,14 +56,19 @@ def compiler() -> str | None:
     return next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
 
 
-def units() -> list[tuple[Path, list[str]]]:
-    """Source files of this machine's library with the flags of each."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    define = ["-DESBNN_X86"] if x86 else []
+def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
+    """Source files of the library with the flags of each, for `machine` (a name of platform.machine()) or this one."""
+    machine = (machine or platform.machine()).lower()
+    define: list[str] = []
+    own: dict[str, list[str]] = {}
+    if machine in ("x86_64", "amd64"):
+        define, own = ["-DESBNN_X86"], X86
+    elif machine in ("aarch64", "arm64"):
+        define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = ["portable", "driver", *(X86 if x86 else {})]
+    names = ["portable", "driver", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
-    return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, []), *more]) for name in names]
+    return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 
 
 def supports_amx(cxx: str, work: Path) -> bool:
@@ -81,7 +88,7 @@ def build(cxx: str, folder: Path) -> Path:
     """
     digest = hashlib.sha256()
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-    digest.update(f"{version}{platform.machine()}".encode())
+    digest.update(f"{version}{platform.machine()}{openmp.candidates()}".encode())
     for header in sorted(SOURCES.glob("*.h")):
         digest.update(header.read_bytes())
     for source, flags in units():
@@ -92,6 +99,7 @@ def build(cxx: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {folder}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder) as work:
+        threads = openmp.find(cxx, Path(work))
 
         def compile_unit(unit: tuple[Path, list[str]]) -> str:
             source, flags = unit
@@ -99,14 +107,15 @@ def build(cxx: str, folder: Path) -> Path:
                 # the path stays in the list, as one that this library cannot use
                 flags = [flag for flag in flags if flag not in AMX] + ["-DESBNN_WITHOUT_AMX"]
             made = str(Path(work) / f"{source.stem}.o")
-            command = [cxx, *flags, "-c", str(source), "-o", made]
+            command = [cxx, *threads.compile, *flags, "-c", str(source), "-o", made]
             subprocess.run(command, capture_output=True, text=True, check=True)
             return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_unit, units()))
         made = Path(work) / target.name
-        command = [cxx, "-shared", "-fopenmp", *os.environ.get(MORE_FLAGS, "").split(), "-o", str(made), *objects]
+        more = os.environ.get(MORE_FLAGS, "").split()
+        command = [cxx, "-shared", *more, "-o", str(made), *objects, *threads.link]
         subprocess.run(command, capture_output=True, text=True, check=True)
         made.replace(target)
     return target
@@ -136,7 +145,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
-    return handle, f"compiled by {cxx}, {target}"
+    threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(cxx)}"
+    return handle, f"compiled by {cxx}, {target}{threads}"
 
 
 def paths(handle: ctypes.CDLL) -> list[tuple[str, bool]]:
@@ -164,6 +174,8 @@ def choose() -> tuple[Library | None, Status]:
         if wanted:
             raise InputError(f"{VARIABLE}={wanted} needs the CPU library, but {reason}: unset it or fix that")
         return None, backend.fall_back("CPU tensors", reason)
+    if not handle.esbnn_has_threads():
+        print(f"esbnn: the CPU kernels run on one thread: {openmp.MISSING.format(compiler())}", file=sys.stderr)
     found = paths(handle)
     name = backend.select([known for known, here in found if here])
     why = f"{VARIABLE}={wanted}" if wanted else "the best that this processor has"

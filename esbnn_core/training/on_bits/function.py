@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esbnn_core.kernels import Geometry
-from esbnn_core.training.on_bits.product import gradients, sums_of
+from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
 from esbnn_core.training.on_bits.rows import map_of, pieces, rows_of, without_autocast, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
 from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
@@ -38,7 +37,7 @@ class Plan(NamedTuple):
         keep_sums: see TrainOnBits.
     """
 
-    geometry: Geometry
+    geometry: AnyGeometry
     rule: SignRule
     copies: int
     bare: bool

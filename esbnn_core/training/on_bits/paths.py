@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core import kernels
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, RPReLU, Tile
+from esbnn_core.kernels.transposed import TransposedGeometry
+from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, RPReLU, Tile
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.quantizers import RealWeights, WeightQuantizer
 from esbnn_core.training.on_bits.function import Plan, UnitOnBits
-from esbnn_core.training.on_bits.product import geometry_of, pack, sums_of
+from esbnn_core.training.on_bits.product import AnyGeometry, geometry_of, pack, sums_of
 from esbnn_core.training.on_bits.rows import rows_of, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, sign_rule
 from esbnn_core.training.on_bits.statistics import batch_statistics, reducer, track_
@@ -75,8 +76,8 @@ def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
         return f"its sign must be a Sign or RSign, got {type(layer.sign).__name__}"
     if isinstance(layer, BinaryLinear) and rule.standardised:
         return "the poly2_unit_variance estimator divides its input by a deviation over tokens"
-    if not isinstance(layer, BinaryConv2d | BinaryLinear):
-        return f"it must be a BinaryConv2d or BinaryLinear, got {type(layer).__name__}"
+    if not isinstance(layer, BinaryConv2d | BinaryConvTranspose2d | BinaryLinear):
+        return f"it must be a BinaryConv2d, BinaryConvTranspose2d or BinaryLinear, got {type(layer).__name__}"
     return ""
 
 
@@ -130,9 +131,9 @@ class Operands(NamedTuple):
     weight: Tensor
 
 
-def _operands(layer: BinaryLayer, x: Tensor, geometry: kernels.Geometry, keeps_input: bool) -> Operands:
+def _operands(layer: BinaryLayer, x: Tensor, geometry: AnyGeometry, keeps_input: bool) -> Operands:
     """What both paths start from, with bits where backward does not read the values of x."""
-    weight = layer.quantizer.binary(layer.weight)
+    weight = layer.quantizer.binary(layer.filters)
     weight = weight if weight.dim() == 4 else weight[:, :, None, None]
     shift = getattr(layer.sign, "shift", None)
     with torch.no_grad():
@@ -152,12 +153,17 @@ class LayerPath:
         """Why the plain layer serves, "" where it does not."""
         return layer_reason(layer, self.signs)
 
-    def __call__(self, layer: BinaryLayer, x: Tensor) -> Tensor | None:
-        """The sums in the dtype that the plain product would have, or None."""
+    def __call__(self, layer: BinaryLayer, x: Tensor, output_padding: tuple[int, int] | None = None) -> Tensor | None:
+        """The sums in the dtype that the plain product would have, or None.
+
+        `output_padding` is that of a call of a transposed convolution.
+        """
         narrow = _narrow(x, layer)
         if narrow is None or self.reason(layer):
             return None
         geometry, shape = geometry_of(layer), x.shape
+        if isinstance(geometry, TransposedGeometry) and output_padding is not None:
+            geometry = geometry._replace(output_padding=output_padding)
         if isinstance(layer, BinaryLinear):
             x = x.reshape(1, 1, -1, shape[-1]).permute(0, 3, 1, 2)  # one long row of pixels
         rule = _rule(layer)

@@ -6,12 +6,19 @@ from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.kernels import Geometry
-from esbnn_core.layers import BinaryConv2d, BinaryLinear
+from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d
+from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.conv_transpose import filters_of, weight_of
+
+AnyGeometry = Geometry | TransposedGeometry
 
 
-def geometry_of(layer: BinaryLayer) -> Geometry:
+def geometry_of(layer: BinaryLayer) -> AnyGeometry:
     """The convolution that the layer computes: its own, or one over a long row of pixels for a linear layer."""
+    if isinstance(layer, BinaryConvTranspose2d):
+        sizes = (layer.stride, layer.padding, layer.output_padding, layer.dilation)
+        return TransposedGeometry(layer.in_channels, *sizes, layer.groups)
     if isinstance(layer, BinaryConv2d):
         shape = (layer.in_channels, layer.stride, layer.padding, layer.pad_value, layer.dilation, layer.groups)
         return Geometry(*shape)
@@ -19,22 +26,24 @@ def geometry_of(layer: BinaryLayer) -> Geometry:
     return Geometry(layer.in_features, groups=layer.groups)
 
 
-def pack(geometry: Geometry, x: Tensor, shift: Tensor | None) -> Tensor:
+def pack(geometry: AnyGeometry, x: Tensor, shift: Tensor | None) -> Tensor:
     """Bits of sign(x + shift) of (N, C, H, W)."""
     return kernels.pack_sign(x, shift, geometry.groups, 1)
 
 
-def sums_of(geometry: Geometry, x: Tensor, shift: Tensor | None, bits: Tensor | None, weight_bits: Tensor) -> Tensor:
+def sums_of(geometry: AnyGeometry, x: Tensor, shift: Tensor | None, bits: Tensor | None, weight_bits: Tensor) -> Tensor:
     """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift), or its `bits`."""
     if bits is None and x.dtype == torch.float64:  # native operators take only its bits
         bits = pack(geometry, x, shift)
     if bits is not None:
         x, shift = bits, None
+    if isinstance(geometry, TransposedGeometry):
+        return binary_conv_transpose2d(x, weight_bits, geometry, shift=shift)
     return kernels.binary_conv2d(x, weight_bits, geometry, shift=shift)[0]
 
 
 def gradients(
-    geometry: Geometry, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+    geometry: AnyGeometry, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> list[Tensor | None]:
     """Gradients of the product's operands from the gradient of its sums.
 
@@ -48,6 +57,8 @@ def gradients(
     Returns:
         That of the signs and that of the weight, None where not wanted.
     """
+    if isinstance(geometry, TransposedGeometry):
+        return _transposed_gradients(geometry, grad, signs, weight, wanted)
     _, stride, padding, pad_value, dilation, groups, _ = geometry
     rows, columns = padding
     ring = pad_value == -1 and any(padding)
@@ -59,3 +70,13 @@ def gradients(
         height, width = x_grad.shape[2] - 2 * rows, x_grad.shape[3] - 2 * columns
         x_grad = x_grad[:, :, rows:, columns:][:, :, :height, :width]
     return [x_grad, weight_grad]
+
+
+def _transposed_gradients(
+    geometry: TransposedGeometry, grad: Tensor, signs: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> list[Tensor | None]:
+    _, stride, padding, output_padding, dilation, groups, _ = geometry
+    shape = (stride, padding, dilation, True, output_padding, groups)
+    weight = weight_of(weight, groups)
+    x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(grad, signs, weight, None, *shape, [*wanted, False])
+    return [x_grad, None if weight_grad is None else filters_of(weight_grad, groups)]
