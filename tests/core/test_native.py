@@ -36,6 +36,42 @@ def test_every_bit_of_the_epilogue_is_naives(part: int) -> None:
                     assert got[0].movedim(1, -1).is_contiguous() and got[1].is_contiguous(), path
 
 
+@pytest.mark.parametrize("channels", [64, 252, 256, 257, 1016, 70000])
+def test_sums_at_their_limits(channels: int) -> None:
+    """Counters have eight, 16 or 32 bits: where every bit differs, or none, the sum is known."""
+    for kernel, filters, size in ((1, 100, (1, 5)), (3, 17, (3, 9))):
+        if channels * kernel**2 > 10**5:
+            continue
+        sides = torch.ones(filters, channels, kernel, kernel)
+        sides[::3] = -1
+        weight = kernels.pack_sign(sides, None, 1, 1)
+        for value in (1, -1):
+            x = kernels.pack_sign(torch.full((1, channels, *size), float(value)), None, 1, 1)
+            for path in paths.usable()[1:]:
+                with paths.forced(path):
+                    y, _ = kernels.binary_conv2d(x, weight, Geometry(channels), Epilogue())
+                want = value * channels * kernel**2 * sides[:, 0, 0, 0]
+                assert torch.equal(y, want[None, :, None, None].expand_as(y).to(y.dtype)), path
+
+
+@pytest.mark.parametrize("filters", [16, 33, 48, 64, 100, 144])
+def test_rows_and_filters_that_fill_no_tile(filters: int) -> None:
+    """Widths around the pixels of a tile, filters around its blocks, against torch on the signs."""
+    g = torch.Generator().manual_seed(filters)
+    for width, stride, groups, kernel in itertools.product((1, 2, 7, 9, 18), (1, 2), (1, 2), (1, 3)):
+        if groups == 2 and filters % 2:
+            continue
+        sides = torch.randint(2, (filters, 40, kernel, kernel), generator=g) * 2.0 - 1
+        signs = torch.randint(2, (2, 40 * groups, 4, width), generator=g) * 2.0 - 1
+        geometry = Geometry(40 * groups, stride=(stride, stride), padding=(kernel // 2, kernel // 2), groups=groups)
+        weight, x = kernels.pack_sign(sides, None, 1, 1), kernels.pack_sign(signs, None, groups, 1)
+        want = torch.nn.functional.conv2d(signs, sides, None, stride, kernel // 2, groups=groups)
+        for path in paths.usable()[1:]:
+            with paths.forced(path):
+                y, _ = kernels.binary_conv2d(x, weight, geometry, Epilogue())
+            assert torch.equal(y, want.to(y.dtype)), (path, width, stride, groups, kernel)
+
+
 def test_packing_is_naives_for_every_layout() -> None:
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45])
@@ -93,11 +129,24 @@ def test_lanes_of_another_device_are_not_walked(path: str, monkeypatch: pytest.M
     for number in range(12):
         arguments = drawn(number)
         lanes = kernels.lanes_of(arguments["weight"], arguments["groups"])
-        assert lanes is not None and lanes.numel() == cpu._lane_words(arguments["weight"], arguments["groups"])
+        assert lanes is not None
         want = torch.ops.esbnn.binary_conv2d(**arguments, lanes=lanes)
         for foreign in (lanes.flip(0)[:-1], lanes.flip(0)[None], lanes.new_zeros(0)):
             got = torch.ops.esbnn.binary_conv2d(**arguments, lanes=foreign)
             assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_lanes_of_another_path_are_not_walked() -> None:
+    for number in range(12):
+        arguments = drawn(number)
+        with paths.forced("naive"):
+            want = torch.ops.esbnn.binary_conv2d(**arguments)
+        for maker, walker in itertools.product(paths.usable()[1:], repeat=2):
+            with paths.forced(maker):
+                lanes = kernels.lanes_of(arguments["weight"], arguments["groups"])
+            with paths.forced(walker):
+                got = torch.ops.esbnn.binary_conv2d(**arguments, lanes=lanes)
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), (maker, walker)
 
 
 def test_other_dtypes_stay_with_naive() -> None:

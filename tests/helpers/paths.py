@@ -10,7 +10,7 @@ from esbnn_core.kernels import cpu
 from esbnn_core.kernels.backend import Status
 from esbnn_core.kernels.cpu.library import Library, choose, paths
 
-ALL = ("naive", "amx-s8", "avx512-vpopcntdq", "avx512-carry-save", "avx2-harley-seal", "neon", "portable")
+ALL = ("naive", "amx-s8", "avx512-vpopcntdq", "avx512-carry-save", "avx2-tables", "neon", "portable")
 
 
 def force(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ Activations, residuals and outputs may be float32, bfloat16 or float16; scales, 
 function returns None where the library does not serve (another dtype, or no library) and the reference has to.
 """
 
+import functools
+import math
 import struct
 
 import torch
@@ -95,10 +97,11 @@ def _library_for(*tensors: Tensor | None) -> Library | None:
     return choose()[0] if _plain(*tensors) else None
 
 
-def _lane_words(weight: Tensor, groups: int) -> int:
-    """Length of the lanes: words of 16 filters side by side, an even number for each tap, and each tap's popcount."""
-    filters, kernel_h, kernel_w, words = weight.shape
-    return groups * -(-filters // groups // 16) * kernel_h * kernel_w * 16 * (words + words % 2 + 1)
+@functools.lru_cache(4096)  # asked at every call
+def _lane_words(library: Library, shape: torch.Size, groups: int) -> int:
+    """Length of the library's layout of a weight of this shape for its path, in int32 words."""
+    filters, *taps, words = shape
+    return int(library.handle.esbnn_lane_words(library.path, groups, filters, math.prod(taps), words))
 
 
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
@@ -107,9 +110,10 @@ def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     if library is None:
         return None
     weight = weight.contiguous()
-    sizes = (groups, weight.shape[0], weight[0, ..., 0].numel(), weight.shape[-1])
-    lanes = torch.empty(library.handle.esbnn_lane_words(*sizes), dtype=torch.int32)
-    library.handle.esbnn_lanes(weight.data_ptr(), *sizes, lanes.data_ptr())
+    filters, *taps, words = weight.shape
+    lanes = torch.empty(_lane_words(library, weight.shape, groups), dtype=torch.int32)
+    pointers = (weight.data_ptr(), groups, filters, math.prod(taps), words, lanes.data_ptr())
+    library.handle.esbnn_lanes(library.path, *pointers)
     return lanes
 
 
@@ -133,8 +137,8 @@ def binary_conv2d(call: ConvCall, out_size: tuple[int, int]) -> tuple[Tensor, Te
     library = _library_for(*vectors)
     if library is None:
         return None
-    if lanes is None or lanes.dim() != 1 or lanes.numel() != _lane_words(weight, groups):  # another device's layout
-        lanes = lanes_of(weight, groups)
+    if lanes is None or lanes.dim() != 1 or lanes.numel() != _lane_words(library, weight.shape, groups):
+        lanes = lanes_of(weight, groups)  # none, or the layout of another device or path
     if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
         residual = residual.contiguous(memory_format=torch.channels_last)
     if real:

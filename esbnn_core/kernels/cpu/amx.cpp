@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#define ISA amx
 #include "half.h"
 #include "scratch.h"
 
@@ -15,13 +16,12 @@ const esbnn::Kernels esbnn::amx_kernels = {"amx-s8", nullptr, nullptr, false, nu
 #endif
 
 #if defined(ESBNN_AMX_EMULATED) || !defined(ESBNN_WITHOUT_AMX)
-#define ISA amx
 namespace esbnn {
 namespace ISA {
 #include "avx512.h"
 
 // the epilogue needs the tiles' sums as they are
-static inline Ints exact(const int32_t *, const int *, const int32_t *sum, int64_t) { return load_ints(sum); }
+static inline Ints exact(const int32_t *, const int *, const int32_t *sum, int64_t) { return load_vector<int32_t>(sum); }
 #include "amx_spread.h"
 #include "epilogue.h"
 
@@ -64,7 +64,7 @@ struct Rows {
 
 // Sums of up to 32 pixels and two blocks, and how much of their epilogue is done.
 struct Sums {
-  alignas(64) int32_t of[2 * SIDE * MAX_BLOCKS][LANES];
+  alignas(64) int32_t of[2 * SIDE * 2][LANES];
   const Rows *rows;
   int64_t block, blocks, done = 0, pieces = 0;
 };
@@ -208,14 +208,14 @@ static bool walk(const Conv &c, const Epilogue &e, const Task &t) {
   return true;
 }
 
-static void conv(const Conv &c, const Epilogue &e, const Task &t) {
+static bool conv(const Conv &c, const Epilogue &e, const Task &t) {
   if ((t.row1 - t.row0) * (t.column1 - t.column0) >= FEW_PIXELS) {
     _tile_loadconfig(&configuration);
     const bool done = walk(c, e, t);
     _tile_release();
-    if (done) return;
+    if (done) return true;
   }
-  avx512_carry_kernels.conv(c, e, t);
+  return avx512_carry_kernels.conv(c, e, t);
 }
 
 static void pack(const Pack &p, int64_t pixel0, int64_t pixel1, uint32_t *bits) {

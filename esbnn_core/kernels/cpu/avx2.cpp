@@ -1,88 +1,178 @@
-// AVX2: 16 filters in two vectors, Harley-Seal counting: a tree of carry-save adders, one popcount for eight words.
+// AVX2: counts looked up, not added bit by bit. A byte shuffle reads a 16-entry table at 32 places at once: the places are
+// four weights of each of 32 filters, the table says how many of them differ from four activations. An entry has two
+// counts, of two output pixels side by side, so that one shuffle makes 256 products (a tree of carry-save adders makes 40
+// with each instruction, this loop 96).
 #include <immintrin.h>
 
-#include "conv.h"
+#include <algorithm>
+#include <cstring>
 
 #define ISA avx2
+#include "vectors.h"
+#include "scratch.h"
+
 namespace esbnn {
 namespace ISA {
 
-// (high, low) of the sum of three bits a lane
-static inline void add(__m256i &high, __m256i &low, __m256i a, __m256i b, __m256i c) {
-  const __m256i u = _mm256_xor_si256(a, b);
-  high = _mm256_or_si256(_mm256_and_si256(a, b), _mm256_and_si256(u, c));
-  low = _mm256_xor_si256(u, c);
+using Unit = uint16_t;  // where a row of TABLE begins, in bytes
+using Weight = uint8_t; // a nibble
+constexpr int UNITS = 8, TILE_BLOCKS = 4, PIXEL_STEP = 2;
+constexpr int64_t WEIGHT_STEP = 2 * LANES;
+
+struct Seen {
+  const Unit *units;
+  int64_t row0, column0, width;
+};
+
+#include "avx2_pairs.h"
+
+static int64_t block_step(const Conv &c) { return c.taps() * c.words * UNITS * WEIGHT_STEP; }
+
+static const Weight *weights_of(const Conv &c, int64_t block) {
+  const int64_t pairs = (c.blocks + 1) / 2;
+  return c.nibbles + (block / c.blocks * pairs + block % c.blocks / 2) * block_step(c);
 }
 
-static inline __m256i popcount(__m256i v) {
-  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, //
-                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  const __m256i low = _mm256_set1_epi8(15);
-  const __m256i bytes = _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(v, low)),
-                                        _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(v, 4), low)));
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
-}
+// Counts of P pairs of pixels and V pairs of blocks. A byte holds 16 filters' counts of one block or of the other in
+// turns, in its low half for the first pixel (a), in its high half for the second (b).
+template <int P, int V> struct Counter {
+  __m256i sum[P][V], high[P][V]; // sums of bytes, and of 16-bit words shifted right by four: modulo 256
+  __m256i wide[P][V][4];         // 16 bits: a and b of the even block, a and b of the odd one
 
-// one pixel, eight filters: the words of all taps go through one adder tree, so that short taps fill it too
-struct Counter {
-  __m256i ones = _mm256_setzero_si256(), twos = ones, fours = ones, eights = ones, kept[7];
-  int have = 0;
+  Counter() { std::memset(this, 0, sizeof(*this)); }
 
-  inline void take(__m256i x) {
-    if (have < 7) {
-      kept[have++] = x;
-      return;
+  // N nibbles, at most three, so that no half of a byte overflows.
+  template <int N>
+  static inline void add(const Unit *units, int64_t pair_step, const Weight *weights, int64_t step, __m256i (&s)[P][V],
+                         __m256i (&h)[P][V]) {
+    __m256i three[P][V];
+#pragma GCC unroll 3
+    for (int i = 0; i < N; i++) {
+      __m256i weight[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++)
+        weight[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(weights + i * WEIGHT_STEP + v * step));
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) {
+        const uint8_t *const row = TABLE.of[0] + units[p * pair_step + i];
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i *>(row)));
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+          const __m256i found = _mm256_shuffle_epi8(table, weight[v]);
+          three[p][v] = i ? _mm256_add_epi8(three[p][v], found) : found;
+        }
+      }
     }
-    __m256i two_a, two_b, two_c, two_d, four_a, four_b, eight;
-    add(two_a, ones, ones, kept[0], kept[1]), add(two_b, ones, ones, kept[2], kept[3]);
-    add(four_a, twos, twos, two_a, two_b);
-    add(two_c, ones, ones, kept[4], kept[5]), add(two_d, ones, ones, kept[6], x);
-    add(four_b, twos, twos, two_c, two_d);
-    add(eight, fours, fours, four_a, four_b);
-    eights = _mm256_add_epi32(eights, popcount(eight));
-    have = 0;
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        s[p][v] = _mm256_add_epi8(s[p][v], three[p][v]);
+        h[p][v] = _mm256_add_epi8(h[p][v], _mm256_srli_epi16(three[p][v], 4));
+      }
   }
 
-  inline __m256i total() const {
-    __m256i sum = _mm256_slli_epi32(eights, 3);
-    sum = _mm256_add_epi32(sum, _mm256_slli_epi32(popcount(fours), 2));
-    sum = _mm256_add_epi32(sum, _mm256_slli_epi32(popcount(twos), 1));
-    sum = _mm256_add_epi32(sum, popcount(ones));
-    for (int i = 0; i < have; i++) sum = _mm256_add_epi32(sum, popcount(kept[i]));
-    return sum;
+  // `units` nibbles next to each other
+  inline void run(const Unit *at, int64_t units, int64_t pair_step, const Weight *weights, int64_t step) {
+    __m256i s[P][V], h[P][V]; // in registers
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) s[p][v] = sum[p][v], h[p][v] = high[p][v];
+    const Unit *const end = at + units;
+    for (; at + 3 <= end; at += 3, weights += 3 * WEIGHT_STEP) add<3>(at, pair_step, weights, step, s, h);
+    if (end - at == 2) add<2>(at, pair_step, weights, step, s, h);
+    if (end - at == 1) add<1>(at, pair_step, weights, step, s, h);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[p][v] = s[p][v], high[p][v] = h[p][v];
+  }
+
+  // The shift of `high` carries the low half of an odd byte into the even byte before it, which costs no mask in the
+  // loop and is undone here. With counts a and b of an even and of an odd byte, all modulo 256:
+  //   sum:  even a + 16 b, odd a + 16 b          high:  even b + 16 (a of the odd), odd b
+  inline void widen() {
+    const __m256i byte = _mm256_set1_epi16(255);
+    const auto without = [&](__m256i x, __m256i y) { // x - 16 y in the low byte
+      return _mm256_and_si256(_mm256_sub_epi16(x, _mm256_slli_epi16(y, 4)), byte);
+    };
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const __m256i s = sum[p][v], h = high[p][v];
+        const __m256i b_odd = _mm256_srli_epi16(h, 8), a_odd = without(_mm256_srli_epi16(s, 8), b_odd);
+        const __m256i b_even = without(h, a_odd), a_even = without(s, b_even);
+        __m256i *const w = wide[p][v];
+        w[0] = _mm256_add_epi16(w[0], a_even), w[1] = _mm256_add_epi16(w[1], b_even);
+        w[2] = _mm256_add_epi16(w[2], a_odd), w[3] = _mm256_add_epi16(w[3], b_odd);
+        sum[p][v] = high[p][v] = _mm256_setzero_si256();
+      }
+  }
+
+  // Writes the counts to out[pixel * blocks + block], or adds them, for as many pixels and blocks as there are.
+  inline void flush(int32_t (*out)[LANES], int pixels, int blocks, bool adds) {
+    for (int p = 0; p < P; p++)
+      for (int v = 0; v < V; v++)
+        for (int i = 0; i < 4; i++) {
+          const int pixel = 2 * p + i % 2, block = 2 * v + i / 2;
+          const __m256i w = wide[p][v][i];
+          wide[p][v][i] = _mm256_setzero_si256();
+          if (pixel >= pixels || block >= blocks) continue;
+          __m256i *const to = reinterpret_cast<__m256i *>(out[pixel * blocks + block]);
+          __m256i first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(w));
+          __m256i second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(w, 1));
+          if (adds) first = _mm256_add_epi32(first, to[0]), second = _mm256_add_epi32(second, to[1]);
+          _mm256_store_si256(to, first), _mm256_store_si256(to + 1, second);
+        }
   }
 };
 
-template <int P>
-static void one_block(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int32_t (*out)[LANES], int64_t out_step) {
-  for (int p = 0; p < P; p++)
-    for (int half = 0; half < LANES; half += 8) {
-      const uint32_t *w = lanes + half;
-      Counter counter;
-      for (int64_t tap = 0; tap < tap_count; tap++) {
-        const uint32_t *at = a + taps[tap] + p * pixel_step;
-        for (int64_t i = 0; i < words; i++, w += LANES)
-          counter.take(_mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)),
-                                        _mm256_set1_epi32(int(at[i]))));
-      }
-      _mm256_store_si256(reinterpret_cast<__m256i *>(out[p * out_step] + half), counter.total());
-    }
-}
-
+// As many pairs as their counts fit into the registers take turns, so that weights come from the first cache.
 template <int P, int R>
-static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
-  for (int r = 0; r < R; r++)
-    one_block<P>(a, pixel_step, taps, tap_count, words, lanes + r * block_step, out + r, R);
+static void differing(const Unit *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t units,
+                      const Weight *weights, int64_t step, int32_t (*out)[LANES]) {
+  constexpr int V = (R + 1) / 2, PAIRS = (P + 1) / 2, MOST = 4 / V < PAIRS ? 4 / V : PAIRS;
+  constexpr int WHOLE = PAIRS / MOST, REST = PAIRS % MOST;
+  constexpr int64_t STEPS = 21; // of three nibbles: 252 fits into a byte
+  constexpr int ROUNDS = 256;   // of that many: 64,512 fits into 16 bits
+  Counter<MOST, V> whole[WHOLE];
+  Counter<REST ? REST : 1, V> rest;
+  const int64_t pair_step = 2 * pixel_step;
+  int64_t steps = 0;
+  int rounds = 0;
+  bool adds = false;
+  const auto all = [&](const auto &use) {
+    for (int i = 0; i < WHOLE; i++) use(whole[i], i * MOST);
+    if constexpr (REST > 0) use(rest, WHOLE * MOST);
+  };
+  const auto flush = [&] {
+    all([&](auto &counter, int pair) { counter.flush(out + 2 * pair * R, P - 2 * pair, R, adds); });
+    adds = true, rounds = 0;
+  };
+  const auto widen = [&] {
+    all([&](auto &counter, int) { counter.widen(); });
+    steps = 0;
+    if (++rounds == ROUNDS) flush();
+  };
+  for (int64_t tap = 0; tap < tap_count; tap++)
+    for (int64_t from = 0, here; from < units; from += here, weights += here * WEIGHT_STEP) {
+      if (steps == STEPS) widen();
+      here = std::min(3 * (STEPS - steps), units - from);
+      steps += (here + 2) / 3;
+      all([&](auto &counter, int pair) {
+        counter.run(a + taps[tap] + from + pair * pair_step, here, pair_step, weights, step);
+      });
+    }
+  widen();
+  if (rounds) flush();
 }
 
 static inline unsigned not_negative(const Floats &y) {
-  __m256 half[2];
-  __builtin_memcpy(half, &y, sizeof(half));
   const __m256 zero = _mm256_setzero_ps();
-  const unsigned low = _mm256_movemask_ps(_mm256_cmp_ps(half[0], zero, _CMP_GE_OQ));
-  const unsigned high = _mm256_movemask_ps(_mm256_cmp_ps(half[1], zero, _CMP_GE_OQ));
+  const unsigned low = _mm256_movemask_ps(_mm256_cmp_ps(__m256(y.of[0]), zero, _CMP_GE_OQ));
+  const unsigned high = _mm256_movemask_ps(_mm256_cmp_ps(__m256(y.of[1]), zero, _CMP_GE_OQ));
   return low | high << 8;
 }
 
@@ -92,4 +182,4 @@ static inline unsigned not_negative(const Floats &y) {
 #include "body.h"
 
 const esbnn::Kernels esbnn::avx2_kernels = {
-    "avx2-harley-seal", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin};
+    "avx2-tables", esbnn::ISA::conv, esbnn::ISA::pack, false, esbnn::ISA::spin, 4, true};

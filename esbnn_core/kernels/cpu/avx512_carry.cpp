@@ -2,11 +2,12 @@
 // bottleneck (Intel: one a cycle); see avx512_popcnt.cpp.
 #include <immintrin.h>
 
-#include "conv.h"
-
 #define ISA avx512_carry
+#include "vectors.h"
+
 namespace esbnn {
 namespace ISA {
+#include "words.h"
 #include "avx512.h"
 
 // A full adder adds the running ones and two new words; only its carry is counted, twice:

@@ -2,11 +2,12 @@
 // steps (AMD: two a cycle beside four of the others); see avx512_carry.cpp.
 #include <immintrin.h>
 
-#include "conv.h"
-
 #define ISA avx512_popcnt
+#include "vectors.h"
+
 namespace esbnn {
 namespace ISA {
+#include "words.h"
 #include "avx512.h"
 
 template <int P, int R>

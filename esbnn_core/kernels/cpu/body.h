@@ -1,11 +1,22 @@
 // The part of a kernel that is the same on every instruction set: loops over pixels and border classes, packing signs.
-// A source that includes it must define in namespace esbnn::ISA:
-//   template <int P, int R> void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps,
-//                int64_t tap_count, int64_t words, const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]);
+// A source that includes it must define in namespace esbnn::ISA, words.h for those that count words as they are stored:
+//   Unit, Weight, Seen         what its tiles read: UNITS units make a word of the activations; Seen is an image's
+//                              activations from padded row `row0` and column `column0`, rows of `width` pixels
+//   TILE_BLOCKS, PIXEL_STEP    blocks of filters of a tile; pixels of a tile are a multiple, but for a row's last
+//   template <int P, int R> void differing(const Unit *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count,
+//                                          int64_t units, const Weight *weights, int64_t block_step,
+//                                          int32_t (*out)[LANES]);
 //     out[p*R + r][l] = number of differing bits between pixel p and filter l of block r over all taps
-//   unsigned not_negative(const Floats &y);   bit l = (y[l] >= 0)
+//   const Weight *weights_of(const Conv &, int64_t block);     where a tile that begins with this block reads
+//   int64_t block_step(const Conv &);                          from there to the next blocks
+//   constexpr int64_t WEIGHT_STEP                              and how far that is for each unit of a filter
+//   template <typename Use> bool each_part(const Conv &, const Task &, const Use &use);
+//     calls use(part, Seen{...}) for every part of the task, with the activations as tiles read them; false where memory
+//     is short
+//   unsigned not_negative(const Floats &y);                    bit l = (y[l] >= 0)
 // Built with -ffp-contract=off: every step of the epilogue is rounded on its own, because a sign follows and a
 // different rounding flips it at ties.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -15,16 +26,31 @@ namespace esbnn {
 namespace ISA {
 // the sum that a border class has without differing bits, minus twice their number
 static inline Ints exact(const int32_t *bases, const int *kind, const int32_t *count, int64_t i) {
-  return load_ints(bases + (kind ? kind[i] * LANES : 0)) - 2 * load_ints(count);
+  const Ints differing = load_vector<int32_t>(count);
+  return load_vector<int32_t>(bases + (kind ? kind[i] * LANES : 0)) - (differing + differing);
 }
 #include "epilogue.h"
 
-using Tile = void (*)(const uint32_t *, int64_t, const int64_t *, int64_t, int64_t, const uint32_t *, int64_t,
+using Tile = void (*)(const Unit *, int64_t, const int64_t *, int64_t, int64_t, const Weight *, int64_t,
                       int32_t (*)[LANES]);
-#define TILES(R) {nullptr, differing<1, R>, differing<2, R>, differing<3, R>, differing<4, R>, \
-                  differing<5, R>, differing<6, R>, differing<7, R>, differing<8, R>}
-static const Tile tiles[MAX_BLOCKS][MAX_PIXELS + 1] = {TILES(1), TILES(2)};
-#undef TILES
+struct Tiles {
+  Tile of[TILE_BLOCKS + 1][MAX_PIXELS + 1];
+  Tiles() { fill<TILE_BLOCKS>(); }
+
+private:
+  template <int R> void fill() {
+    if constexpr (R > 0) {
+      const Tile row[] = {nullptr,         differing<1, R>, differing<2, R>, differing<3, R>, differing<4, R>,
+                          differing<5, R>, differing<6, R>, differing<7, R>, differing<8, R>};
+      std::memcpy(of[R], row, sizeof(row));
+      fill<R - 1>();
+    }
+  }
+};
+static const Tiles &tiles() {
+  static const Tiles all;
+  return all;
+}
 
 // base[l] - 2 * differing is the sum: the values inside the image, with the ring's part undone where it is skipped.
 static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t columns, int32_t *base) {
@@ -32,45 +58,49 @@ static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t c
   for (int64_t i = 0; i < c.kernel_h; i++)
     for (int64_t j = 0; j < c.kernel_w; j++, ones += LANES)
       if (!c.skip_ring || ((rows >> i & 1) && (columns >> j & 1)))
-        total += int32_t(c.per_tap);
+        total = total + int32_t(c.per_tap);
       else
-        total += 2 * load_ints(ones);
+        total = total + (load_vector<int32_t>(ones) << 1);
   std::memcpy(base, &total, sizeof(total));
 }
 
-// Offsets of runs of words from a pixel's first word; taps next to each other in memory are one run.
+// Offsets of runs of units from a pixel's first; taps next to each other in memory are one run.
 struct Runs {
   std::vector<int64_t> offsets;
-  int64_t words;
-  explicit Runs(const Conv &c) {
-    const int64_t pixel_words = c.groups * c.words;
+  int64_t units;
+  Runs(const Conv &c, int64_t width) {
+    const int64_t pixel_units = c.groups * c.words * UNITS;
     const bool joined = c.groups == 1 && c.dilation_w == 1;
-    words = joined ? c.kernel_w * c.words : c.words;
+    units = (joined ? c.kernel_w * c.words : c.words) * UNITS;
     for (int64_t i = 0; i < c.kernel_h; i++)
       for (int64_t j = 0; j < (joined ? 1 : c.kernel_w); j++)
-        offsets.push_back((i * c.dilation_h * c.padded_w + j * c.dilation_w) * pixel_words);
+        offsets.push_back((i * c.dilation_h * width + j * c.dilation_w) * pixel_units);
   }
 };
 
-static void spin(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times) {
-  const int64_t start = 0;
-  const Tile volatile tile = tiles[MAX_BLOCKS - 1][MAX_PIXELS]; // volatile: calls without a used result stay
-  alignas(64) int32_t count[MAX_PIXELS * MAX_BLOCKS][LANES];
-  while (times-- > 0) tile(activations, words, &start, 1, words, lanes, words * LANES, count);
+// The largest tile over `words` words a pixel, `times` times; the +-1 products that it made.
+static int64_t spin(int64_t words, int64_t times) {
+  const int64_t start = 0, units = words * UNITS, step = units * WEIGHT_STEP;
+  const std::vector<Unit> activations(MAX_PIXELS * units, Unit(0x50));
+  const std::vector<Weight> weights(TILE_BLOCKS * step, Weight(0x0C));
+  const Tile volatile tile = tiles().of[TILE_BLOCKS][MAX_PIXELS]; // volatile: calls without a used result stay
+  alignas(64) int32_t count[MAX_PIXELS * TILE_BLOCKS][LANES];
+  for (int64_t i = 0; i < times; i++) tile(activations.data(), units, &start, 1, units, weights.data(), step, count);
+  return times * MAX_PIXELS * TILE_BLOCKS * LANES * words * 32;
 }
 
 // Pixels in the outer loop, blocks in the inner: the activations of a tile stay in the first cache while the weights
 // stream, and the outputs of a pixel are written side by side.
-static void conv(const Conv &c, const Epilogue &e, const Task &t) {
-  const int64_t channels = e.copies * c.filters, pixel_words = c.groups * c.words;
-  const int64_t block_words = c.taps() * c.words * LANES;
+static void convolve(const Conv &c, const Epilogue &e, const Task &t, const Seen &seen) {
+  const int64_t channels = e.copies * c.filters, pixel_units = c.groups * c.words * UNITS;
   const Finish whole = finisher(e, LANES), partial = finisher(e, 1);
-  const Runs runs(c);
+  const Runs runs(c, seen.width);
   const int64_t blocks = t.block1 - t.block0, width = t.column1 - t.column0;
   std::vector<int32_t> bases(blocks * c.kinds * LANES);
   uint64_t rows_before = 0;
-  const int64_t parts = (width + MAX_PIXELS - 1) / MAX_PIXELS; // of nearly equal width: 14 pixels are 7 + 7
-  alignas(64) int32_t count[MAX_PIXELS * MAX_BLOCKS][LANES];
+  // parts of nearly equal width: 14 pixels are 7 + 7, or 6 + 8 where tiles take two
+  const int64_t parts = (width + MAX_PIXELS - 1) / MAX_PIXELS, steps = (width + PIXEL_STEP - 1) / PIXEL_STEP;
+  alignas(64) int32_t count[MAX_PIXELS * TILE_BLOCKS][LANES];
 
   for (int64_t y = t.row0; y < t.row1; y++) {
     const uint64_t rows = inside(y, c.stride_h, c.dilation_h, c.pad_h, c.in_h, c.kernel_h);
@@ -80,17 +110,18 @@ static void conv(const Conv &c, const Epilogue &e, const Task &t) {
           border(c, c.tap_ones + (t.block0 + b) * c.taps() * LANES, rows, c.column_masks[k],
                  &bases[(b * c.kinds + k) * LANES]);
     rows_before = rows;
-    const uint32_t *row = c.activations + ((t.image * c.padded_h + y * c.stride_h) * c.padded_w) * pixel_words;
+    const Unit *row = seen.units + ((y * c.stride_h - seen.row0) * seen.width - seen.column0) * pixel_units;
     for (int64_t part = 0; part < parts; part++) {
-      const int64_t x0 = t.column0 + part * width / parts, x1 = t.column0 + (part + 1) * width / parts;
-      const int64_t step = c.stride_w * pixel_words, pixel = (t.image * c.out_h + y) * c.out_w + x0;
+      const int64_t x0 = t.column0 + part * steps / parts * PIXEL_STEP;
+      const int64_t x1 = std::min(t.column1, t.column0 + (part + 1) * steps / parts * PIXEL_STEP);
+      const int64_t step = c.stride_w * pixel_units, pixel = (t.image * c.out_h + y) * c.out_w + x0;
       for (int64_t b = t.block0, together; b < t.block1; b += together) {
         const int64_t group = b / c.blocks, in_group = b % c.blocks;
-        // two blocks at once, if both belong to this group
-        together = b + 1 < t.block1 && in_group + 1 < c.blocks ? 2 : 1;
-        tiles[together - 1][x1 - x0](row + x0 * step + group * c.words, step, runs.offsets.data(),
-                                     int64_t(runs.offsets.size()), runs.words, c.lanes + b * block_words, block_words,
-                                     count);
+        // as many blocks at once as belong to this group
+        together = std::min({int64_t(TILE_BLOCKS), t.block1 - b, c.blocks - in_group});
+        tiles().of[together][x1 - x0](row + x0 * step + group * c.words * UNITS, step, runs.offsets.data(),
+                                      int64_t(runs.offsets.size()), runs.units, weights_of(c, b), block_step(c),
+                                      count);
         for (int64_t r = 0; r < together; r++) {
           const int64_t left = c.group_filters() - (in_group + r) * LANES;
           const Place at{channels, c.filters, group * c.group_filters() + (in_group + r) * LANES,
@@ -101,6 +132,10 @@ static void conv(const Conv &c, const Epilogue &e, const Task &t) {
       }
     }
   }
+}
+
+static bool conv(const Conv &c, const Epilogue &e, const Task &t) {
+  return each_part(c, t, [&](const Task &part, const Seen &seen) { convolve(c, e, part, seen); });
 }
 
 // Bits of up to LANES values next to each other.
@@ -145,7 +180,7 @@ template <Kind KIND> static void pack_outer(const Pack &p, int64_t pixel0, int64
         for (int64_t b = 0; b < bits; b++) {
           Floats y = load(p.x, pixel + (c0 + b) * p.channel_step, KIND, here);
           if (p.shift) y = y + p.shift[c0 + b];
-          column |= (y >= 0) & int32_t(uint32_t(1) << b);
+          column = column | ((y >= 0.0f) & int32_t(uint32_t(1) << b));
         }
         uint32_t words_of[LANES];
         std::memcpy(words_of, &column, sizeof(words_of));

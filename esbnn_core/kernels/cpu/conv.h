@@ -5,6 +5,8 @@
 //   lanes        (groups, blocks, taps, words, 16)  weights of 16 filters side by side, so that one vector holds a word
 //                                                   of each; filters and words past the end are 0-bits
 //   tap_ones     (groups, blocks, taps, 16)         1-bits of every filter in every tap
+//   nibbles      (groups, pairs of blocks, taps, words, 8, 16, 2)   bytes, for paths that want them: four bits of each
+//                                                   filter of two blocks, the blocks in turns
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,13 +15,6 @@ namespace esbnn {
 
 constexpr int LANES = 16;     // filters of a block: one 512-bit vector of 32-bit words
 constexpr int MAX_PIXELS = 8; // output pixels of a register tile
-constexpr int MAX_BLOCKS = 2; // blocks of filters of a register tile
-
-// LANES values side by side; the compiler maps them to the vectors of the instruction set
-typedef float Floats __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
 // How a tensor of real values is stored; the arithmetic is always in float32.
 enum Kind { FLOAT32, BFLOAT16, FLOAT16 };
@@ -34,6 +29,7 @@ struct Conv {
   bool skip_ring;                         // a tap outside the image counts 0 and not -w
   const uint32_t *activations, *lanes;
   const int32_t *tap_ones;
+  const uint8_t *nibbles; // or null
   // columns with the same taps inside the image are of one kind; null where all are of the first
   const uint64_t *column_masks; // of every kind
   const int *column_kind;
@@ -84,11 +80,14 @@ struct Pack {
 
 struct Kernels {
   const char *name;
-  void (*conv)(const Conv &, const Epilogue &, const Task &);
+  bool (*conv)(const Conv &, const Epilogue &, const Task &); // false where memory is short
   void (*pack)(const Pack &, int64_t pixel0, int64_t pixel1, uint32_t *bits);
   bool few_blocks; // a share converts its weights first, so it should rather have few blocks than few pixels
-  // the largest register tile, `times` over `words` words that stay in the first cache: the inner loop's best speed
-  void (*spin)(const uint32_t *activations, const uint32_t *lanes, int64_t words, int64_t times);
+  // the largest register tile, `times` over `words` words that stay in the first cache, and the +-1 products that it
+  // made: the inner loop's best speed
+  int64_t (*spin)(int64_t words, int64_t times);
+  int together = 1;     // blocks that a tile always takes together, if their group has as many
+  bool nibbles = false; // whether it reads the weights' nibbles
 };
 
 extern const Kernels portable_kernels;

@@ -120,15 +120,16 @@ API int esbnn_has_threads() {
 
 API int esbnn_lengths(int which) { return which ? int(POINTER_LENGTH) : int(SHAPE_LENGTH); }
 
-// int32 words of the lane layout of a weight (O, taps, words): the lanes, then the 1-bits of every tap.
-API int64_t esbnn_lane_words(int64_t groups, int64_t filters, int64_t taps, int64_t words) {
-  const int64_t blocks = (filters / groups + LANES - 1) / LANES;
-  return groups * blocks * taps * LANES * (even(words) + 1);
+// int32 words of a path's layout of a weight (O, taps, words): the lanes, the 1-bits of every tap, the nibbles.
+API int64_t esbnn_lane_words(int path, int64_t groups, int64_t filters, int64_t taps, int64_t words) {
+  const int64_t blocks = (filters / groups + LANES - 1) / LANES, nibbles = known().of[path]->nibbles ? 4 * LANES : 0;
+  return groups * taps * (blocks * LANES * (even(words) + 1) + (blocks + 1) / 2 * even(words) * nibbles);
 }
 
-API void esbnn_lanes(const uint32_t *weight, int64_t groups, int64_t filters, int64_t taps, int64_t words,
+API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t filters, int64_t taps, int64_t words,
                      uint32_t *out) {
   const int64_t own = filters / groups, blocks = (own + LANES - 1) / LANES, wide = even(words);
+  const uint32_t *const lanes = out;
   int32_t *ones = reinterpret_cast<int32_t *>(out + groups * blocks * taps * wide * LANES);
   for (int64_t b = 0; b < groups * blocks; b++)
     for (int64_t t = 0; t < taps; t++) {
@@ -143,6 +144,15 @@ API void esbnn_lanes(const uint32_t *weight, int64_t groups, int64_t filters, in
         }
       for (int64_t l = 0; l < LANES; l++) *ones++ = count[l];
     }
+  if (!known().of[path]->nibbles) return;
+  uint8_t *to = reinterpret_cast<uint8_t *>(ones);
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t b = 0; b < blocks; b += 2)
+      for (int64_t w = 0; w < taps * wide; w++)
+        for (int shift = 0; shift < 32; shift += 4)
+          for (int64_t l = 0; l < LANES; l++)
+            for (int64_t both = b; both < b + 2; both++)
+              *to++ = both < blocks ? lanes[((g * blocks + both) * taps * wide + w) * LANES + l] >> shift & 15 : 0;
 }
 
 // 0, or 1 where memory is short.
@@ -165,6 +175,8 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   c.padded_h = c.in_h + 2 * c.pad_h, c.padded_w = c.in_w + 2 * c.pad_w;
   c.lanes = static_cast<const uint32_t *>(p[LANES_OF]);
   c.tap_ones = reinterpret_cast<const int32_t *>(c.lanes + c.groups * c.blocks * c.taps() * c.words * LANES);
+  c.nibbles = kernels->nibbles ? reinterpret_cast<const uint8_t *>(c.tap_ones + c.groups * c.blocks * c.taps() * LANES)
+                               : nullptr;
   const int threads = int(s[THREADS]);
   const uint32_t *x = static_cast<const uint32_t *>(p[X]);
   if (real || c.pad_h || c.pad_w || c.words != s[WORDS]) {
@@ -210,31 +222,37 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   e.y = p[Y], e.sums = static_cast<int32_t *>(p[SUMS]), e.bits = static_cast<uint32_t *>(p[BITS]);
 
   // The weights of a share's blocks stay in the second cache. Rows (or pieces of one long row) are split first, until
-  // every thread has a few shares, then blocks.
-  const int64_t blocks = c.groups * c.blocks, block_bytes = c.taps() * c.words * LANES * 4, cache = 512 << 10;
+  // every thread has a few shares, then blocks, as many at once as the path's tiles take.
+  const int64_t together = kernels->together, in_group = (c.blocks + together - 1) / together;
+  const int64_t units = c.groups * in_group; // of blocks
+  const int64_t unit_bytes = together * c.taps() * c.words * LANES * 4 * (kernels->nibbles ? 2 : 1), cache = 512 << 10;
+  const auto start = [&](int64_t unit) { // its first block
+    return unit / in_group * c.blocks + std::min(unit % in_group * together, c.blocks);
+  };
   const bool by_column = c.out_h == 1;
   const int64_t extent = by_column ? (c.out_w + MAX_PIXELS - 1) / MAX_PIXELS : c.out_h;
-  int64_t ranges = (blocks * block_bytes + cache - 1) / cache, shares = 1;
+  int64_t ranges = (units * unit_bytes + cache - 1) / cache, shares = 1;
+  const int64_t most = together == 1 ? (units + 1) / 2 : units;
   if (threads > 1) {
-    if (kernels->few_blocks)
-      ranges = std::min((blocks + 1) / 2, std::max(ranges, (4 * threads + c.images - 1) / c.images));
+    if (kernels->few_blocks) ranges = std::min(most, std::max(ranges, (4 * threads + c.images - 1) / c.images));
     shares = std::min(extent, (4 * threads + c.images * ranges - 1) / (c.images * ranges));
     if (c.images * ranges * shares < threads) ranges = (threads + c.images * shares - 1) / (c.images * shares);
   }
-  ranges = std::max<int64_t>(1, std::min(ranges, (blocks + 1) / 2));
-#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (threads > 1)
+  ranges = std::max<int64_t>(1, std::min(ranges, most));
+  int failed = 0;
+#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) reduction(| : failed) if (threads > 1)
   for (int64_t range = 0; range < ranges; range++)
     for (int64_t n = 0; n < c.images; n++)
       for (int64_t share = 0; share < shares; share++) {
         const int64_t from = share * extent / shares, to = (share + 1) * extent / shares;
-        Task t{n, range * blocks / ranges, (range + 1) * blocks / ranges, 0, c.out_h, 0, c.out_w};
+        Task t{n, start(range * units / ranges), start((range + 1) * units / ranges), 0, c.out_h, 0, c.out_w};
         if (by_column)
           t.column0 = from * MAX_PIXELS, t.column1 = std::min(to * MAX_PIXELS, c.out_w);
         else
           t.row0 = from, t.row1 = to;
-        kernels->conv(c, e, t);
+        failed |= !kernels->conv(c, e, t);
       }
-  return 0;
+  return failed;
 }
 
 // Images of `pixels` pixels each; steps in values.
@@ -258,8 +276,5 @@ API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64
 // 0 for a path without such a loop.
 API int64_t esbnn_spin(int path, int64_t words, int64_t times) {
   const Kernels *kernels = known().of[path];
-  if (!kernels->spin) return 0;
-  const std::vector<uint32_t> activations(MAX_PIXELS * words, 0x5A5A5A5A), lanes(MAX_BLOCKS * words * LANES, 0x3C3C3C3C);
-  kernels->spin(activations.data(), lanes.data(), words, times);
-  return times * MAX_PIXELS * MAX_BLOCKS * LANES * words * 32;
+  return kernels->spin ? kernels->spin(words, times) : 0;
 }

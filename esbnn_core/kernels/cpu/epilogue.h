@@ -56,13 +56,13 @@ static void finish(const Epilogue &e, const Place &at, const int32_t (*counts)[L
     const Floats out = rprelu ? of(e.rprelu, 2) : none, shift = signs && e.sign_shift ? of(e.sign_shift, 0) : none;
     for (int64_t i = 0; i < pixels; i++) {
       const int64_t place = (pixel + i) * channels + channel;
-      Floats y = __builtin_convertvector(exact(bases, border_kind, counts[i * step], i), Floats) * scale;
+      Floats y = convert<float>(exact(bases, border_kind, counts[i * step], i)) * scale;
       y = y + bias;
-      if (prelu) y = y > 0 ? y : slope * y;
+      if (prelu) y = positive_or(y, slope * y);
       if (residual) y = y + load(residuals, place, residual_kind, lanes);
       if (rprelu) {
         y = y + in;
-        y = y > 0 ? y : bend * y;
+        y = positive_or(y, bend * y);
         y = y + out;
       }
       y = store(ys, place, y_kind, lanes, y);
@@ -80,8 +80,8 @@ static void copy_sums(const Epilogue &e, const Place &at, const int32_t (*counts
   for (int64_t copy = 0; copy < e.copies; copy++)
     for (int64_t i = 0; i < pixels; i++) {
       const Ints sums = exact(at.bases, at.kind, counts[i * step], i);
-      std::memcpy(e.sums + (pixel + i) * at.channels + copy * at.filters + at.first, &sums,
-                  at.lanes * sizeof(int32_t));
+      int32_t *const to = e.sums + (pixel + i) * at.channels + copy * at.filters + at.first;
+      at.lanes == LANES ? store_vector(to, sums) : void(std::memcpy(to, &sums, at.lanes * sizeof(int32_t)));
     }
 }
 

@@ -34,7 +34,7 @@ MORE_FLAGS = "ESBNN_CXXFLAGS"
 """Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Library:
     """The loaded library and the path of it in use.
 
@@ -136,9 +136,9 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         return None, f"the library cannot be built or opened ({error})"
     handle.esbnn_path.restype = ctypes.c_char_p
     handle.esbnn_lane_words.restype = ctypes.c_int64
-    for function in (handle.esbnn_lane_words, handle.esbnn_lanes):
-        function.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 4 + [ctypes.c_void_p]
-    handle.esbnn_lane_words.argtypes = [ctypes.c_int64] * 4
+    shape = [ctypes.c_int64] * 4
+    handle.esbnn_lane_words.argtypes = [ctypes.c_int, *shape]
+    handle.esbnn_lanes.argtypes = [ctypes.c_int, ctypes.c_void_p, *shape, ctypes.c_void_p]
     handle.esbnn_spin.restype = ctypes.c_int64
     handle.esbnn_spin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]

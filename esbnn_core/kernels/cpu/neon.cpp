@@ -1,13 +1,14 @@
 // NEON, the vectors that every 64-bit Arm processor has: 16 filters in four vectors. `cnt` counts the bits of each byte,
-// and bytes are added up for 31 words before they are widened. A word costs three operations: xor, count, add. The
-// carry-save adders of avx2.cpp would cost more: three operations each, where a count is one.
+// and bytes are added up for 31 words before they are widened. A word costs three operations: xor, count, add. Carry-save
+// adders would cost more: three operations each, where a count is one; so would tables as in avx2.cpp.
 #include <arm_neon.h>
 
-#include "conv.h"
-
 #define ISA neon
+#include "vectors.h"
+
 namespace esbnn {
 namespace ISA {
+#include "words.h"
 
 constexpr int VECTORS = LANES / 4; // of a block's filters
 constexpr int FULL = 31;           // words whose counts fit a byte: 31 * 8 < 256
@@ -71,10 +72,9 @@ static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 }
 
 static inline unsigned not_negative(const Floats &y) {
-  float values[LANES];
-  __builtin_memcpy(values, &y, sizeof(values));
+  static_assert(PARTS == 4, "the vectors of NEON");
   const uint32x4_t first = {1, 2, 4, 8}; // the bits of a vector's lanes
-  const auto bits = [&](int v, uint32x4_t places) { return vandq_u32(vcgezq_f32(vld1q_f32(values + 4 * v)), places); };
+  const auto bits = [&](int v, uint32x4_t places) { return vandq_u32(vcgezq_f32(float32x4_t(y.of[v])), places); };
   const uint32x4_t low = vorrq_u32(bits(0, first), bits(1, vshlq_n_u32(first, 4)));
   const uint32x4_t high = vorrq_u32(bits(2, vshlq_n_u32(first, 8)), bits(3, vshlq_n_u32(first, 12)));
   return vaddvq_u32(vorrq_u32(low, high));

@@ -1,9 +1,10 @@
 // Plain C++, for processors without the other instruction sets and for comparison with them.
-#include "conv.h"
-
 #define ISA portable
+#include "vectors.h"
+
 namespace esbnn {
 namespace ISA {
+#include "words.h"
 
 template <int P>
 static void one_block(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
