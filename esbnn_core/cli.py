@@ -15,6 +15,7 @@ from esbnn_core.checkpoint.run_file import find_exporter, read_run
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError, check_counts, refuse
 from esbnn_core.kernels import cpu, cuda
+from esbnn_core.kernels.cpu.narrow import NATIVE, is_native
 from esbnn_core.models import create_model, list_models, model_spec
 from esbnn_core.version import __version__
 
@@ -126,6 +127,11 @@ def _print_kernels(args: argparse.Namespace) -> None:
         print(f"{device:6} {status.serving}: {status.reason}")
         for name, usable in status.paths:
             print(f"       {name:18} {'usable' if usable else f'not usable on this {hardware}'}")
+    print("real layers of a packed network on this processor:")
+    for dtype in NATIVE:
+        native = is_native(dtype)
+        speed = "may be faster" if native else "are slower" if native is False else "may be faster or slower"
+        print(f"       {str(dtype).removeprefix('torch.'):18} {speed} than in float32")
 
 
 def _pack(args: argparse.Namespace) -> None:

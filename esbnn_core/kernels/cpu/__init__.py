@@ -14,6 +14,7 @@ from torch import Tensor
 from esbnn_core.kernels.call import ConvCall
 from esbnn_core.kernels.checks import words_of
 from esbnn_core.kernels.cpu.library import Library, choose
+from esbnn_core.kernels.cpu.narrow import mention
 
 __all__ = ["binary_conv2d", "choose", "lanes_of", "pack_sign"]
 
@@ -137,6 +138,8 @@ def binary_conv2d(call: ConvCall, out_size: tuple[int, int]) -> tuple[Tensor, Te
     library = _library_for(*vectors)
     if library is None:
         return None
+    if y_dtype is not torch.float32 and scale is not None:
+        mention(y_dtype)
     if lanes is None or lanes.dim() != 1 or lanes.numel() != _lane_words(library, weight.shape, groups):
         lanes = lanes_of(weight, groups)  # none, or the layout of another device or path
     if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):

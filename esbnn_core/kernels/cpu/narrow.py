@@ -1,0 +1,41 @@
+"""Whether this processor computes in bfloat16 and float16, or torch's real layers have to imitate them.
+
+A packed network in a narrow type keeps its exact sums, but its real layers are torch's. Without instructions for the
+type they convert every value to float32 and back, and the network is slower than in float32.
+"""
+
+import functools
+import sys
+
+import torch
+
+NATIVE = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx_ne_convert", "avx10_1", "avx10_2", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "avx10_1", "avx10_2", "fp16"),
+}
+"""The processor's features that compute in each type, as torch.cpu.get_capabilities names them."""
+
+
+@functools.cache
+def is_native(dtype: torch.dtype) -> bool | None:
+    """Whether the processor has instructions for a narrow type; None where torch does not tell.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 does not have it
+    found = ask() if ask is not None else {}
+    known = [bool(found[name]) for name in NATIVE[dtype] if name in found]
+    return any(known) if known else None
+
+
+@functools.cache
+def mention(dtype: torch.dtype) -> None:
+    """Print one line a process on stderr where a packed network runs in a type that the processor imitates."""
+    if is_native(dtype) is False:
+        name = str(dtype).removeprefix("torch.")
+        print(
+            f"esbnn: this processor has no {name} instructions, so real layers in {name} are slower than in float32: "
+            f"leave the packed network in float32 here",
+            file=sys.stderr,
+        )
