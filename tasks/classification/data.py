@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError, check_at_least, check_counts, check_workers
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
-from esbnn_core.lit.resumable import make_sampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.classification.on_device import KeyBatches, Keys, ResidentImages
@@ -217,7 +217,7 @@ class ClassificationDataModule(L.LightningDataModule):
         return resumable_loader(
             items,
             sampler,
-            train=train,
+            drop_last=train and not overfits(self.trainer),
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

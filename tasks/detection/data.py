@@ -147,13 +147,15 @@ class VOCDataModule(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         train = part == "train"
         sampler = make_sampler(len(self.splits[part]), self.trainer, train=train, seed=self.seed)
-        if train and self.group_by_aspect and not overfits(self.trainer):
+        drop_last = train and not overfits(self.trainer)
+        if drop_last and self.group_by_aspect:
             wide = [int(record["width"] >= record["height"]) for record in self.splits[part].records]
             sampler = GroupedSampler(wide, self.batch_size, seed=self.seed, rank=rank, world=world)
+            drop_last = False  # the rest of the groups comes last in every epoch: an image alone in its group is there
         return resumable_loader(
             self.splits[part],
             sampler,
-            train=train,
+            drop_last=drop_last,
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

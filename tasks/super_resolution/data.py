@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError, check_at_least, check_choice, check_workers
-from esbnn_core.lit.resumable import make_sampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
 from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
 
@@ -151,7 +151,7 @@ class SRDataModule(L.LightningDataModule):
         return resumable_loader(
             items,
             sampler,
-            train=train,
+            drop_last=train and not overfits(self.trainer),
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
