@@ -33,9 +33,11 @@ def find_sentence(error: BaseException) -> str | None:
     Besides this project's own: files that cannot be read or written, memory that is not there, and a batch of one image
     for a network that normalizes over images.
     """
-    if isinstance(error, InputError | TrainingError | OSError):
+    if isinstance(error, InputError | TrainingError):
         return str(error)
     text = str(error)
+    if isinstance(error, OSError):
+        return (text or type(error).__name__)[:500]  # a name in it may be of any length
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         asked = re.search(r"(?:tried|Tried) to allocate ([\d.]+ ?\w+)", text)
         amount = f", {asked[1]} are asked for" if asked else ""

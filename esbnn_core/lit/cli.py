@@ -1,6 +1,7 @@
 """The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
 
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -95,6 +96,11 @@ class TaskCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         for name in self.links:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's, with the home folder in the place of a leading ~, which a shell leaves in --name=~/path."""
+        super().parse_arguments(parser, args)
+        self.config = _expand_home(self.config)
 
     def _set_seed(self) -> None:
         """As Lightning's, which raises numpy's error for a number that numpy does not take."""
@@ -238,6 +244,18 @@ class TrainingConfig(SaveConfigCallback):
         """Lightning's hook."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+
+def _expand_home(value: Any) -> Any:
+    """A parsed config whose texts that begin with ~/ are paths in the home folder."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, Namespace):
+        for key, inner in vars(value).items():
+            setattr(value, key, _expand_home(inner))
+    if isinstance(value, dict):
+        return {key: _expand_home(inner) for key, inner in value.items()}
+    return [_expand_home(inner) for inner in value] if type(value) is list else value
 
 
 def _seed(value: bool | int | None) -> int:

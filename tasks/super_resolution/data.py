@@ -1,5 +1,6 @@
 """SRDataModule: folders of HR images with LR made or read, in loaders that repeat exactly."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class SRDataModule(L.LightningDataModule):
         cache_mib: int = 256,
     ) -> None:
         super().__init__()
-        self.root, self.images, self.hr = root, images, hr
+        self.root, self.images, self.hr = os.path.expanduser(root), images, hr
         self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.scale, self.patch, self.lr, self.repeat = scale, patch, lr, repeat
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
