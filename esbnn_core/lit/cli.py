@@ -29,6 +29,7 @@ from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
 from esbnn_core.lit.refusals import sentence
+from esbnn_core.lit.trainer_options import check_trainer_options
 
 _ELSEWHERE = re.compile(r"\w+://|registry")
 """The beginning of a ckpt_path that is no local file."""
@@ -128,6 +129,7 @@ class TaskCLI(LightningCLI):
                 self.config, name
             ):  # Lightning's own would replace the module's, with the clip of latent weights
                 raise InputError(f"{name} must be given as model.{name}, got --{name}: the module makes it")
+        check_trainer_options(self._get(self.config, "trainer"))
         self._drop_defaults()
         if self.subcommand is not None and self._get(self.config, "trainer").fast_dev_run:
             self._redirect_dry_run()

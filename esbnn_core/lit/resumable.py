@@ -45,7 +45,9 @@ def make_sampler(
     rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
     if train and not overfits(trainer):
         return ResumableSampler(size, shuffle=True, seed=seed, rank=rank, world=world, repeats=repeats)
-    return InOrderSampler(size, shuffle=False, seed=seed, rank=rank, world=world)
+    sampler = InOrderSampler(size, shuffle=False, seed=seed, rank=rank, world=world)
+    sampler.pads = not train
+    return sampler
 
 
 def overfits(trainer: L.Trainer | None) -> bool:
