@@ -36,6 +36,10 @@ def find_sentence(error: BaseException) -> str | None:
     if isinstance(error, InputError | TrainingError):
         return str(error)
     text = str(error)
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return (
+            f"{str(error.filename)[:400]} may not be read or written by this user: change its rights, or name another"
+        )
     if isinstance(error, OSError):
         return (text or type(error).__name__)[:500]  # a name in it may be of any length
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
