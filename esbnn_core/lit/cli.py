@@ -20,7 +20,7 @@ from torch import Tensor
 
 from esbnn_core.checkpoint.format import find_misfits
 from esbnn_core.checkpoint.run_file import load_run, run_state
-from esbnn_core.errors import InputError, refuse
+from esbnn_core.errors import InputError, check_output_folder, refuse
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
@@ -188,9 +188,18 @@ class TaskCLI(LightningCLI):
         resumes = bool(self._get(self.config_init, "ckpt_path"))
         if isinstance(self.model, ChecksFit):
             self.model.check_fit(resumes=resumes)
+        self._check_folders()
         if resumes:
             keep_curves(self.trainer.loggers)
             self.trainer.callbacks.append(CurveFromHere())  # type: ignore[attr-defined]
+
+    def _check_folders(self) -> None:
+        """Refuse folders of the run that cannot be written to, in place of a failure after hours of training."""
+        named = [("trainer.default_root_dir", self.trainer.default_root_dir)]
+        named += [("save_dir of trainer.logger", logger.save_dir or "") for logger in self.trainer.loggers]
+        for name, folder in named:
+            if folder and self.trainer.is_global_zero and not _ELSEWHERE.match(str(folder)):
+                check_output_folder(Path(folder), name)
 
     def before_validate(self) -> None:
         """Lightning's hook."""
