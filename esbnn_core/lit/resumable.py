@@ -87,7 +87,7 @@ class ResumableLoader(DataLoader[Any]):
                 return sampler
         raise InputError(
             f"the sampler of a ResumableLoader must be a ResumableSampler, got {type(self.sampler).__name__}: it has "
-            f"to skip what was seen"
+            f"to skip what was seen, so leave trainer.use_distributed_sampler false"
         )
 
     def state_dict(self) -> dict[str, int]:
