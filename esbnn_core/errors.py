@@ -4,6 +4,7 @@ import re
 import reprlib
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,15 +30,24 @@ class TrainingError(RuntimeError):
 def find_sentence(error: BaseException) -> str | None:
     """What a command prints of an error that a person can do something about; None for a fault of the program.
 
-    Besides this project's own: files that cannot be read or written, and memory that is not there.
+    Besides this project's own: files that cannot be read or written, memory that is not there, and a batch of one image
+    for a network that normalizes over images.
     """
-    if isinstance(error, InputError | TrainingError | OSError):
+    if isinstance(error, InputError | TrainingError):
         return str(error)
     text = str(error)
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return (
+            f"{str(error.filename)[:400]} may not be read or written by this user: change its rights, or name another"
+        )
+    if isinstance(error, OSError):
+        return (text or type(error).__name__)[:500]  # a name in it may be of any length
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         asked = re.search(r"(?:tried|Tried) to allocate ([\d.]+ ?\w+)", text)
         amount = f", {asked[1]} are asked for" if asked else ""
         return f"there is not enough memory{amount}: give smaller numbers, of images a batch or pixels for example"
+    if isinstance(error, ValueError) and "Expected more than 1 value per channel when training" in text:
+        return "a training batch must have at least 2 images for this network's norms, got 1: set data.batch_size"
     return None
 
 
@@ -53,6 +63,12 @@ def refuse(error: Exception, find: Callable[[Exception], str | None] = find_sent
         raise error
     print(f"error: {text}", file=sys.stderr)
     return 2
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, for a sentence of ours: its first line, at most 160 characters of it."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    return textwrap.shorten((text.splitlines() or [type(error).__name__])[0].rstrip(" .:"), 160)
 
 
 def check_choice(name: str, value: object, known: Iterable[object]) -> None:

@@ -60,12 +60,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         with file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # it begins with 0600, which others cannot read
             os.fsync(file.fileno())
             if not name:
-                name = _name_for(path)
-                # with a folder, which the absolute path ignores, Python calls linkat, which follows the link
-                os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=file.fileno())
-        os.chmod(name, 0o644)  # mkstemp gives 0600, which others cannot read
+                _give_name(file.fileno(), path)
+                return
         os.replace(name, path)
     except BaseException:
         if name:
@@ -88,8 +87,28 @@ def _open_temporary(path: Path) -> tuple[IO[bytes], str]:
     return os.fdopen(handle, "wb"), name
 
 
-def _name_for(path: Path) -> str:
-    return str(path.parent / f".{path.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}")
+def _give_name(file: int, path: Path) -> None:
+    """Put an open file without a name, which is whole, in the place of `path`.
+
+    The name that it has in between is always the same. So the next write removes what a process left that was killed
+    here, and one that writes the same file at the same time can at most put a whole file there first.
+    """
+    between = str(path.parent / f".{path.name[:200]}.whole")
+    while True:
+        try:
+            # with a folder, which the absolute path ignores, Python calls linkat, which follows the link
+            os.link(f"/proc/self/fd/{file}", between, src_dir_fd=file)
+        except FileExistsError:
+            Path(between).unlink(missing_ok=True)
+            continue
+        try:
+            os.replace(between, path)
+        except FileNotFoundError:  # taken by another process that writes this file
+            continue
+        except BaseException:
+            Path(between).unlink(missing_ok=True)
+            raise
+        return
 
 
 @contextmanager

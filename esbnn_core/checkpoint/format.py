@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import DamagedError, InputError
+from esbnn_core.errors import DamagedError, InputError, reason_of
 from esbnn_core.files import ROOT, file_sha256, write_atomically
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import RealWeights
@@ -174,7 +174,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
                 f"ckpt_path, or the weights.safetensors beside it; an official file is read by load_official"
             ) from error
         raise DamagedError(
-            f"checkpoint {path} is not a whole safetensors file ({error}): write or fetch it again"
+            f"checkpoint {path} is not a whole safetensors file ({reason_of(error)}): write or fetch it again"
         ) from error
     if metadata.get("format") != "esbnn":
         raise InputError(f"checkpoint {path} is not an esbnn file: save_checkpoint writes those")

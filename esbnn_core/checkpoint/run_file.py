@@ -91,6 +91,8 @@ def load_run(path: str | Path, name: str) -> Mapping[str, Any]:
         if (path / "model_index.json").exists():
             raise InputError(f"{name} must be the checkpoint of a run, got the pipeline {path}: give last.ckpt")
         raise InputError(f"{name} must be one file of a run, got the folder {path}: give checkpoints/last.ckpt in it")
+    if not path.is_file():
+        raise InputError(f"{name} must be one file of a run, got the device or pipe {path}: give last.ckpt")
     if path.suffix == ".safetensors":
         raise InputError(f"{name} must be the checkpoint of a run, got the weights file {path}: {_WEIGHTS[name]}")
     found = load_torch_file(path, "checkpoint", f"give another one as {name}")

@@ -1,5 +1,6 @@
 """Files of torch.save, read as plain tensors and held against the checksums inside, which torch.load ignores."""
 
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import IO
 import torch
 
 from esbnn_core.checkpoint.format import ZIP
-from esbnn_core.errors import DamagedError
+from esbnn_core.errors import DamagedError, reason_of
 
 _BLOCK = 1 << 20
 
@@ -17,7 +18,8 @@ def load_torch_file(path: str | Path, what: str, fix: str) -> object:
     """What a file of torch.save holds, on the CPU: tensors and plain containers, no other pickled object.
 
     Every record of the zip archive that torch.save writes has a CRC-32, so a flipped bit is found. Files of torch
-    before 1.6 are bare pickles without a checksum: of those only the sha256 of the catalogue finds it.
+    before 1.6 are bare pickles without a checksum: a warning says so, because only the sha256 of
+    the catalogue finds it.
 
     Args:
         path: of an existing file.
@@ -30,13 +32,26 @@ def load_torch_file(path: str | Path, what: str, fix: str) -> object:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            if file.read(len(ZIP)) == ZIP:
+            checked = file.read(len(ZIP)) == ZIP
+            if checked:
                 _check_records(file)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            found: object = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything: struct.error, IndexError, AssertionError, ...
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
-        raise DamagedError(f"{what} {path} cannot be read as plain tensors ({reason}): {fix}") from error
+        raise DamagedError(f"{what} {path} cannot be read as plain tensors ({_reason(error)}): {fix}") from error
+    if not checked:
+        warnings.warn(
+            f"{what} {path} has no checksum, because a torch before 1.6 wrote it, so a damaged number in it is not "
+            f"noticed: compare its sha256 with that of its source, and save it anew with torch.save",
+            stacklevel=2,
+        )
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """A few words of an error; of torch's refusal of other objects not the advice to read them all the same."""
+    _, found, refused = str(error).partition("WeightsUnpickler error:")
+    return reason_of(ValueError(refused) if found else error).split(". ")[0]
 
 
 def _check_records(file: IO[bytes]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esbnn_core.counting.outside import LayerCount, Outside, check_not_lazy, on_meta
-from esbnn_core.errors import InputError, check_counts
+from esbnn_core.errors import InputError, check_counts, reason_of
 from esbnn_core.layers import BinaryMatmul
 from esbnn_core.layers.base import BinaryLayer, binary_layers, parameter_dtype
 from esbnn_core.layers.hooks import drop_training_parts_
@@ -145,8 +145,7 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Count:
         with torch.no_grad(), outside:
             twin(torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin)))
     except (RuntimeError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        raise InputError(f"the network does not run on an input of size {size}: {text}") from error
+        raise InputError(f"the network does not run on an input of size {size}: {reason_of(error)}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     packed_weights = {id(m): math.prod(m.weight_shape) for m in twin.modules() if isinstance(m, PackedLayer)}

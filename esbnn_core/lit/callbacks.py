@@ -130,8 +130,20 @@ def run_folder(trainer: L.Trainer, directory: str | None) -> Path:
     return Path(directory or trainer.log_dir or trainer.default_root_dir)
 
 
+def took_steps(trainer: L.Trainer, folder: Path) -> bool:
+    """Whether training changed anything; if it did not, the files of a finished run stay, and a line says so."""
+    if trainer.global_step > 0:
+        return True
+    rank_zero_info(
+        f"{folder}: no training step was taken (max_epochs, max_time, limit_train_batches), nothing is exported"
+    )
+    return False
+
+
 class ExportWeights(Callback):
     """Writes weights.safetensors (latent) and packed.safetensors of the module's `network` at the end of fit.
+
+    Nothing is written where no step was taken.
 
     Packing needs weights in sign mode: otherwise only the latent file is written, and one line says so. Files of a run
     in half precision hold float32, with the values that training left.
@@ -183,7 +195,7 @@ class ExportWeights(Callback):
         """Lightning's hook; the first process writes."""
         # every process asks: log_dir is broadcast from the first one
         folder = run_folder(trainer, self.directory)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not took_steps(trainer, folder):
             return
         network: Any = pl_module.network
         metric: Mapping[str, float] = validation_metrics(trainer)

@@ -1,6 +1,7 @@
 """The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
 
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from esbnn_core.checkpoint.format import find_misfits
 from esbnn_core.checkpoint.run_file import load_run, run_state
-from esbnn_core.errors import InputError, refuse
+from esbnn_core.errors import InputError, check_output_folder, refuse
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.checks import ChecksData, ChecksEvaluation, ChecksFit
 from esbnn_core.lit.malloc import keeps_freed_memory
@@ -28,6 +29,7 @@ from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
 from esbnn_core.lit.refusals import sentence
+from esbnn_core.lit.trainer_options import check_trainer_options
 
 _ELSEWHERE = re.compile(r"\w+://|registry")
 """The beginning of a ckpt_path that is no local file."""
@@ -96,6 +98,11 @@ class TaskCLI(LightningCLI):
         for name in self.links:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's, with the home folder in the place of a leading ~, which a shell leaves in --name=~/path."""
+        super().parse_arguments(parser, args)
+        self.config = _expand_home(self.config)
+
     def _set_seed(self) -> None:
         """As Lightning's, which raises numpy's error for a number that numpy does not take."""
         seed = self._get(self.config, "seed_everything")
@@ -122,6 +129,7 @@ class TaskCLI(LightningCLI):
                 self.config, name
             ):  # Lightning's own would replace the module's, with the clip of latent weights
                 raise InputError(f"{name} must be given as model.{name}, got --{name}: the module makes it")
+        check_trainer_options(self._get(self.config, "trainer"))
         self._drop_defaults()
         if self.subcommand is not None and self._get(self.config, "trainer").fast_dev_run:
             self._redirect_dry_run()
@@ -180,9 +188,18 @@ class TaskCLI(LightningCLI):
         resumes = bool(self._get(self.config_init, "ckpt_path"))
         if isinstance(self.model, ChecksFit):
             self.model.check_fit(resumes=resumes)
+        self._check_folders()
         if resumes:
             keep_curves(self.trainer.loggers)
             self.trainer.callbacks.append(CurveFromHere())  # type: ignore[attr-defined]
+
+    def _check_folders(self) -> None:
+        """Refuse folders of the run that cannot be written to, in place of a failure after hours of training."""
+        named = [("trainer.default_root_dir", self.trainer.default_root_dir)]
+        named += [("save_dir of trainer.logger", logger.save_dir or "") for logger in self.trainer.loggers]
+        for name, folder in named:
+            if folder and self.trainer.is_global_zero and not _ELSEWHERE.match(str(folder)):
+                check_output_folder(Path(folder), name)
 
     def before_validate(self) -> None:
         """Lightning's hook."""
@@ -238,6 +255,18 @@ class TrainingConfig(SaveConfigCallback):
         """Lightning's hook."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+
+def _expand_home(value: Any) -> Any:
+    """A parsed config whose texts that begin with ~/ are paths in the home folder."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, Namespace):
+        for key, inner in vars(value).items():
+            setattr(value, key, _expand_home(inner))
+    if isinstance(value, dict):
+        return {key: _expand_home(inner) for key, inner in value.items()}
+    return [_expand_home(inner) for inner in value] if type(value) is list else value
 
 
 def _seed(value: bool | int | None) -> int:

@@ -47,9 +47,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Every process gets the same number of items. If `world` does not divide `size`, training repeats items of the
     epoch's start and evaluation pads with index -1, which SeededDataset labels IGNORE: every image counts once.
 
+    Attributes:
+        pads: whether an order without shuffle pads; training in index order repeats as other training does.
+
     Raises:
         InputError: repeats below 1, or above 1 without shuffle.
     """
+
+    pads = True
 
     def __init__(
         self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1, repeats: int = 1
@@ -73,7 +78,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if not self.shuffle:
             for index in range(self.rank, len(self) * self.world, self.world):
-                index = index if index < self.size else -1
+                if index >= self.size:
+                    index = -1 if self.pads else index % self.size
                 yield index, mix_seed(self.seed, self.epoch, index)
             return
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))

@@ -17,7 +17,8 @@ UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.De
 """What Pillow raises for a file that is not a whole image."""
 
 _ORIENTATION = 0x0112
-"""The EXIF entry of how the camera was held; 5 to 8 swap the sides."""
+"""The EXIF entry of how the camera was held; 5 to 8 swap the sides, and no other number means anything."""
+_TURNED = range(5, 9)
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 1 << 16
 """Bytes at the end of a file in which its end mark is searched; some programs write something after it."""
@@ -35,13 +36,14 @@ def is_image(path: str | Path) -> bool:
 
 
 def list_images(folder: Path, report_others: bool = False) -> list[Path]:
-    """The image files directly in a folder, sorted by name.
+    """The image files directly in a folder, sorted by name; links to files that are not there are among them.
 
     Args:
         folder: hidden files in it are left out.
         report_others: name visible files that are not images in one line that is printed.
     """
-    files = [path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name)]
+    # a link to nowhere counts: who reads it names it, and no image of a data set is left out in silence
+    files = [path for path in folder.iterdir() if not path.is_dir() and not is_hidden(path.name)]
     others = sorted(path.name for path in files if not is_image(path))
     if others and report_others:
         kind = "1 file is not an image" if len(others) == 1 else f"{len(others):,} files are not images"
@@ -52,16 +54,33 @@ def list_images(folder: Path, report_others: bool = False) -> list[Path]:
 def to_8_bits(image: Image.Image, where: str = "image") -> Image.Image:
     """16-bit grey becomes 8-bit grey, with 65535 as white; other images are returned as they are.
 
+    Pillow reads a PGM file of more than 8 bits in mode I, and has scaled its white to 65535.
+
     Raises:
         InputError: pixels of 32 bits, whose white is not known.
     """
-    if image.mode in ("I", "F"):
+    wide_pgm = image.mode == "I" and image.format == "PPM"
+    if image.mode in ("I", "F") and not wide_pgm:
         raise InputError(f"pixels of {where} must have 8 or 16 bits, got 32 (mode {image.mode}): convert it")
-    if not image.mode.startswith("I;16"):
+    if not image.mode.startswith("I;16") and not wide_pgm:
         return image
     # 257 levels of 16 bits are one of 8
     grey = (np.asarray(image).astype(np.uint32) + 128) // 257
     return Image.fromarray(grey.astype(np.uint8))
+
+
+def check_image_file(path: str | Path) -> None:
+    """Raise InputError unless the path is that of a file: a pipe would let its reader wait for ever."""
+    try:
+        if Path(path).is_file():
+            return
+        kind = "a folder, a pipe or a device" if Path(path).exists() else ""
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read ({error.strerror}): replace it or take it out") from error
+    if kind:
+        raise InputError(f"image {path} must be a file, got {kind}: replace it or take it out")
+    where = f", because it is a link to {Path(path).readlink()}" if Path(path).is_symlink() else ""
+    raise InputError(f"image {path} does not exist{where}: place it there or take it out")
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
@@ -70,17 +89,16 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         InputError: a missing, unreadable or cut-off file.
     """
+    check_image_file(path)
     try:
         with Image.open(path) as image:
             width, height = image.size
             # Pillow would decode a whole PNG to look for EXIF after its pixels
             turned_by_pillow = image.format == "TIFF"
             looked_up = not turned_by_pillow and (image.format != "PNG" or "exif" in image.info)
-            if looked_up and image.getexif().get(_ORIENTATION, 1) >= 5:
+            if looked_up and image.getexif().get(_ORIENTATION, 1) in _TURNED:
                 width, height = height, width
             end = _ENDS.get(image.format or "", b"")
-    except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist: check the path") from error
     except UNREADABLE as error:
         raise InputError(f"image {path} cannot be read as an image: replace it or take it out") from error
     with Path(path).open("rb") as file:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from esbnn_core.checkpoint.format import load_state, source_commit
 from esbnn_core.checkpoint.run_file import NETWORK, OPTIONS, RUN, RunFile, check_options, read_run
 from esbnn_core.errors import InputError, check_output_folder
+from esbnn_core.lit.accumulation import GRADIENTS, note_gradients, take_gradients
 from esbnn_core.lit.export import check_new_folder, validation_metrics, write_folder, write_weights
 from esbnn_core.lit.precision import is_wide, set_precision_, warn_of_rounding, widen_
 from esbnn_core.lit.schedules import ProgressLR
@@ -48,6 +49,7 @@ class TaskModule(L.LightningModule):
     what = "network"
     start_files: ClassVar[tuple[str, ...]] = ("weights",)
     _options: Mapping[str, Any] | None = None
+    _gradients: Mapping[str, Any] | None = None
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """Let every checkpoint name the options that built the module; the command line calls it.
@@ -63,6 +65,7 @@ class TaskModule(L.LightningModule):
         kind = type(self)
         noted = {"module": f"{kind.__module__}.{kind.__qualname__}", "metric": validation_metrics(self.trainer)}
         checkpoint[RUN] = {**noted, "commit": _commit_at_start()}
+        note_gradients(self, checkpoint)
         if self._options is not None:
             checkpoint[OPTIONS] = {**self._options, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
@@ -167,7 +170,7 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the weights of a run are there."""
-        self.begun = True
+        self.begun, self._gradients = True, checkpoint.get(GRADIENTS)
         state = checkpoint["state_dict"].items()
         tensors = {name: tensor for name, tensor in state if name.startswith(NETWORK)}
         if self._trainer is None:  # load_from_checkpoint
@@ -190,11 +193,14 @@ class TaskModule(L.LightningModule):
         check_output_folder(self.prediction_folder, "model.predictions")
 
     def on_train_start(self) -> None:
-        """Bind a schedule that advances by steps to their number.
+        """Go on with gradients of a checkpoint, and bind a schedule that advances by steps to their number.
 
         Not in configure_optimizers: the number comes from the loader, and a loader made before the checkpoint is read
         does not learn where in the epoch the run stopped.
         """
+        if self._gradients is not None:
+            take_gradients(self, self._gradients)
+            self._gradients = None
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
             scheduler.bind(int(self.trainer.estimated_stepping_batches))

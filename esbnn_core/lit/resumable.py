@@ -45,7 +45,9 @@ def make_sampler(
     rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
     if train and not overfits(trainer):
         return ResumableSampler(size, shuffle=True, seed=seed, rank=rank, world=world, repeats=repeats)
-    return InOrderSampler(size, shuffle=False, seed=seed, rank=rank, world=world)
+    sampler = InOrderSampler(size, shuffle=False, seed=seed, rank=rank, world=world)
+    sampler.pads = not train
+    return sampler
 
 
 def overfits(trainer: L.Trainer | None) -> bool:
@@ -85,7 +87,7 @@ class ResumableLoader(DataLoader[Any]):
                 return sampler
         raise InputError(
             f"the sampler of a ResumableLoader must be a ResumableSampler, got {type(self.sampler).__name__}: it has "
-            f"to skip what was seen"
+            f"to skip what was seen, so leave trainer.use_distributed_sampler false"
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -102,7 +104,7 @@ def resumable_loader(
     items: Any,
     sampler: ResumableSampler,
     *,
-    train: bool,
+    drop_last: bool,
     seed: int,
     batch_size: int,
     num_workers: int,
@@ -118,7 +120,8 @@ def resumable_loader(
     Args:
         items: dataset whose keys are the sampler's (index, seed).
         sampler: of the items.
-        train: leave out a last batch that is not full.
+        drop_last: leave out a last batch that is not full, where there is a full one. Only for a new order every epoch,
+            in which each image has its turn.
         seed: of the data module.
         prefetch_factor: DataLoader's; used with workers only.
     """
@@ -133,7 +136,7 @@ def resumable_loader(
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         # a last batch of one image has no batch statistics
-        drop_last=train and len(sampler) > batch_size,
+        drop_last=drop_last and len(sampler) > batch_size,
         # its own: drawing worker seeds from the global generator would shift the network's draws
         generator=torch.Generator().manual_seed(mix_seed(seed, 2)),
     )

@@ -1,5 +1,6 @@
 """ClassificationDataModule: datasets by name, our own split, loaders that repeat exactly."""
 
+import os
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from esbnn_core.errors import InputError, check_at_least, check_counts, check_workers
 from esbnn_core.lit.data import MixedBatches, SeededDataset, as_it_is, mix_seed
-from esbnn_core.lit.resumable import make_sampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
 from tasks.classification.augment import SMALL, Augmentation, batch_mixture, padding
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.classification.on_device import KeyBatches, Keys, ResidentImages
@@ -76,7 +77,7 @@ class ClassificationDataModule(L.LightningDataModule):
         check_at_least(0, data__val_size=val_size, data__train_size=train_size, data__test_size=test_size)
         given = {"data.image_size": image_size, "data.num_classes": num_classes}
         check_counts(**{name: value for name, value in given.items() if value is not None})
-        self.dataset, self.root, self.download = dataset, root, download
+        self.dataset, self.root, self.download = dataset, os.path.expanduser(root), download
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_size, self.train_size, self.test_size = val_size, train_size, test_size
         self.augment, self.image_size, self.seed = augment, image_size, seed
@@ -217,7 +218,7 @@ class ClassificationDataModule(L.LightningDataModule):
         return resumable_loader(
             items,
             sampler,
-            train=train,
+            drop_last=train and not overfits(self.trainer),
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

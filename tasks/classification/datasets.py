@@ -13,7 +13,7 @@ from typing import Any
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import InputError, check_choice, reason_of
 from esbnn_core.files import write_atomically
 from tasks.classification.augment import IMAGENET, Augmentation, eval_transform, train_transform
 from tasks.classification.generated import GeneratedImages
@@ -122,10 +122,10 @@ def open_split(name: str, root: str, train: bool, download: bool = False, num_cl
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the {part} split of {name} cannot be read from {root} ({reason}): it must be {root}/{info.layout}, set "
-            f"data.root to the folder that has it" + (" or data.download to true" if name in _FETCHED else "")
+            f"the {part} split of {name} cannot be read from {root} ({reason_of(error)}): it must be "
+            f"{root}/{info.layout}, set data.root to the folder that has it"
+            + (" or data.download to true" if name in _FETCHED else "")
         ) from error
 
 

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from esbnn_core import list_models, model_spec, train_on_bits_
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import InputError, check_at_least, check_choice
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
@@ -89,6 +89,7 @@ class ClassificationModule(TaskModule):
             raise InputError(
                 "network_options must not have num_classes, which is that of the data: set data.num_classes"
             )
+        check_at_least(2, data__num_classes=num_classes)  # one class has neither a loss nor an accuracy
         self.network: nn.Module = create_model(network, num_classes=num_classes, **(network_options or {}))
         if real_weights and train_on_bits:
             raise InputError(

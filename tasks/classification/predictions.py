@@ -26,6 +26,8 @@ Prediction = tuple[int, list[int], list[float]]
 class FolderImages(Dataset[tuple[Image.Image, int]]):
     """The images of a folder and the folders in it, by path; an item is (image, its place), the image RGB or grey.
 
+    Images are turned as their EXIF entry says.
+
     Args:
         folder: hidden files and folders are left out.
         channels: 3 for RGB, 1 for grey.
@@ -52,7 +54,7 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image = load_image(str(self.paths[index])).convert(self.mode)
+        image = load_image(str(self.paths[index]), turn=True).convert(self.mode)
         return (image if self.fit is None else self.fit(image)), index
 
 
@@ -83,7 +85,7 @@ def class_names(dataset: Any, classes: int) -> list[str]:
 
         words = ImageNetInfo()  # reads its lists from files
         return [words.index_to_description(i) for i in range(classes)]
-    named = [str(name) for name in known] if known is not None and len(known) == classes else None
+    named = [str(name) for name in known] if isinstance(known, list | tuple) and len(known) == classes else None
     return named or [str(i) for i in range(classes)]
 
 

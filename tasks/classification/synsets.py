@@ -4,11 +4,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import datasets
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.image_files import UNREADABLE, is_hidden, is_image, list_images, to_8_bits
+from esbnn_core.lit.image_files import UNREADABLE, check_image_file, is_hidden, is_image, list_images, to_8_bits
 from tasks.classification.kaggle import SOLUTION, find_part, find_solution, read_solution
 
 
@@ -18,11 +18,22 @@ def official_synsets() -> tuple[str, ...]:
     return tuple((Path(__file__).parent / "wnids.txt").read_text().split())
 
 
-def load_image(path: str) -> Image.Image:
-    """Read an image file as RGB, grey ones too. Raises InputError that names the file."""
+def load_image(path: str, turn: bool = False) -> Image.Image:
+    """Read an image file as RGB, grey ones too.
+
+    Args:
+        path: of the file.
+        turn: as its EXIF entry says; false is torchvision's way, which the published networks were trained with.
+
+    Raises:
+        InputError: a file that cannot be read, by name.
+    """
+    check_image_file(path)
     try:
         with Image.open(path) as image:
-            return to_8_bits(image, f"image {path}").convert("RGB")
+            seen: Any = ImageOps.exif_transpose(image) if turn else image
+            seen.format = image.format
+            return to_8_bits(seen, f"image {path}").convert("RGB")
     except InputError:
         raise
     except UNREADABLE as error:

@@ -18,7 +18,7 @@ from esbnn_core.checkpoint.format import find_misfits
 from esbnn_core.checkpoint.network import load_checkpoint
 from esbnn_core.checkpoint.official import unwrap
 from esbnn_core.checkpoint.torch_file import load_torch_file
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, reason_of
 
 CONTAINERS = ("model", "state_dict")
 """Keys under which files of teachers keep the tensors (DeiT: model)."""
@@ -57,7 +57,7 @@ class TorchvisionTeacher(NetworkTeacher):
             return torchvision.models.get_model(self.name, weights=chosen)
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise InputError(
-                f"teacher {self.name} with weights {self.weights} cannot be built ({_reason(error)}): name a "
+                f"teacher {self.name} with weights {self.weights} cannot be built ({reason_of(error)}): name a "
                 f"torchvision model and its weights, which are read from {place}; put the file there if there is no "
                 f"connection"
             ) from error
@@ -87,7 +87,7 @@ class TimmTeacher(NetworkTeacher):
             return network
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise InputError(
-                f"teacher {self.name} of timm cannot be built ({_reason(error)}): {self._place()}"
+                f"teacher {self.name} of timm cannot be built ({reason_of(error)}): {self._place()}"
             ) from error
 
     def build_untrained(self, num_classes: int) -> nn.Module:
@@ -113,7 +113,7 @@ class TimmTeacher(NetworkTeacher):
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=False)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"teacher must be a model of timm, got {self.name} ({_reason(error)})") from error
+            raise InputError(f"teacher must be a model of timm, got {self.name} ({reason_of(error)})") from error
         tensors = read_tensors(path)
         if faults := find_misfits(network.state_dict(), tensors):
             raise InputError(
@@ -158,7 +158,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             found = load(path.read_bytes())
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"teacher weights {path} cannot be read as plain tensors ({_reason(error)})") from error
+            raise InputError(f"teacher weights {path} cannot be read as plain tensors ({reason_of(error)})") from error
     else:
         found = load_torch_file(path, "teacher weights", "fetch the file again")
     tensors = unwrap(found, CONTAINERS)
@@ -177,9 +177,3 @@ def _timm() -> Any:
     except ImportError as error:
         raise InputError('a TimmTeacher needs timm: pip install "esbnn[classification]"') from error
     return timm
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -4,8 +4,10 @@ A record is the dict that mmdet's VOCDataset makes of an annotation, so mmdet's 
 the far corner is the last pixel inside, and difficult objects are flagged to be ignored.
 """
 
+import codecs
 import glob
 import re
+import reprlib
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +26,9 @@ VOC_CLASSES = (
 _DECLARED = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
 _OF_ONE_CLASS = re.compile(r"\s-?[01]$")
 """How the lines of VOC's lists for single classes end."""
+
+_LONGEST = 250
+"""Bytes of a name that leave room for an ending: file systems take 255."""
 
 Record = dict[str, Any]
 
@@ -111,6 +116,11 @@ def read_record(
         InputError: a missing or unreadable image or annotation, sizes that differ, an unknown class, or a box that is
             empty or outside the image.
     """
+    if Path(identity).is_absolute() or ".." in Path(identity).parts or len(identity.encode()) > _LONGEST:
+        raise InputError(
+            f"images in a list of {folder} must be named as their files in JPEGImages, without ending, got "
+            f"{reprlib.repr(identity)}: correct the list"
+        )
     xml = folder / "Annotations" / f"{identity}.xml"
     image = find_image(folder / "JPEGImages", identity)
     root = _parse(xml)
@@ -124,6 +134,8 @@ def read_record(
                 f"{written[0]}x{written[1]}: correct one of them"
             )
     nodes = root.findall("object")
+    if len(nodes) != len(root.findall(".//object")):
+        raise InputError(f"annotation {xml} must have each <object> directly in <annotation>: correct the file")
     if others is not None:
         other = [name for node in nodes if (name := _class_of(node)) not in classes]
         others.update(other)
@@ -177,17 +189,19 @@ def _parse(path: Path) -> ET.Element:
 
 def _decoded(data: bytes) -> str | bytes:
     """The text of an XML file; what its declaration names is decoded by Python, whose codecs are more than expat's."""
+    marked = data.startswith(codecs.BOM_UTF8)  # which says more than a declaration that another program left
+    data = data.removeprefix(codecs.BOM_UTF8)
     declared = _DECLARED.match(data)
     if declared is None:
         return data  # UTF-8 or UTF-16, by its first bytes
-    text = data[declared.end() :].decode(declared[1].decode())
+    text = data[declared.end() :].decode("utf-8" if marked else declared[1].decode())
     return text.lstrip()
 
 
 def _number(node: ET.Element, key: str, path: Path, where: str) -> float:
     text = node.findtext(key)
     try:
-        value = float(text or "")
+        value = float("" if text is None or "_" in text else text)  # Python takes 1_0 for 10
     except ValueError:
         value = float("nan")
     if not abs(value) < 1e9:  # not nan, inf or a typing error

@@ -11,7 +11,9 @@ class GroupedSampler(ResumableSampler):
 
     The items keep the order without groups, except that an item waits until its group has batch_size of them. The rest
     of the groups follows at the end of the epoch, so at most one batch is mixed and one is smaller than the others. The
-    number of items stays, so that a loader can cut them into batches and skip what an interrupted epoch has seen.
+    number of items stays, so that a loader can cut them into batches and skip what an interrupted epoch has seen. The
+    loader keeps a last batch that is not full, as mmdet's does: it would otherwise leave out the same images in every
+    epoch, those of a group that is smaller than a batch.
 
     Args:
         groups: of each item of the dataset, any numbers.

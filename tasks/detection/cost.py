@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from esbnn_core import Count, count
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, reason_of
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def count_detector(detector: Any, size: tuple[int, int, int]) -> DetectorCost:
             region = count(_Region(detector.roi_head), (extractor.out_channels, *side))
             regions = int(detector.test_cfg.rpn.max_per_img)
     except (AttributeError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the detector {type(detector).__name__} cannot be counted ({reason})") from error
+        raise InputError(f"the detector {type(detector).__name__} cannot be counted ({reason_of(error)})") from error
     return DetectorCost(size, image, region, regions)
 
 

@@ -1,5 +1,6 @@
 """VOCDataModule: image lists of a VOCdevkit folder through mmdet's transforms, in loaders that repeat exactly."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class VOCDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.root, self.predict, self.classes = root, predict, tuple(classes)
+        self.root, self.predict, self.classes = os.path.expanduser(root), predict, tuple(classes)
         self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.skip_bad, self.drop_empty, self.augment = skip_bad, drop_empty, augment
         self.group_by_aspect, self.drop_other_classes = group_by_aspect, drop_other_classes
@@ -138,8 +139,8 @@ class VOCDataModule(L.LightningDataModule):
         twice = [name for name, number in Counter(record["img_id"] for record in records).items() if number > 1]
         if twice and part != "train":
             raise InputError(
-                f"data.{part} must name every image once, got {twice[0]} more than once: "
-                f"the lists {', '.join(self.lists[part])} overlap"
+                f"data.{part} must name every image once, got {twice[0]} more than once in "
+                f"{', '.join(self.lists[part])}: take it out of the others"
             )
         return records
 
@@ -147,13 +148,15 @@ class VOCDataModule(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         train = part == "train"
         sampler = make_sampler(len(self.splits[part]), self.trainer, train=train, seed=self.seed)
-        if train and self.group_by_aspect and not overfits(self.trainer):
+        drop_last = train and not overfits(self.trainer)
+        if drop_last and self.group_by_aspect:
             wide = [int(record["width"] >= record["height"]) for record in self.splits[part].records]
             sampler = GroupedSampler(wide, self.batch_size, seed=self.seed, rank=rank, world=world)
+            drop_last = False  # the rest of the groups comes last in every epoch: an image alone in its group is there
         return resumable_loader(
             self.splits[part],
             sampler,
-            train=train,
+            drop_last=drop_last,
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -203,8 +206,12 @@ class DetectionItems(Dataset[dict[str, Any]]):
             else:
                 item = self.pipeline(record)
         except (OSError, AssertionError, AttributeError, cv2.error) as error:
-            if not cv2.haveImageReader(record["img_path"]):
-                raise InputError(f"image {record['img_path']} cannot be read: replace it or take it out") from error
+            if isinstance(error, OSError) or cv2.imread(record["img_path"]) is None:
+                read_image_size(record["img_path"])  # says more of a file that is not there or cut off
+                raise InputError(
+                    f"image {record['img_path']} cannot be read by OpenCV, it is damaged or of a kind that OpenCV does "
+                    f"not know: convert it to PNG or take it out"
+                ) from error
             raise
         found = tuple(item["data_samples"].metainfo.get("ori_shape", ()))[:2]
         if found and found != (record["height"], record["width"]):

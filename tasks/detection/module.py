@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esbnn_core import train_on_bits_
 from esbnn_core.checkpoint.official import load_official
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, reason_of
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
 from esbnn_core.lit.module import TaskModule
@@ -262,8 +262,7 @@ def model_config(model: str | dict[str, Any], overrides: dict[str, Any], num_cla
     try:
         whole.merge_from_dict({f"model.{name}": value for name, value in overrides.items()})
     except (TypeError, KeyError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.overrides cannot be set ({reason}): name parts of the config") from error
+        raise InputError(f"model.overrides cannot be set ({reason_of(error)}): name parts of the config") from error
     _set_classes(whole.model, num_classes)
     return whole.model
 

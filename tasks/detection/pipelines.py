@@ -5,7 +5,7 @@ Normalisation is not among them, because mmdet's detectors do it in their data_p
 
 from typing import Any
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, reason_of
 from tasks.detection.mmdet.api import TRANSFORMS, Compose, load_config, scope
 
 Pipeline = list[dict[str, Any]]
@@ -37,8 +37,9 @@ def compose(pipeline: Pipeline) -> Any:
             try:
                 steps.append(TRANSFORMS.build(dict(step)))
             except (KeyError, TypeError, ValueError, AssertionError) as error:
-                reason = str(error.args[0] if error.args else error).strip().splitlines()[0]
-                raise InputError(f"transform {step.get('type')} of the pipeline cannot be built ({reason})") from error
+                raise InputError(
+                    f"transform {step.get('type')} of the pipeline cannot be built ({reason_of(error)})"
+                ) from error
         return Compose(steps)
 
 

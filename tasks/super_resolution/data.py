@@ -1,5 +1,6 @@
 """SRDataModule: folders of HR images with LR made or read, in loaders that repeat exactly."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from esbnn_core.errors import InputError, check_at_least, check_choice, check_workers
-from esbnn_core.lit.resumable import make_sampler, resumable_loader
+from esbnn_core.lit.resumable import make_sampler, overfits, resumable_loader
 from tasks.super_resolution.datasets import EvalItems, Item, TrainItems
 from tasks.super_resolution.folders import Folder, Pair, read_images, read_set
 
@@ -69,7 +70,7 @@ class SRDataModule(L.LightningDataModule):
         cache_mib: int = 256,
     ) -> None:
         super().__init__()
-        self.root, self.images, self.hr = root, images, hr
+        self.root, self.images, self.hr = os.path.expanduser(root), images, hr
         self.lists = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.scale, self.patch, self.lr, self.repeat = scale, patch, lr, repeat
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -151,7 +152,7 @@ class SRDataModule(L.LightningDataModule):
         return resumable_loader(
             items,
             sampler,
-            train=train,
+            drop_last=train and not overfits(self.trainer),
             seed=self.seed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from esbnn_core.files import folder_beside
-from esbnn_core.lit.callbacks import run_folder
+from esbnn_core.lit.callbacks import run_folder, took_steps
 from esbnn_core.lit.precision import as_exported
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 
@@ -33,7 +33,7 @@ class ExportPipeline(Callback):
         """Lightning's hook; the first process writes."""
         # in every process, because log_dir is broadcast from the first one
         folder = run_folder(trainer, self.directory)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and took_steps(trainer, folder):
             module: Any = pl_module
             rank_zero_info(f"{folder}: {save_pipeline(module.pipeline, folder / 'pipeline')}")
 

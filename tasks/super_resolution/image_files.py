@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.image_files import UNREADABLE, to_8_bits
+from esbnn_core.lit.image_files import UNREADABLE, check_image_file, to_8_bits
 
 
 @dataclass
@@ -64,12 +64,12 @@ def _kept_info(info: dict[Any, Any], base: str) -> dict[str, Any]:
 
 def read_image(path: str | Path) -> EightBitImage:
     """Read an image file, turned by its EXIF entry; of an animation the first frame. Raises InputError."""
+    check_image_file(path)
     try:
         with Image.open(path) as image:
             image.load()
             turned: Any = ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist: place it there") from error
+            turned.format = image.format
     except UNREADABLE as error:
         raise InputError(f"image {path} cannot be read to its end: replace it or take it out") from error
     return convert_image(turned, f"image {path}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.packed.layers import is_packed
+from tasks.super_resolution.checksums import check_sums, write_sums
 from tasks.super_resolution.pipeline_images import Images, Pixels, read_pipeline_images, to_pil
 from tasks.super_resolution.resize import cubic_upsample
 from tasks.super_resolution.schedulers import default_scheduler
@@ -160,6 +161,18 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 "before pack_, or with esbnn_core.save_checkpoint"
             )
         super().save_pretrained(save_directory, *args, **kwargs)
+        write_sums(save_directory, "scheduler")  # the network's folder has its own
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in diffusers.
+
+        Raises:
+            InputError: what BIDiffSRUNet.from_pretrained refuses.
+            DamagedError: a file that is not what save_pretrained wrote.
+        """
+        check_sums(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _denoise(
         self, condition: Tensor, steps: int, skipped: int, generators: list[torch.Generator], bar: Any

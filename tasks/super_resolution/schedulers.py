@@ -1,13 +1,14 @@
 """Schedulers of diffusers with the noise of BI-DiffSR (papers.md#bi-diffsr-diffusion)."""
 
 import inspect
+import reprlib
 from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from esbnn_core.errors import InputError
+from esbnn_core.errors import InputError, reason_of
 
 
 def default_scheduler() -> DDIMScheduler:
@@ -52,6 +53,7 @@ def make_scheduler(name: str = "DDIMScheduler", options: dict[str, Any] | None =
     try:
         scheduler: SchedulerMixin = found(**{**inherited, **(options or {})})
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"scheduler {name} cannot be made with {options or {}} ({reason})") from error
+        raise InputError(
+            f"scheduler {name} cannot be made with {reprlib.repr(options or {})} ({reason_of(error)})"
+        ) from error
     return scheduler

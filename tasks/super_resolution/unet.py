@@ -6,6 +6,7 @@ See papers.md#bi-diffsr, #es-bi-diffsr.
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +20,7 @@ from esbnn_core.errors import InputError, check_choice, check_counts, check_fact
 from esbnn_core.layers import timestep_group
 from esbnn_core.layers.widths import Expansion, tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
+from tasks.super_resolution.checksums import check_sums, write_sums
 from tasks.super_resolution.conv_variants import ConvStyle, CopyRule, Moment, RealPath, Variant
 
 GroupRule = Literal["sample", "first"]
@@ -157,7 +159,9 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
 
         Raises:
             InputError: a missing, extra or reshaped tensor, named.
+            DamagedError: a file that is not what save_pretrained wrote.
         """
+        check_sums(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         with_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("low_cpu_mem_usage", False)  # True needs one more package, accelerate
         try:
@@ -172,6 +176,11 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         if faults:
             raise InputError(_describe_misfit(pretrained_model_name_or_path, faults))
         return (unet, info) if with_info else unet
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As ModelMixin.save_pretrained, with the checksums that from_pretrained compares."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_sums(save_directory)
 
     def moment(self, timestep: Tensor | float | int, batch: int) -> Moment:
         """Embedding and groups for a timestep () or (1,) of the whole batch, or for (N,) of its samples."""

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -179,3 +180,35 @@ def test_a_compressed_record_is_refused_before_it_is_unpacked(whole: dict[str, b
             made.writestr(record.filename, source.read(record))
     with pytest.raises(InputError, match=r"record \S+ is compressed"):
         load_torch_file(tmp_path / "bomb.pth", "file", "fetch it again")
+
+
+def test_a_file_without_checksums_is_announced(tmp_path: Path) -> None:
+    path, state = tmp_path / "old.pth", {"weight": torch.arange(6.0)}
+    for zipped in (False, True):
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            found: Any = load_torch_file(path, "official file", "fetch it again")
+        assert torch.equal(found["weight"], state["weight"])
+        told = [str(warning.message) for warning in seen]
+        assert len(told) == (0 if zipped else 1)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + b"\x7f" + whole[-2:])  # nothing else can find this
+    with pytest.warns(
+        UserWarning, match=r"^official file .*old\.pth has no checksum, because a torch before 1\.6 wrote"
+    ):
+        found = load_torch_file(path, "official file", "fetch it again")
+    assert not torch.equal(found["weight"], state["weight"])
+
+
+def test_a_refusal_gives_neither_bad_advice_nor_a_list(whole: dict[str, bytes], tmp_path: Path) -> None:
+    torch.save({"a": Path("x")}, tmp_path / "object.pth")
+    with pytest.raises(InputError) as caught:
+        load_torch_file(tmp_path / "object.pth", "file", "fetch it again")
+    assert "pathlib" in str(caught.value) and "weights_only" not in str(caught.value)
+    path = tmp_path / "latent.safetensors"
+    path.write_bytes(whole["latent.safetensors"].replace(b'"F32"', b'"D32"', 1))
+    with pytest.raises(InputError, match="unknown variant `D32`") as caught:
+        read_checkpoint(path)
+    assert len(str(caught.value)) - len(str(path)) < 300

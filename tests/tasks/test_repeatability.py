@@ -136,3 +136,39 @@ def test_two_processes_count_every_image_once(tmp_path: Path, data_root: str) ->
         assert two[key] == pytest.approx(value, abs=1e-6, rel=1e-6), key
     # a percentage of 101 images: a repeated image would show
     assert (two["test_top1"] * size / 100) == pytest.approx(round(two["test_top1"] * size / 100), abs=1e-3)
+
+
+class SaveAt(L.Callback):
+    """Saves a checkpoint after so many batches."""
+
+    def __init__(self, path: Path, batches: int) -> None:
+        self.path, self.left = path, batches
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("window", "batches"), [(2, 3), (3, 2), (2, 4)])
+def test_a_run_saved_between_two_steps_goes_on_with_its_gradients(
+    tmp_path: Path, make_data: Callable[..., Any], make_trainer: Callable[..., L.Trainer], window: int, batches: int
+) -> None:
+    """Lightning's checkpoint has no gradients: the next step would be of fewer batches."""
+
+    def fit(source: Path | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], L.Trainer]:
+        module = make_module("reactnet_resnet8")
+        callbacks = [EpochSeed(0), SaveAt(tmp_path / "at.ckpt", 0 if source else batches)]
+        settings = {"max_epochs": 1, "limit_val_batches": 0, "accumulate_grad_batches": window, **options}
+        trainer = make_trainer(callbacks=callbacks, **settings)
+        trainer.fit(module, make_data(batch_size=8, train_size=40), ckpt_path=source)
+        return module.state_dict(), trainer
+
+    whole, _ = fit()
+    noted = torch.load(tmp_path / "at.ckpt", weights_only=True).get("esbnn_gradients")
+    assert (noted is None) == (batches % window == 0)
+    resumed, _ = fit(tmp_path / "at.ckpt")
+    assert same(whole, resumed)
+    if noted is not None:
+        with pytest.warns(UserWarning, match=f"the gradients of {noted['batches']} batches of {window} are lost"):
+            fit(tmp_path / "at.ckpt", accumulate_grad_batches=1)

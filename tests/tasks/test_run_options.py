@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,9 +79,18 @@ def test_samplers_of_an_overfitting_run_go_in_order(size: int, world: int) -> No
         sampler.set_epoch(4)
         seen.append([index for index, _ in sampler])
     whole = [index for place in zip(*seen, strict=True) for index in place]
-    assert [index for index in whole if index >= 0] == list(range(size))
+    assert whole == [place % size for place in range(-(-size // world) * world)]  # no label of training is IGNORE
     Trainer.overfit_batches = 0
     assert not isinstance(make_sampler(size, Trainer(), train=True), InOrderSampler)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "overfit", "batches"), [(9, 1.0, [4, 4, 1]), (9, 0.0, [4, 4]), (3, 1.0, [3])])
+def test_an_overfitting_run_leaves_no_image_out(data_root: str, size: int, overfit: float, batches: list[int]) -> None:
+    """Its order is the same in every epoch, so the images of a last batch would never have their turn."""
+    data = ClassificationDataModule(root=data_root, batch_size=4, train_size=size, augment=False)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, overfit_batches=overfit)  # type: ignore[assignment]
+    assert [len(labels) for _, labels in data.train_dataloader()] == batches
 
 
 @pytest.mark.slow

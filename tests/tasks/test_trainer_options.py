@@ -52,6 +52,17 @@ def fit(tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch) -> Call
         ("--trainer.strategy=foo", "invalid strategy name: `strategy='foo'`"),
         ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
         ("--trainer.limit_train_batches=0.001", "increase the `limit_train_batches` argument"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval must be above 0, got 0: set"),
+        (
+            "--trainer.check_val_every_n_epoch=0",
+            "trainer.check_val_every_n_epoch must be a number of at least 1, got 0",
+        ),
+        (
+            "--trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches must be a number of at least 1, got 0",
+        ),
+        ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val must be a number of at least 0, got nan"),
+        ("--trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps must be a number of at least -1, got -2"),
         ("--trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than"),
         (callback("BackboneFinetuning"), "'ClassificationModule' object has no attribute 'backbone'"),
         (callback("EarlyStopping", monitor="val_gone"), "`val_gone` which is not available"),

@@ -1,5 +1,6 @@
 """Batches of one aspect: mmdet's own grouping, every item once, the same after an interruption and over processes."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.data import EpochSampler
 from esbnn_core.lit.resumable import ResumableLoader
 from tasks.detection.aspect_sampler import GroupedSampler
-from tasks.detection.data import VOCDataModule
+from tasks.detection.data import DetectionItems, VOCDataModule
 from tests.helpers.detection.tiny import make_detector
 
 
@@ -122,3 +123,39 @@ def test_a_grouped_run_resumes_exactly(
     whole = fit(enable_checkpointing=True, callbacks=[EpochSeed(0), keep])
     again = fit(str(tmp_path / "step=4.ckpt"))
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
+
+
+class Numbers(DetectionItems):
+    """Items that are the place of their image."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return key[0]
+
+
+@pytest.mark.parametrize(
+    ("wide", "world", "sizes", "counts"),
+    [
+        ([1, *[0] * 8], 1, [4, 4, 1], [3] * 9),  # one image of its aspect
+        ([1] * 3 + [0] * 4, 1, [4, 3], [3] * 7),
+        ([1] * 7, 1, [4, 3], [3] * 7),
+        ([1] * 7 + [0], 2, [4], [3] * 8),
+        ([1, *[0] * 9], 2, [4, 1], [3] * 10),
+    ],
+)
+def test_every_image_is_in_every_epoch(
+    make_voc: Callable[..., VOCDataModule], wide: list[int], world: int, sizes: list[int], counts: list[int]
+) -> None:
+    found: Counter[int] = Counter()
+    for rank in range(world):
+        data = make_voc(group_by_aspect=True, batch_size=4)
+        records = [{"img_path": "x", "width": 1 + flag, "height": 2, "instances": []} for flag in wide]
+        data.splits["train"] = Numbers(records, None, random=False)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, overfit_batches=0.0)  # type: ignore[assignment]
+        loader = data.train_dataloader()
+        loader.collate_fn = list
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            batches = list(loader)
+            assert [len(batch) for batch in batches] == sizes and len(loader) == len(sizes)
+            found.update(index for batch in batches for index in batch)
+    assert [found[index] for index in range(len(wide))] == counts

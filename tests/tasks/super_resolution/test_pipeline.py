@@ -1,5 +1,6 @@
 """SuperResolutionPipeline: sampling by hand, any image, any scheduler, files, errors of one sentence."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from esbnn_core import pack_
-from esbnn_core.errors import InputError
+from esbnn_core.errors import DamagedError, InputError
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.resize import cubic_upsample, imresize
 from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
@@ -215,6 +216,26 @@ def test_a_saved_pipeline_is_the_same(tmp_path: Path, options: dict[str, Any]) -
     both = [p(images, 2, 3, seeded(1, 2)).images for p in (pipe, again)]
     for a, b in zip(*both, strict=True):
         assert np.array_equal(np.array(a), np.array(b))
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_damaged_file_of_a_pipeline_is_refused(tmp_path: Path, name: str) -> None:
+    """One bit of a weight, which diffusers would not notice, and one digit of a number of channels or timesteps."""
+    make_pipe().save_pretrained(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    place = -5 if name.endswith(".safetensors") else re.search(rb": \d*(\d)", whole).start(1)  # type: ignore[union-attr]
+    changed = bytearray(whole)
+    changed[place] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    with pytest.raises(DamagedError, match=rf"{Path(name).name} does not have the sha256 in .*sha256\.json"):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(whole)
+    SuperResolutionPipeline.from_pretrained(tmp_path)
+    (tmp_path / "unet" / "sha256.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"sha256\.json is damaged, it is not a json object"):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
 
 
 def test_a_packed_network_upsamples_and_is_not_saved(tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def test_training_on_bits_gives_the_plain_gradients(options: dict[str, Any]) -> 
 def test_a_folder_is_written_and_read_back(tmp_path: Path, options: dict[str, Any]) -> None:
     unet = small(**options).float()
     unet.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    files = {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"sha256.json"}
+    assert json.loads((tmp_path / "sha256.json").read_text()).keys() == files
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["channel_mults"] == [1, 2, 4] and config["tau"] == options.get("tau", 1)
     other = BIDiffSRUNet.from_pretrained(tmp_path)
@@ -219,6 +221,7 @@ def test_a_folder_that_does_not_fit_is_refused(
     tmp_path: Path, key: str, value: torch.Tensor | None, words: str
 ) -> None:
     small().float().save_pretrained(tmp_path)
+    (tmp_path / "sha256.json").unlink()  # of a folder that a person edits
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     tensors = {name: tensor for name, tensor in {**load_file(file), key: value}.items() if tensor is not None}
     save_file(tensors, file, metadata={"format": "pt"})
