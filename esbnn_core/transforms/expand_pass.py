@@ -1,17 +1,25 @@
 """One walk over a traced forward: the layout of each tensor, and the classes of tensors that are carried together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
 from esbnn_core.layers import BinaryLinear
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.transforms.expand_calls import call_fact, call_origin
+from esbnn_core.transforms.expand_attributes import attribute, numbers
+from esbnn_core.transforms.expand_calls import COMPARISONS, ELEMENTWISE_CALLS, call_fact, call_origin
 from esbnn_core.transforms.expand_classes import Beyond, Classes, Key
 from esbnn_core.transforms.expand_layout import MAP, Layout, Role, order_of_features, positions
 from esbnn_core.transforms.expand_places import Cut, Inserted, Places
-from esbnn_core.transforms.expand_rules import LAYERS, can_be_widened, channels_held, is_spatial, nominal_widths
-from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, has_channels, is_settled
+from esbnn_core.transforms.expand_rules import (
+    LAYERS,
+    can_be_widened,
+    channels_held,
+    cuts_boxes,
+    is_spatial,
+    nominal_widths,
+)
+from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, combine, has_channels, is_settled
 from esbnn_core.transforms.expand_shapes import (
     channel_dim,
     fact_by_readers,
@@ -39,6 +47,7 @@ class Pass:
         layers: input and output of each layer, by its name.
         widened: output of each module with per-channel tensors, by its name.
         parameters: node of each parameter or buffer with one value a channel that the forward reads, by its name.
+        attributes: node of each attribute that is a width, by its name.
         orders: order of the input of each layer and widened module, by its name.
         places: what is inserted between the operations.
         wanted: cuts that would keep a class from being nominal, for the next walk.
@@ -48,15 +57,19 @@ class Pass:
         forward: what is walked over.
         expansion: tau and groups.
         cuts: by the tensor that they are after.
+        fixed: names of the attributes that stay as they are.
     """
 
-    def __init__(self, forward: Forward, expansion: Expansion, cuts: Mapping[fx.Node, Cut]) -> None:
-        self.forward, self.expansion, self.cuts = forward, expansion, cuts
+    def __init__(
+        self, forward: Forward, expansion: Expansion, cuts: Mapping[fx.Node, Cut], fixed: Collection[str] = ()
+    ) -> None:
+        self.forward, self.expansion, self.cuts, self.fixed = forward, expansion, cuts, fixed
         self.facts: dict[Key, Fact] = {}
         self.classes = Classes()
         self.layers: dict[str, tuple[Key, Key]] = {}
         self.widened: dict[str, Key] = {}
         self.parameters: dict[str, fx.Node] = {}
+        self.attributes: dict[str, fx.Node] = {}
         self.orders: dict[str, Tensor] = {}
         self.places = Places(forward.tracer.calls, forward.leaves)
         self.wanted: dict[fx.Node, Cut] = {}
@@ -160,13 +173,38 @@ class Pass:
                 if node is parameter:
                     return True
                 node = node.all_input_nodes[0]
-        if not self.places.insert(key, reader, positions(layout.order, order)):
+        moved = positions(layout.order, order)
+        if not self.places.insert(key, reader, moved):
+            if self._reorder_before(node, reader, moved):
+                return True
             place = self.places.after(node) if node not in self.cuts else None
             if place is not None:  # in another walk all readers may get this order
                 self.unordered[node] = Cut(place[0], "order", place[1], order=order)
             return False
         self._seen[key, reader] = layout.with_order(order)
         return True
+
+    def _reorder_before(self, node: fx.Node, reader: fx.Node, moved: Tensor) -> bool:
+        """The same before operations on each channel alone, of which nothing else reads the result."""
+        passed: list[fx.Node] = []
+        while node not in self._beyond and self._is_alone(node) and set(node.users) == {reader}:
+            passed.append(node)
+            node, reader = node.all_input_nodes[0], node
+            key = self.key(node, reader)
+            if self.places.insert(key, reader, moved):
+                self._seen[key, reader] = self.layout(key).with_order(self.layout(key).order[moved])
+                for each in passed:
+                    self.facts[each] = self.layout(each).with_order(self.layout(each).order[moved])
+                return True
+        return False
+
+    def _is_alone(self, node: fx.Node) -> bool:
+        """Whether the operation has one operand, and no tensors of its own, so that its channels may be in any order."""
+        if len(node.all_input_nodes) != 1 or not is_settled(self.facts.get(node.all_input_nodes[0])):
+            return False
+        if node.op == "call_module":
+            return self._works_on_any_width(node)
+        return call_origin(node)[1] in ELEMENTWISE_CALLS and node.op in ("call_function", "call_method")
 
     # what the forward does, node by node
 
@@ -175,6 +213,8 @@ class Pass:
             self._add_blocked(node, "is the input of the network")
         elif node.op == "get_attr":
             self._enter_parameter(node)
+        elif node.target is attribute:
+            self._enter_attribute(node)
         elif node.op == "output":
             for key in self._tensors(node):
                 self._cut_or_block(key, node, "is an output of the network")
@@ -235,10 +275,19 @@ class Pass:
             node, own, fact_by_readers(node, self.forward.modules, self.expansion.wide) if fact is None else fact
         )
 
+    def _unite(self, keys: Sequence[Key]) -> None:
+        for key in keys[1:]:
+            self.classes.unite(keys[0], key)
+
     def _keep_plain(self, name: str, *ends: Key) -> None:
         """Block the ends of a module's calls, of which one is nominal: it changes for all of them or for none."""
         for end in ends:
             self.classes.block(end, f"belongs to {name}, of which one call is nominal")
+
+    def _fact(self, other: fx.Node, reader: fx.Node) -> Fact:
+        """What is known of an operand as the reader gets it."""
+        key = self.key(other, reader)
+        return self._seen.get((key, reader), self.facts[key])
 
     def _sources(self, node: fx.Node) -> list[Key]:
         """The tensors whose number of channels the operation reads: carried with it, or not at all."""
@@ -279,8 +328,21 @@ class Pass:
             self._add(node, layout)
             self.parameters[name] = node
 
+    def _enter_attribute(self, node: fx.Node) -> None:
+        """An attribute is multiplied where the tensors are carried whose width it is."""
+        name, value, wide = str(node.args[0]), node.meta["value"], 1
+        if name not in self.fixed:
+            wide = self.expansion.wide
+            self.classes.add(node, *(each for each in [self.attributes.get(name)] if each is not None))
+            self.attributes[name] = node
+        sizes = [Size(number, wide * number, None, (node,) if wide > 1 else ()) for number in numbers(value)]
+        self.facts[node] = sizes[0] if isinstance(value, int) else tuple(sizes)
+
     def _apply_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
         """Apply the rule of a module with one tensor as input."""
+        if cuts_boxes(module):
+            self._apply_boxes(node)
+            return
         if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
             raise NoRule
         key = self.key(node.all_input_nodes[0], node)
@@ -306,6 +368,14 @@ class Pass:
             self._apply_widened(node, name, module, key, layout)
         else:
             self._add(node, module_layout(module, layout, self.expansion.wide), key)
+
+    def _apply_boxes(self, node: fx.Node) -> None:
+        """Enter what a module cuts out of maps, which are its first argument."""
+        maps = list(node.args[0].values()) if isinstance(node.args[0], Mapping) else [node.args[0]]
+        found = [(each, self._fact(each, node)) for each in maps if isinstance(each, fx.Node)]
+        if not found or any(not isinstance(fact, Layout) or fact.roles != MAP for _, fact in found):
+            raise NoRule
+        self._add(node, combine(found), *(self.key(each, node) for each, _ in found))
 
     def _apply_to_unknown(self, node: fx.Node, name: str, module: nn.Module, key: Key) -> None:
         """A layer knows its output whatever it reads; the class of its input is nominal."""
@@ -371,13 +441,12 @@ class Pass:
         """Apply the rule of a function or method."""
         package, name = call_origin(node)
 
-        def fact_of(other: fx.Node) -> Fact:
-            key = self.key(other, node)
-            return self._seen.get((key, node), self.facts[key])
-
-        fact = call_fact(node, package, name, Scope(fact_of, lambda other: self.key(other, node), self.expansion.wide))
+        scope = Scope(lambda other: self._fact(other, node), lambda other: self.key(other, node), self.expansion.wide)
+        fact = call_fact(node, package, name, scope)
         if not has_channels(fact):
             self.facts[node] = fact
+            if name in COMPARISONS:
+                self._unite(self._sources(node))
             return
         inputs = [key for key in self._tensors(node) if has_channels(self.facts[key])]
         self._add(node, fact, *inputs, *self._sources(node))

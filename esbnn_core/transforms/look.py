@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from esbnn_core.errors import InputError
+from esbnn_core.transforms.record import Example, record
+
 Weighted = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 """Layers of which the first and the last stay real-valued, whatever their kind."""
 
@@ -28,8 +31,7 @@ _PASSING = (
 ).split()
 _JOINING = ("add", "iadd", "mul", "imul", "cat", "concat", "concatenate", "stack", "maximum", "max", "div", "truediv")
 _POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "abs", "square", "exp")
-
-
+_OF_BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 _PRODUCTS = ("conv2d", "linear", "matmul", "mm", "bmm", "einsum", "addmm")
 
 
@@ -59,22 +61,31 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Weighted) or super().is_leaf_module(m, module_qualified_name)
 
 
-def look_at(model: nn.Module) -> Look | None:
-    """Trace the forward of `model`; None where torch.fx cannot follow it."""
+def look_at(model: nn.Module, example: Example | None = None) -> Look | None:
+    """Trace the forward of `model`, or record it on the example; None where torch.fx cannot follow it.
+
+    Raises:
+        InputError: the forward does not run on the example.
+    """
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model) if example is None else record(model, example, tracer.is_leaf_module).graph
+    except InputError:
+        raise
     except Exception:  # the model's own code runs under the tracer: anything may come
         return None
     modules = dict(model.named_modules())
     names = {id(module): name for name, module in reversed(modules.items())}
     layers = {n: names[id(modules[str(n.target)])] for n in graph.nodes if _is_layer(n, modules)}
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    outputs = [x for n in graph.nodes if n.op == "output" for x in n.all_input_nodes]
-    first = _reach(inputs, layers, lambda n: n.users) & layers.keys()
-    last = _reach(outputs, layers, lambda n: n.all_input_nodes) & layers.keys()
+    # what the gradient does not pass on, such as the boxes of a detector's proposals, is an output of its own
+    ends_here = [n for n in graph.nodes if n.op == "output" or _called(n) in ("detach", *_OF_BOXES)]
+    outputs = [x for n in ends_here for x in n.all_input_nodes if n.op == "output" or x not in _makers(n)]
+    first = _reach(inputs, layers, _readers) & layers.keys()
+    last = _reach(outputs, layers, _makers) & layers.keys()
     # a skip connection carries the input to late layers and early layers to the output: only the outermost count
-    first -= {n for other in first for n in _reach(other.users, (), lambda n: n.users)}
-    last -= {n for other in last for n in _reach(other.all_input_nodes, (), lambda n: n.all_input_nodes)}
+    first -= {n for other in first for n in _reach(_readers(other), (), _readers)}
+    last -= {n for other in last for n in _reach(_real_makers(other), (), _real_makers)}
     by_name: dict[str, fx.Node] = {}
     for node, name in layers.items():
         by_name.setdefault(name, node)
@@ -97,6 +108,25 @@ def look_at(model: nn.Module) -> Look | None:
         multiplied=tuple(_products(graph, modules)),
         positive=positive,
     )
+
+
+def _makers(node: fx.Node) -> list[fx.Node]:
+    """What the value is made of, as far as a gradient goes: not shapes, and of boxes in a map the map alone."""
+    called = _called(node) if node.op in ("call_function", "call_method") else ""
+    if called in ("detach", "size", "numel", "dim") or (called == "getattr" and node.args[1] != "data"):
+        return []
+    found = list(node.all_input_nodes)
+    return [node.args[0]] if called in _OF_BOXES and isinstance(node.args[0], fx.Node) else found
+
+
+def _real_makers(node: fx.Node) -> list[fx.Node]:
+    """The same without whole numbers, such as labels, as far as their type is known."""
+    makers = _makers(node)
+    return [n for n in makers if (dtype := n.meta.get("dtype")) is None or dtype.is_floating_point]
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if node in _makers(user)]
 
 
 def _is_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
