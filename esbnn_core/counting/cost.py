@@ -134,7 +134,9 @@ def count(model: nn.Module, input_size: Sequence[int] | None = None, example: tu
         InputError: the network does not run on an input of that size; not one of input_size and example.
     """
     if (input_size is None) == (example is None):
-        raise InputError("count must get either input_size or example: give (C, H, W), or example=(arguments of forward)")
+        raise InputError(
+            "count must get either input_size or example: give (C, H, W), or example=(arguments of forward)"
+        )
     size = () if input_size is None else tuple(input_size)
     if len(size) == 4:
         check_counts(N=size[0])

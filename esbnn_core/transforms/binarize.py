@@ -16,7 +16,13 @@ from esbnn_core.transforms.binarize_attention import (
     self_attentions,
     window_attentions,
 )
-from esbnn_core.transforms.binarize_checks import check_forms, warn_of, warn_of_calls, weights_read_elsewhere
+from esbnn_core.transforms.binarize_checks import (
+    check_forms,
+    warn_of,
+    warn_of_calls,
+    warn_of_order,
+    weights_read_elsewhere,
+)
 from esbnn_core.transforms.binarize_modules import BinaryConfig, binary_form
 from esbnn_core.transforms.first_batch import FirstBatch
 from esbnn_core.transforms.look import Look, Weighted, attention_parts, look_at
@@ -102,6 +108,8 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None, example: Exa
     """
     config = config or BinaryConfig()
     look = look_at(model, example)
+    if look is None and config.filter_fn is None:
+        warn_of_order(model, _ends(model, None))
     chosen, shared = _choose(model, config, look)
     # all are built before the first is swapped: an error leaves the model whole
     check_forms(chosen)

@@ -58,9 +58,7 @@ Row = list[nn.Module]
 """Modules that take the place of one module, in order."""
 
 
-def plan_expansion(
-    model: nn.Module, config: ESConfig | None = None, example: Example | None = None
-) -> ExpansionPlan:
+def plan_expansion(model: nn.Module, config: ESConfig | None = None, example: Example | None = None) -> ExpansionPlan:
     """What expand_ would do; the model is not changed. With tau = groups = 1 the plan is empty.
 
     Args:

@@ -27,7 +27,7 @@ def attribute(name: str) -> None:
 
 
 @functools.cache
-def width_attributes(kind: type) -> frozenset[str]:
+def width_attributes(kind: type[nn.Module]) -> frozenset[str]:
     """Attributes of a class that its methods, as far as their source is there, use as widths of tensors alone."""
     found: set[str] = set()
     other: set[str] = set()
@@ -40,20 +40,21 @@ def width_attributes(kind: type) -> frozenset[str]:
             return frozenset()
         parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and _method(node, parents) not in _IDLE_METHODS:
-                used = isinstance(node.value, ast.Name) and node.value.id == "self" and _is_width(node, parents)
+            method = _method(node, parents)
+            if isinstance(node, ast.Attribute) and method is not None and method.name not in _IDLE_METHODS:
+                own = {argument.arg for argument in method.args.args[:1]}
+                used = isinstance(node.value, ast.Name) and node.value.id in own and _is_width(node, parents)
                 (found if used else other).add(node.attr)
     return frozenset(found - other)
 
 
-def _method(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
-    """Name of the outermost function that the node is in."""
-    name = ""
+def _method(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.FunctionDef | None:
+    """The outermost function that the node is in."""
+    found = None
     while node in parents:
         node = parents[node]
-        if isinstance(node, ast.FunctionDef):
-            name = node.name
-    return name
+        found = node if isinstance(node, ast.FunctionDef) else found
+    return found
 
 
 def _is_width(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
@@ -84,7 +85,7 @@ def numbers_that_remember(model: nn.Module, enters: Callable[[nn.Module, str], b
     kept: list[tuple[nn.Module, str, Any]] = []
     try:
         for name, module in model.named_modules():
-            for key in width_attributes(type(module)) if enters(module, name) else ():
+            for key in width_attributes(module.__class__) if enters(module, name) else ():
                 value = vars(module).get(key)
                 if _is_number(value) or (type(value) in (list, tuple) and value and all(map(_is_number, value))):
                     kept.append((module, key, value))

@@ -137,10 +137,12 @@ def _attribute(node: Any, x: Fact, name: str, scope: Scope) -> Fact:
 
 
 def _places_of(node: fx.Node, x: Fact, scope: Scope) -> Size:
-    """The number of a tensor's values, known where the forward was recorded: tau*g times as many where it is carried."""
+    """The number of a tensor's values, known if the forward was recorded: tau*g times as many where it is carried."""
     number = node.meta.get("value")
     if isinstance(x, Layout) and x.has_channels:
-        return Size(number, None if number is None else scope.wide * number, None, (scope.key(node.all_input_nodes[0]),))
+        return Size(
+            number, None if number is None else scope.wide * number, None, (scope.key(node.all_input_nodes[0]),)
+        )
     return Size(number, number)
 
 

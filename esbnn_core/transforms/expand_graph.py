@@ -146,15 +146,17 @@ class WidthGraph:
         while True:
             walk = Pass(self._forward, self.expansion, cuts, fixed)
             self._unordered |= bool(walk.unordered)
+            if reorders and walk.unordered:
+                cuts = {**cuts, **walk.unordered}
+                continue
             # an attribute that does not fit here or there stays everywhere, and what followed from it is forgotten
             odd = {name for name, node in walk.attributes.items() if walk.classes.reason(node) is not None}
             if odd:
                 fixed, cuts = fixed | odd, given
                 continue
-            wanted = {**walk.wanted, **(walk.unordered if reorders else {})}
-            if not wanted:
+            if not walk.wanted:
                 return walk
-            cuts = {**cuts, **wanted}
+            cuts = {**cuts, **walk.wanted}
 
     def _find_entries(self) -> dict[fx.Node, Cut]:
         """Places after modules whose inside is nominal where a tile can make their output carried."""

@@ -19,7 +19,7 @@ from esbnn_core.transforms.expand_layout import (
 from esbnn_core.transforms.expand_scope import Arguments, Fact, NoRule, Wants, combine, tensors_of
 from esbnn_core.transforms.expand_sizes import Size, reshaped, sizes_of
 
-_POOLS = (
+POOLS = (
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d", "interpolate", "upsample"),
     "boolean_dispatch",  # the name of torch.nn.functional.max_pool2d
 )
@@ -318,7 +318,7 @@ def _found(layout: Layout | None) -> Layout:
 
 
 MOVES: dict[str, Callable[[Layout, str, Arguments], Fact]] = {
-    **dict.fromkeys(_POOLS, _pool),
+    **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims"), _permute),
     **dict.fromkeys(("view", "reshape"), _view),

@@ -129,7 +129,7 @@ def merged_groups_order(channels: int, groups: int, expansion: Expansion) -> Ten
 
 
 def fact_by_readers(node: fx.Node, modules: Mapping[str, nn.Module], wide: int) -> Layout | None:
-    """Layout of a nominal tensor of which nothing is known but who reads it and, if the forward was recorded, its shape.
+    """Layout of a nominal tensor of which only its readers are known and, if the forward was recorded, its shape.
 
     Any of its dimensions may count as its channels: a tile along it is right for all that has a rule.
     """

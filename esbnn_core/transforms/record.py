@@ -202,7 +202,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             self._nodes[id(value)] = node
             self._kept.append(value)
-            node.meta |= {"shape": tuple(value.shape), "dtype": value.dtype}
+            with self._leaf():
+                node.meta |= {"shape": tuple(value.shape), "dtype": value.dtype}
         elif isinstance(value, Mapping | tuple | list):
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             for key, item in items:

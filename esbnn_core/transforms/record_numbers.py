@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, fx
+from torch import fx
 
 
 class Writer(Protocol):
