@@ -129,7 +129,7 @@ class WidthGraph:
         """Why a layer is none of the graph's."""
         for outer, error in self._forward.tracer.untraced.items():
             if name.startswith(f"{outer}."):
-                return f"it is in {outer}, whose forward cannot be traced by torch.fx ({error})"
+                return f"it is in {outer}, whose forward cannot be traced by torch.fx ({error}): give an example"
         for node in self._forward.graph.nodes:
             if node.op == "call_module" and node.target == name and node in self._walk.classes:
                 return f"its input {self._walk.classes.reason(node)}"
