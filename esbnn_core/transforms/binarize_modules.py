@@ -95,7 +95,8 @@ def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:
 
 
 def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+    padding = _padding(module)
+    if padding is None:
         raise InputError(
             f"padding of layer {name} must be a number in mode 'zeros', got {module.padding!r} in mode "
             f"{module.padding_mode!r}: leave the layer out with filter_fn"
@@ -106,7 +107,7 @@ def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryCo
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
+        padding,
         pad_value=config.pad_value,
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
@@ -115,6 +116,18 @@ def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryCo
         activation=RSign(channels, config.ste, config.clip) if config.shift else Sign(config.ste, config.clip),
         learned_scale=config.learned_scale,
     )
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int] | None:
+    """Pixels added on each side, those of "same" and "valid" too; None for another mode or two sides that differ."""
+    if module.padding_mode != "zeros":
+        return None
+    if not isinstance(module.padding, str):
+        return module.padding[0], module.padding[1]
+    spans = [
+        d * (k - 1) if module.padding == "same" else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    ]
+    return None if any(span % 2 for span in spans) else (spans[0] // 2, spans[1] // 2)
 
 
 def _take_over(new: BinaryConv2d | BinaryLinear, old: nn.Conv2d | nn.Linear) -> nn.Module:
