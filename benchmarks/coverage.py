@@ -1,24 +1,29 @@
 """How far do binarize_, expand_ and pack_ get on networks that were not written for them?
 
-python -m benchmarks.coverage [--names resnet50 timm/dla34 ...] [--tau 2] [--groups 1] [--keep]
+python -m benchmarks.coverage [--tasks] [--names resnet50 timm/dla34 ...] [--tau 2] [--groups 1] [--keep]
 
-Each network of torchvision and timm goes through the verbs with fresh weights at a small input. `--keep` writes
-benchmarks/results/coverage.json, from which benchmarks.report makes docs/reports/networks-coverage.md.
+Each network of torchvision and timm goes through the verbs with fresh weights at a small input; with `--tasks` those of
+benchmarks/coverage_tasks.py, which are not classifiers. `--keep` writes benchmarks/results/coverage.json or
+coverage_tasks.json, from which benchmarks.report makes docs/reports/networks-coverage.md; with `--names` it takes over
+the rows of these networks alone.
 """
 
 import argparse
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.command import positive, run_command
-from benchmarks.timing import write
+from benchmarks.coverage_tasks import TASKS, tensors_of
+from benchmarks.timing import RESULTS, write
 from esbnn_core import ESConfig, InputError, binarize_, count, expand_, pack_, plan_expansion
 from esbnn_core.counting import Count
 from esbnn_core.transforms.expand_plan import ExpansionPlan
@@ -51,7 +56,7 @@ class Coverage:
         equal: whether binary and real multiply-accumulates and 1-bit weights are the same after expand_.
         packed: whether the packed network gives the latent one's outputs, bit for bit.
         trains: whether a training step runs and every gradient is finite.
-        exports: whether torch.export takes the packed network.
+        exports: whether torch.export takes the packed network; None if it does not take the real one either.
         note: reasons: of a verb's refusal, or the first of the layers that stay plain.
     """
 
@@ -62,7 +67,7 @@ class Coverage:
     equal: bool = False
     packed: bool = False
     trains: bool = False
-    exports: bool = False
+    exports: bool | None = False
     note: str = ""
 
 
@@ -85,23 +90,29 @@ def cover(name: str, config: ESConfig, binarize: Callable[[nn.Module], nn.Module
         binarize: the first verb.
     """
     torch.manual_seed(0)
-    model, side = build(name)
-    size = (3, side, side)
+    if name in TASKS:
+        model, images, one = TASKS[name].build(), TASKS[name].example(2), TASKS[name].example(1)
+        given: dict[str, Any] = {"example": images}
+        counted: dict[str, Any] = {"example": one}
+    else:
+        model, side = build(name)
+        images, given, counted = (torch.rand(2, 3, side, side) - 0.5,), {}, {"input_size": (3, side, side)}
+    real = copy.deepcopy(model)
     try:
-        binarize(model)
-        before = count(model, size)
+        binarize(model, **given)
+        before = count(model, **counted)
     except InputError as error:
         return Coverage(name, note=f"binarize_: {error}")
     found = {"network": name, "binary": before.bops / (before.bops + before.flops)}
     plan, note = ExpansionPlan((), {}), ""
     try:
-        plan = plan_expansion(model, config)
-        expand_(model, config)
+        plan = plan_expansion(model, config, **given)
+        expand_(model, config, **given)
         note = "; ".join(f"{layer}: {reason}" for layer, reason in list(plan.left.items())[:1])
     except InputError as error:
         note = f"expand_: {error}"
     try:
-        after = count(model, size)
+        after = count(model, **counted)
     except InputError as error:
         return Coverage(**found, expanded=_share(before, plan), note=f"the expanded network: {error}")
     return Coverage(
@@ -110,7 +121,7 @@ def cover(name: str, config: ESConfig, binarize: Callable[[nn.Module], nn.Module
         ops=(before.ops, after.ops),
         equal=(before.bops, before.flops, before.binary_params) == (after.bops, after.flops, after.binary_params),
         note=note,
-        **_run(model, torch.rand(2, *size) - 0.5),
+        **_run(name, model, real, images),
     )
 
 
@@ -124,36 +135,46 @@ def _share(before: Count, plan: ExpansionPlan) -> float:
     return sum(row.macs for row in before.layers if row.binary and row.counted and inside(row.name)) / before.bops
 
 
-def _run(model: nn.Module, images: Tensor) -> dict[str, bool]:
+def _run(name: str, model: nn.Module, real: nn.Module, images: tuple[Any, ...]) -> dict[str, bool | None]:
     """Train a step, pack and export."""
-    model.train()(images).square().mean().backward()
+    model.train()
+    loss = TASKS[name].loss(model, images) if name in TASKS else model(*images).square().mean()
+    loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    done = {"trains": bool(gradients) and all(bool(torch.isfinite(grad).all()) for grad in gradients)}
+    done: dict[str, bool | None] = {"trains": bool(gradients) and all(bool(torch.isfinite(g).all()) for g in gradients)}
     model.zero_grad()
     with torch.no_grad():
-        latent = model.eval()(images)
+        latent = tensors_of(model.eval()(*images))
         packed = pack_(copy.deepcopy(model))
-        done["packed"] = torch.equal(packed(images), latent)
-        try:
-            torch.export.export(packed, (images,))
-            done["exports"] = True
-        except Exception:  # what a tracer raises on somebody's forward may be anything
-            done["exports"] = False
+        outputs = tensors_of(packed(*images))
+        done["packed"] = len(outputs) == len(latent) and all(map(torch.equal, outputs, latent))
+        done["exports"] = _exports(packed, images) or (False if _exports(real.eval(), images) else None)
     return done
 
 
+def _exports(model: nn.Module, images: tuple[Any, ...]) -> bool:
+    try:
+        torch.export.export(model, images)
+    except Exception:  # what a tracer raises on somebody's forward may be anything
+        return False
+    return True
+
+
 def main() -> None:
-    """Run, print, and with --keep write benchmarks/results/coverage.json."""
+    """Run, print, and with --keep write the json of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--names", nargs="+", default=[*TORCHVISION, *(f"timm/{name}" for name in TIMM)])
+    parser.add_argument("--tasks", action="store_true", help="networks that are not classifiers")
+    parser.add_argument("--names", nargs="+", help="some of them")
     parser.add_argument("--tau", type=positive, default=2)
     parser.add_argument("--groups", type=positive, default=1)
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/coverage.json")
+    parser.add_argument("--keep", action="store_true", help="write the json of results")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
-    for name in args.names:
+    table = "coverage_tasks" if args.tasks else "coverage"
+    known = list(TASKS) if args.tasks else [*TORCHVISION, *(f"timm/{name}" for name in TIMM)]
+    for name in args.names or known:
         row = cover(name, ESConfig(args.tau, args.groups))
         rows.append(row)
         marks = " ".join(key for key in ("equal", "packed", "trains", "exports") if getattr(row, key))
@@ -164,7 +185,13 @@ def main() -> None:
     good = sum(row.expanded >= 0.95 for row in rows)
     print(f"{good} of {len(rows)} networks have 95 % of their binary operations expanded")
     if args.keep:
-        print(write("coverage", {"tau": args.tau, "groups": args.groups, "rows": [asdict(row) for row in rows]}))
+        done = {row.network: asdict(row) for row in rows}
+        if args.names:
+            record = json.loads((RESULTS / f"{table}.json").read_text())
+            if (record["tau"], record["groups"]) != (args.tau, args.groups):
+                parser.error(f"{table}.json has tau={record['tau']}, groups={record['groups']}: leave out --names")
+            done = {**{row["network"]: row for row in record["rows"]}, **done}
+        print(write(table, {"tau": args.tau, "groups": args.groups, "rows": list(done.values())}))
 
 
 if __name__ == "__main__":

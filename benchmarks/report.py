@@ -120,6 +120,9 @@ def super_resolution(record: dict[str, Any]) -> str:
     return render_markdown_table(["one step, ms", *names, *over], body)
 
 
+_MARKS = ("equal", "packed", "trains", "exports")
+
+
 def coverage(record: dict[str, Any]) -> str:
     """What the verbs make of each network of torchvision and timm, and the first reason of each that is not whole."""
     rows = record["rows"]
@@ -129,7 +132,7 @@ def coverage(record: dict[str, Any]) -> str:
             f"{100 * row['binary']:.1f} %",
             f"{100 * row['expanded']:.1f} %",
             *(f"{ops / 1e6:.2f}" for ops in row["ops"]),
-            *("yes" if row[key] else "no" for key in ("equal", "packed", "trains", "exports")),
+            *({True: "yes", False: "no", None: "real neither"}[row[key]] for key in _MARKS),
         ]
         for row in rows
     ]
@@ -142,7 +145,8 @@ def coverage(record: dict[str, Any]) -> str:
         f"{packed} equal packed outputs."
     )
     notes = [f"- {row['network']}: {row['note']}." for row in rows if row["note"]]
-    return "\n".join([first, "", render_markdown_table([*head, "exports"], body), "", "What stays plain:", "", *notes])
+    plain = ["", "What stays plain:", "", *notes] if notes else []
+    return "\n".join([first, "", render_markdown_table([*head, "exports"], body), *plain])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -154,6 +158,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "detection": detection,
     "super_resolution": super_resolution,
     "coverage": coverage,
+    "coverage_tasks": coverage,
     "kept": kept,
     "steps": steps,
 }

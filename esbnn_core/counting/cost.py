@@ -4,9 +4,11 @@ One multiply-accumulate is one operation, binary or real. Convolutions and linea
 signs, biases, pooling and residual additions do not. OPs = BOPs / 64 + FLOPs.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,24 +117,32 @@ def _outermost(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def count(model: nn.Module, input_size: Sequence[int]) -> Count:
+def count(model: nn.Module, input_size: Sequence[int] | None = None, example: tuple[Any, ...] | None = None) -> Count:
     """Count the cost of a network for one input.
 
-    The model is not changed: a copy runs once on the meta device, without data and in evaluation mode.
+    The model is not changed: a copy runs once on the meta device, without data and in evaluation mode. A network whose
+    forward takes something else than one batch of images is given an example and runs on it, with its data.
 
     Args:
         model: latent or packed.
         input_size: (C, H, W), or (N, C, H, W) with any N, which changes nothing: the cost is that of one input.
+        example: in place of input_size the positional arguments of one forward, as of binarize_ and expand_; the cost
+            is that of all of it, so give one image: ([image],) for torchvision's detectors. What a network makes of its
+            own results, such as a box head, costs as much as there were results.
 
     Raises:
-        InputError: the network does not run on an input of that size.
+        InputError: the network does not run on an input of that size; not one of input_size and example.
     """
-    size = tuple(input_size)
+    if (input_size is None) == (example is None):
+        raise InputError(
+            "count must get either input_size or example: give (C, H, W), or example=(arguments of forward)"
+        )
+    size = () if input_size is None else tuple(input_size)
     if len(size) == 4:
         check_counts(N=size[0])
         size = size[1:]
     check_not_lazy(model)
-    twin = drop_training_parts_(on_meta(model).eval())
+    twin = drop_training_parts_((on_meta(model) if example is None else copy.deepcopy(model)).eval())
     rows: list[LayerCount] = []
     outside = Outside(twin, rows)
     for name, module in twin.named_modules():
@@ -143,9 +153,13 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Count:
     torch.backends.mha.set_fastpath_enabled(False)  # one operator that holds several layers
     try:
         with torch.no_grad(), outside:
-            twin(torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin)))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the network does not run on an input of size {size}: {reason_of(error)}") from error
+            if example is None:
+                twin(torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin)))
+            else:
+                twin(*copy.deepcopy(example))
+    except Exception as error:  # the model's own code may raise anything
+        given = "the example" if example is not None else f"an input of size {size}"
+        raise InputError(f"the network does not run on {given}: {reason_of(error)}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     packed_weights = {id(m): math.prod(m.weight_shape) for m in twin.modules() if isinstance(m, PackedLayer)}

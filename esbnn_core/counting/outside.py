@@ -83,7 +83,7 @@ class Outside(TorchDispatchMode):
     activations (attention) is entered as not counted.
 
     Args:
-        network: on the meta device.
+        network: on the meta device, or with its data.
         rows: what is found is appended here.
     """
 
@@ -91,6 +91,7 @@ class Outside(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows = rows
         self.depth = 0
+        self.on_meta = all(tensor.is_meta for tensor in network.parameters())
         self.path: list[str] = []
         # by storage: a product may read a transposed view or a part of a parameter
         self.parameters = {p.untyped_storage()._cdata for p in network.parameters()}
@@ -126,7 +127,9 @@ class Outside(TorchDispatchMode):
         return out
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """func(*args, **kwargs) on meta."""
+        """func(*args, **kwargs), on meta from what is known."""
+        if not self.on_meta:
+            return func(*args, **kwargs)
         returns = func._schema.returns
         if func._schema.is_mutable or len(returns) != 1 or returns[0].alias_info or str(returns[0].type) != "Tensor":
             return func(*args, **kwargs)

@@ -211,12 +211,21 @@ class PackedConv2d(PackedLayer):
         bias = self.bias if bias is None else bias
         epilogue = Epilogue(self.scale, bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
         y, handed = kernels.binary_conv2d(source, self.weight_bits, self.geometry, epilogue, shift, self.lanes)
-        # a real layer after this one may sum in another order in another layout, so the layout stays x's, sliced or
-        # whole; channels_last has its channels next to each other
-        return y if x.stride(1) == 1 else y.contiguous(), handed
+        return _laid_out_as(x, y), handed
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]
+
+
+def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
+    """y (N, C, H, W), which is channels_last, in the memory format of x, sliced or whole.
+
+    A real layer after it may sum in another order in another layout. A map of one pixel is contiguous in both: there
+    the strides decide, as they do for torch's convolution.
+    """
+    if x.stride(1) == 1 and (x.stride(3) != 1 or (x.shape[1] == 1 and x.shape[2:] != (1, 1))):
+        return y
+    return y.flatten(1)[:, :, None, None] if y.shape[2:] == (1, 1) else y.contiguous()
 
 
 @packs(BinaryLinear)

@@ -16,10 +16,17 @@ from esbnn_core.transforms.binarize_attention import (
     self_attentions,
     window_attentions,
 )
-from esbnn_core.transforms.binarize_checks import check_forms, warn_of, warn_of_calls, weights_read_elsewhere
+from esbnn_core.transforms.binarize_checks import (
+    check_forms,
+    warn_of,
+    warn_of_calls,
+    warn_of_order,
+    weights_read_elsewhere,
+)
 from esbnn_core.transforms.binarize_modules import BinaryConfig, binary_form
 from esbnn_core.transforms.first_batch import FirstBatch
 from esbnn_core.transforms.look import Look, Weighted, attention_parts, look_at
+from esbnn_core.transforms.record import Example
 from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 
 CHOSEN = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
@@ -76,7 +83,7 @@ def _choose(model: nn.Module, config: BinaryConfig, look: Look | None) -> tuple[
     return chosen, named
 
 
-def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module:
+def binarize_(model: nn.Module, config: BinaryConfig | None = None, example: Example | None = None) -> nn.Module:
     """Turn the convolutions, transposed ones too, linear layers and attention of a network into binary ones, in place.
 
     The real weights stay as latent weights. An nn.MultiheadAttention becomes a BinaryMultiheadAttention, whose
@@ -88,6 +95,8 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
     Args:
         model: any module.
         config: BinaryConfig() where None.
+        example: positional arguments of one forward, for a network that torch.fx cannot trace (a detector): what reads
+            its input and makes its outputs is then seen as it runs on them, once, in evaluation mode.
 
     Returns:
         The same model.
@@ -98,7 +107,9 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None) -> nn.Module
             weight another module reads; all by name. The model is then as it was.
     """
     config = config or BinaryConfig()
-    look = look_at(model)
+    look = look_at(model, example)
+    if look is None and config.filter_fn is None:
+        warn_of_order(model, _ends(model, None))
     chosen, shared = _choose(model, config, look)
     # all are built before the first is swapped: an error leaves the model whole
     check_forms(chosen)

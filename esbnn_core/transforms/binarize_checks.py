@@ -1,7 +1,7 @@
 """What binarize_ refuses, leaves real or warns of, by name."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -96,6 +96,17 @@ def warn_of(
             f"such as nn.PReLU",
             stacklevel=3,
         )
+
+
+def warn_of_order(model: nn.Module, ends: Collection[nn.Module]) -> None:
+    """A warning for a network whose forward does not show what reads its input and makes its outputs."""
+    names = [name for name, module in model.named_modules() if module in ends]
+    kept = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+    warnings.warn(
+        f"binarize_ cannot trace {type(model).__name__} with torch.fx, so that {kept} stay real as the first and the "
+        f"last layers that it defines: give example=(images,), the arguments of one forward, or filter_fn to choose",
+        stacklevel=3,
+    )
 
 
 def warn_of_calls(look: Look | None) -> None:

@@ -97,23 +97,29 @@ def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:
     return new
 
 
-def _check_padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+def _padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
+    """Pixels added on each side, those of "same" and "valid" too; refuses another mode and two sides that differ."""
+    spans = [
+        d * (k - 1) if module.padding == "same" else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    ]
+    if module.padding_mode != "zeros" or any(span % 2 for span in spans):
         raise InputError(
             f"padding of layer {name} must be a number in mode 'zeros', got {module.padding!r} in mode "
             f"{module.padding_mode!r}: leave the layer out with filter_fn"
         )
+    if isinstance(module.padding, str):
+        return spans[0] // 2, spans[1] // 2
+    return module.padding[0], module.padding[1]
 
 
 def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
-    _check_padding(name, module)
     channels = module.in_channels
     return BinaryConv2d(
         channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
+        _padding(name, module),
         pad_value=config.pad_value,
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
@@ -125,7 +131,6 @@ def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryCo
 
 
 def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: BinaryConfig) -> BinaryConvTranspose2d:
-    _check_padding(name, module)
     try:
         check_output_padding(module.output_padding, module.stride, module.dilation)  # type: ignore[arg-type]
     except InputError as error:  # torch refuses it in forward
@@ -136,7 +141,7 @@ def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: Binary
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
+        _padding(name, module),
         module.output_padding,  # type: ignore[arg-type]
         module.groups,
         module.bias is not None,

@@ -35,6 +35,7 @@ from esbnn_core.layers import (
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
+from esbnn_core.transforms.expand_attributes import widened_attribute
 from esbnn_core.transforms.expand_designs import (
     REASONS,
     Tokens,
@@ -57,6 +58,7 @@ from esbnn_core.transforms.expand_places import Inserted
 from esbnn_core.transforms.expand_plan import ESConfig, ExpansionPlan
 from esbnn_core.transforms.expand_rules import TRANSPOSED
 from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
+from esbnn_core.transforms.record import Example
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
 
@@ -66,21 +68,22 @@ Row = list[nn.Module]
 """Modules that take the place of one module, in order."""
 
 
-def plan_expansion(model: nn.Module, config: ESConfig | None = None) -> ExpansionPlan:
+def plan_expansion(model: nn.Module, config: ESConfig | None = None, example: Example | None = None) -> ExpansionPlan:
     """What expand_ would do; the model is not changed. With tau = groups = 1 the plan is empty.
 
     Args:
         model: as expand_.
         config: default ESConfig().
+        example: as expand_.
 
     Raises:
         InputError: as expand_, but not for a plan that expands nothing.
     """
     config = config or ESConfig()
-    return ExpansionPlan((), {}) if config.expansion.wide == 1 else _analyse(model, config)[1]
+    return ExpansionPlan((), {}) if config.expansion.wide == 1 else _analyse(model, config, example)[1]
 
 
-def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
+def expand_(model: nn.Module, config: ESConfig | None = None, example: Example | None = None) -> nn.Module:
     """Turn the binary layers of a network into expand-shrink ones, in place, where its graph allows it.
 
     Multiply-accumulates and weights of every convolution stay as they were (papers.md#equal-cost). Layers that change
@@ -98,6 +101,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
         model: network whose forward torch.fx can trace, in its present mode (train or eval), or any with feed-forward
             parts that it can trace; a submodule that it cannot trace stays as it is.
         config: default ESConfig(). tau = groups = 1 leaves the model as it is.
+        example: positional arguments of one forward, for a network that torch.fx cannot trace (a detector): the forward
+            is followed as it runs on them, once, in evaluation mode (esbnn_core.transforms.record).
 
     Returns:
         The same model. Its model_spec is that of the es_ network if it became exactly that one, else it is removed.
@@ -111,7 +116,7 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
     expansion = config.expansion
     if expansion.wide == 1:
         return model
-    graph, plan, tokens = _analyse(model, config)
+    graph, plan, tokens = _analyse(model, config, example)
     _check_not_empty(model, plan)
     # all modules are built before the first is swapped: an error leaves the model unchanged
     modules = dict(model.named_modules())
@@ -132,6 +137,7 @@ def expand_(model: nn.Module, config: ESConfig | None = None) -> nn.Module:
         widen_parameters_(tokens, expansion)
     if graph is not None:
         _widen_parameters(model, graph)
+        _widen_attributes(model, graph)
     _swap(model, rows)
     for unit, held in children.items():
         unit.tau, unit.groups = expansion.tau, expansion.groups
@@ -154,7 +160,9 @@ def summarize_left(model: nn.Module, plan: ExpansionPlan) -> str:
     )
 
 
-def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, ExpansionPlan, Tokens]:
+def _analyse(
+    model: nn.Module, config: ESConfig, example: Example | None
+) -> tuple[WidthGraph | None, ExpansionPlan, Tokens]:
     """Graph and plan of a plain model, checked for widths and shifts, and what expands among tokens.
 
     A forward that cannot be traced has no graph; its feed-forward parts may be expanded all the same.
@@ -173,7 +181,7 @@ def _analyse(model: nn.Module, config: ESConfig) -> tuple[WidthGraph | None, Exp
     tokens = find_token_layers(model, config.design)
     graph: WidthGraph | None = None
     try:
-        graph = WidthGraph(model, config.expansion)
+        graph = WidthGraph(model, config.expansion, example)
         plan = graph.plan()
     except InputError as error:
         if not token_layers(tokens):
@@ -278,6 +286,15 @@ def _widen_parameters(model: nn.Module, graph: WidthGraph) -> None:
         old = getattr(module, key)
         wide = widen_tensor(old.detach(), graph.layout(node).order)
         setattr(module, key, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
+
+
+def _widen_attributes(model: nn.Module, graph: WidthGraph) -> None:
+    """Multiply the attributes that are widths of carried tensors."""
+    for name, node in graph.attributes.items():
+        if graph.is_carried(node):
+            owner, _, key = name.rpartition(".")
+            module = model.get_submodule(owner)
+            setattr(module, key, widened_attribute(getattr(module, key), graph.expansion.wide))
 
 
 def _swap(model: nn.Module, rows: dict[nn.Module, Row]) -> None:

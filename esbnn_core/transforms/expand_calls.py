@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx
 
 from esbnn_core.transforms.expand_layout import Layout, joined
-from esbnn_core.transforms.expand_moves import MOVES
+from esbnn_core.transforms.expand_moves import BOXES, MOVES
 from esbnn_core.transforms.expand_scope import Arguments, Fact, NoRule, Scope, combine, is_number, tensors_of
 from esbnn_core.transforms.expand_sizes import Size, calculated, constant, sizes_of
 
@@ -19,6 +19,7 @@ _ELEMENTWISE_NAMES = (
     + ("erf sin cos reciprocal zeros_like ones_like rand_like randn_like masked_fill clip gt lt ge le eq ne")
 )
 ELEMENTWISE_CALLS = frozenset(_ELEMENTWISE_NAMES.split())
+COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
 _ON_SIZES = (
     "add",
     "sub",
@@ -64,6 +65,8 @@ def call_fact(node: fx.Node, package: str, name: str, scope: Scope) -> Fact:
     if name in ("size", "dim", "ndimension"):
         shape = _attribute(head, x, "shape" if name == "size" else "ndim", scope)
         return shape if name != "size" or len(arguments.raw) < 2 else _one_of(shape, arguments.number(1, "dim"))
+    if name in ("numel", "nelement"):
+        return _places_of(node, x, scope)
     if name == "getitem" and isinstance(x, tuple):
         return _one_of(x, node.args[1])
     if name in ("cat", "concat", "concatenate", "stack"):
@@ -74,7 +77,7 @@ def call_fact(node: fx.Node, package: str, name: str, scope: Scope) -> Fact:
         raise NoRule
     if name in MOVES:
         for other in node.all_input_nodes[1:]:
-            if not is_number(scope.fact(other)) and name not in ("expand_as", "view_as", "reshape_as"):
+            if not is_number(scope.fact(other)) and name not in (*BOXES, "expand_as", "view_as", "reshape_as"):
                 raise NoRule
         return MOVES[name](x, name, arguments)
     raise NoRule
@@ -83,8 +86,8 @@ def call_fact(node: fx.Node, package: str, name: str, scope: Scope) -> Fact:
 def _on_sizes(name: str, x: Fact, arguments: Arguments) -> Fact:
     if name == "getitem" and isinstance(x, tuple):
         return _one_of(x, arguments.raw[1])
-    if name in ("eq", "ne", "lt", "gt", "le", "ge", "and", "or", "not", "len"):
-        return ()
+    if name in (*COMPARISONS, "and", "or", "not", "len"):
+        return _compared(name, arguments)
     operands = [arguments.scope.of(value) for value in arguments.raw]
     flat = [item for operand in operands for item in (operand if isinstance(operand, tuple) else (operand,))]
     sizes = [item for item in flat if isinstance(item, Size)]
@@ -97,6 +100,21 @@ def _on_sizes(name: str, x: Fact, arguments: Arguments) -> Fact:
     return calculated(
         name, sizes if len(sizes) == len(operands) else [*sizes, Size(None, None)] if len(sizes) < 2 else sizes
     )
+
+
+def _compared(name: str, arguments: Arguments) -> tuple[()]:
+    """Nothing is known of a truth value but that it must be the same in the nominal and in the carried network."""
+    operands = [arguments.scope.of(value) for value in arguments.raw]
+    rule = getattr(operator, name, None) if name in COMPARISONS else None
+    sizes = [each for each in operands if isinstance(each, Size)]
+    if rule is None or len(sizes) != 2 or not any(size.changes for size in sizes):
+        return ()
+    one, other = sizes
+    if None in (one.nominal, one.carried, other.nominal, other.carried):
+        raise NoRule
+    if rule(one.nominal, other.nominal) != rule(one.carried, other.carried):
+        raise NoRule
+    return ()
 
 
 def _one_of(items: tuple[Fact, ...], index: Any) -> Fact:
@@ -116,6 +134,16 @@ def _attribute(node: Any, x: Fact, name: str, scope: Scope) -> Fact:
     if x is None and name == "shape":  # the network's input, or what an operation without a rule has made of it
         return (Size(None, None, "batch"), *(Size(None, None) for _ in range(7)))  # never carried: the same in both
     raise NoRule
+
+
+def _places_of(node: fx.Node, x: Fact, scope: Scope) -> Size:
+    """The number of a tensor's values, known if the forward was recorded: tau*g times as many where it is carried."""
+    number = node.meta.get("value")
+    if isinstance(x, Layout) and x.has_channels:
+        return Size(
+            number, None if number is None else scope.wide * number, None, (scope.key(node.all_input_nodes[0]),)
+        )
+    return Size(number, number)
 
 
 def _elementwise(node: fx.Node, scope: Scope) -> Layout:

@@ -23,6 +23,7 @@ from esbnn_core.transforms.expand_plan import ExpansionPlan
 from esbnn_core.transforms.expand_rules import BINARY, REAL_CONVS, find_obstacle
 from esbnn_core.transforms.expand_scope import is_settled
 from esbnn_core.transforms.expand_trace import trace
+from esbnn_core.transforms.record import Example
 
 
 class WidthGraph:
@@ -35,14 +36,15 @@ class WidthGraph:
     Args:
         model: the network; it is not changed.
         expansion: tau and groups.
+        example: arguments of a forward to record; None traces it.
 
     Raises:
-        InputError: torch.fx cannot trace the forward.
+        InputError: torch.fx cannot trace the forward, or it does not run on the example.
     """
 
-    def __init__(self, model: nn.Module, expansion: Expansion) -> None:
+    def __init__(self, model: nn.Module, expansion: Expansion, example: Example | None = None) -> None:
         self.expansion = expansion
-        self._forward = trace(model)
+        self._forward = trace(model, example)
         self.modules = self._forward.modules
         self._unordered = False  # whether an operation needs an order that one reader alone cannot get
         self._walk = self._walk_over({})
@@ -77,6 +79,11 @@ class WidthGraph:
     def parameters(self) -> dict[str, fx.Node]:
         """Node of each parameter or buffer with one value a channel that the forward reads, by its name."""
         return self._walk.parameters
+
+    @property
+    def attributes(self) -> dict[str, fx.Node]:
+        """Node of each attribute that is a width, by its name."""
+        return self._walk.attributes
 
     @property
     def inserted(self) -> dict[Place, Inserted]:
@@ -122,7 +129,7 @@ class WidthGraph:
         """Why a layer is none of the graph's."""
         for outer, error in self._forward.tracer.untraced.items():
             if name.startswith(f"{outer}."):
-                return f"it is in {outer}, whose forward cannot be traced by torch.fx ({error})"
+                return f"it is in {outer}, whose forward cannot be traced by torch.fx ({error}): give an example"
         for node in self._forward.graph.nodes:
             if node.op == "call_module" and node.target == name and node in self._walk.classes:
                 return f"its input {self._walk.classes.reason(node)}"
@@ -135,13 +142,21 @@ class WidthGraph:
             cuts: of the first walk.
             reorders: whether all readers of a tensor may get it in another order because one needs it.
         """
+        given, fixed = cuts, set[str]()
         while True:
-            walk = Pass(self._forward, self.expansion, cuts)
+            walk = Pass(self._forward, self.expansion, cuts, fixed)
             self._unordered |= bool(walk.unordered)
-            wanted = {**walk.wanted, **(walk.unordered if reorders else {})}
-            if not wanted:
+            if reorders and walk.unordered:
+                cuts = {**cuts, **walk.unordered}
+                continue
+            # an attribute that does not fit here or there stays everywhere, and what followed from it is forgotten
+            odd = {name for name, node in walk.attributes.items() if walk.classes.reason(node) is not None}
+            if odd:
+                fixed, cuts = fixed | odd, given
+                continue
+            if not walk.wanted:
                 return walk
-            cuts = {**cuts, **wanted}
+            cuts = {**cuts, **walk.wanted}
 
     def _find_entries(self) -> dict[fx.Node, Cut]:
         """Places after modules whose inside is nominal where a tile can make their output carried."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from esbnn_core.transforms.expand_layout import (
+    MAP,
     Layout,
     Role,
     pixel_shuffled,
@@ -18,10 +19,12 @@ from esbnn_core.transforms.expand_layout import (
 from esbnn_core.transforms.expand_scope import Arguments, Fact, NoRule, Wants, combine, tensors_of
 from esbnn_core.transforms.expand_sizes import Size, reshaped, sizes_of
 
-_POOLS = (
+POOLS = (
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d", "interpolate", "upsample"),
     "boolean_dispatch",  # the name of torch.nn.functional.max_pool2d
 )
+BOXES = ("roi_align", "roi_pool")
+"""What takes boxes, which have no channels, out of a map."""
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "norm", "std", "var", "prod", "logsumexp")
 _OVER_COPIES = ("mean", "amax", "amin")
 """Reductions that give the same over several copies of a channel as over one."""
@@ -29,6 +32,12 @@ _OVER_COPIES = ("mean", "amax", "amin")
 
 def _pool(x: Layout, name: str, arguments: Arguments) -> Layout:
     if len(x.roles) != 4 or any(x.roles[dim] in ("channels", "flat") for dim in (2, 3)):
+        raise NoRule
+    return x
+
+
+def _boxes(x: Layout, name: str, arguments: Arguments) -> Layout:
+    if x.roles != MAP:
         raise NoRule
     return x
 
@@ -309,7 +318,7 @@ def _found(layout: Layout | None) -> Layout:
 
 
 MOVES: dict[str, Callable[[Layout, str, Arguments], Fact]] = {
-    **dict.fromkeys(_POOLS, _pool),
+    **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims"), _permute),
     **dict.fromkeys(("view", "reshape"), _view),
@@ -317,6 +326,7 @@ MOVES: dict[str, Callable[[Layout, str, Arguments], Fact]] = {
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     **dict.fromkeys(("channel_shuffle", "pixel_shuffle", "pixel_unshuffle"), _shuffle),
     **dict.fromkeys(("chunk", "split", "unbind", "tensor_split"), _pieces),
+    **dict.fromkeys(BOXES, _boxes),
     "unflatten": _unflatten,
     "flatten": _flatten,
     "squeeze": _squeeze,

@@ -1,17 +1,24 @@
 """One walk over a traced forward: the layout of each tensor, and the classes of tensors that are carried together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
 from esbnn_core.layers import BinaryLinear
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.transforms.expand_calls import call_fact, call_origin
-from esbnn_core.transforms.expand_classes import Beyond, Classes, Key
-from esbnn_core.transforms.expand_layout import MAP, Layout, Role, order_of_features, positions
-from esbnn_core.transforms.expand_places import Cut, Inserted, Places
-from esbnn_core.transforms.expand_rules import LAYERS, can_be_widened, channels_held, is_spatial, nominal_widths
-from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, has_channels, is_settled
+from esbnn_core.transforms.expand_attributes import attribute, numbers
+from esbnn_core.transforms.expand_calls import COMPARISONS, call_fact, call_origin
+from esbnn_core.transforms.expand_classes import Key
+from esbnn_core.transforms.expand_layout import MAP, Layout, Role, order_of_features
+from esbnn_core.transforms.expand_places import Cut
+from esbnn_core.transforms.expand_rules import (
+    LAYERS,
+    can_be_widened,
+    channels_held,
+    cuts_boxes,
+    nominal_widths,
+)
+from esbnn_core.transforms.expand_scope import Fact, NoRule, Scope, Wants, combine, has_channels
 from esbnn_core.transforms.expand_shapes import (
     channel_dim,
     fact_by_readers,
@@ -19,155 +26,29 @@ from esbnn_core.transforms.expand_shapes import (
     layer_output_order,
     module_layout,
     needs_whole_copies,
-    parameter_behind,
     parameter_layout,
     reads_one_tensor,
 )
 from esbnn_core.transforms.expand_sizes import Size
 from esbnn_core.transforms.expand_trace import Forward, describe_place
-from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.transforms.expand_walk import Walk
 
 # how a reason begins that names an operation, for the operations after it to repeat
 CONNECTED = "is connected to"
 
 
-class Pass:
-    """The walk.
+class Pass(Walk):
+    """The walk, made by the constructor: arguments and attributes are those of Walk."""
 
-    Attributes:
-        facts: of each value; of a tensor a Layout, as if its class were carried.
-        classes: of the tensors with channels, and of those of which nothing is known.
-        layers: input and output of each layer, by its name.
-        widened: output of each module with per-channel tensors, by its name.
-        parameters: node of each parameter or buffer with one value a channel that the forward reads, by its name.
-        orders: order of the input of each layer and widened module, by its name.
-        places: what is inserted between the operations.
-        wanted: cuts that would keep a class from being nominal, for the next walk.
-        unordered: cuts that would give an operation the order that it needs.
-
-    Args:
-        forward: what is walked over.
-        expansion: tau and groups.
-        cuts: by the tensor that they are after.
-    """
-
-    def __init__(self, forward: Forward, expansion: Expansion, cuts: Mapping[fx.Node, Cut]) -> None:
-        self.forward, self.expansion, self.cuts = forward, expansion, cuts
-        self.facts: dict[Key, Fact] = {}
-        self.classes = Classes()
-        self.layers: dict[str, tuple[Key, Key]] = {}
-        self.widened: dict[str, Key] = {}
-        self.parameters: dict[str, fx.Node] = {}
-        self.orders: dict[str, Tensor] = {}
-        self.places = Places(forward.tracer.calls, forward.leaves)
-        self.wanted: dict[fx.Node, Cut] = {}
-        self.unordered: dict[fx.Node, Cut] = {}
-        self._beyond: dict[fx.Node, Beyond] = {}
-        self._nominal_modules: set[str] = set()
-        self._seen: dict[tuple[Key, fx.Node], Layout] = {}  # of a tensor in another order, by its reader
+    def __init__(
+        self, forward: Forward, expansion: Expansion, cuts: Mapping[fx.Node, Cut], fixed: Collection[str] = ()
+    ) -> None:
+        super().__init__(forward, expansion, cuts, fixed)
         for node in forward.graph.nodes:
             self._visit(node)
             if node in cuts:
                 self._cut(node, cuts[node])
         self._block_modules_that_forward_reads()
-
-    def key(self, node: fx.Node, reader: fx.Node) -> Key:
-        """The tensor as a reader gets it."""
-        beyond = self._beyond.get(node)
-        return node if beyond is None or reader in self.cuts[node].inside else beyond
-
-    def layout(self, key: Key) -> Layout:
-        """Of a tensor with channels."""
-        found = self.facts[key]
-        assert isinstance(found, Layout)
-        return found
-
-    # modules of expand_'s own between two operations
-
-    def _cut(self, node: fx.Node, cut: Cut) -> None:
-        layout = self.facts.get(node)
-        if not is_settled(layout) or (cut.made == "carried" and self.classes.reason(node) is None):
-            return
-        beyond = self._beyond[node] = Beyond(node)
-        if cut.order is not None:
-            self.facts[beyond] = layout.with_order(cut.order)
-            self.classes.add(beyond, node)
-            self.places.inserted[cut.name, "after"] = Inserted(node, "order", positions(layout.order, cut.order))
-            return
-        self.facts[beyond] = Layout.whole_copies(layout.roles, layout.channels, self.expansion.wide)
-        self.classes.add(beyond)
-        if cut.made == "nominal":
-            self.classes.block(beyond, cut.reason)
-        self.places.inserted[cut.name, "after"] = Inserted(node if cut.made == "nominal" else beyond, cut.made)
-
-    def _cut_or_block(self, key: Key, reader: fx.Node, reason: str) -> None:
-        """Give a reader that needs the nominal tensor copy 0 of each channel, or block the class of the tensor."""
-        if self.classes.reason(key) is None and is_settled(self.facts[key]):
-            node = key.node if isinstance(key, Beyond) else key
-            if not self._copies_are_equal(node) and self.places.insert(key, reader, None):
-                return
-            self._want_cut(node, reason)
-        self.classes.block(key, reason)
-
-    def _want_cut(self, node: fx.Node, reason: str) -> None:
-        """Ask for a cut after the tensor, or before operations that do the same with nominal tensors."""
-        if node in self._beyond or self._copies_are_equal(node):
-            return
-        place = self.places.after(node)
-        if place is not None:
-            self.wanted.setdefault(node, Cut(place[0], "nominal", place[1], reason))
-        elif self._works_on_any_width(node):
-            for other in node.all_input_nodes:
-                if is_settled(self.facts.get(other)):
-                    self._want_cut(other, reason)
-
-    def _works_on_any_width(self, node: fx.Node) -> bool:
-        """Whether the operation has no tensors of its own, so that it can be in the nominal part."""
-        if node.op == "call_module":
-            module = self.forward.modules[str(node.target)]
-            return channels_held(module) is None and (can_be_widened(module) or is_spatial(module))
-        return node.op in ("call_function", "call_method")
-
-    def _copies_are_equal(self, node: fx.Node) -> bool:
-        """Whether the tensor is a layer's bare output: its copies differ from the first norm or slope on.
-
-        Copy 0 of every channel of such a tensor holds C/tau different maps alone.
-        """
-        waiting, seen = [node], set[fx.Node]()
-        while waiting:
-            node = waiting.pop()
-            name = str(node.target)
-            if node.op == "call_module" and name in self.layers:
-                if isinstance(self.forward.modules[name], BinaryUnit):
-                    return False
-            elif node.op == "get_attr" or (node.op == "call_module" and name in self.widened):
-                return False
-            else:
-                before = [other for other in node.all_input_nodes if has_channels(self.facts.get(other))]
-                waiting += [other for other in before if other not in seen]
-                seen.update(before)
-        return True
-
-    def _reorder(self, node: fx.Node, reader: fx.Node, order: Tensor) -> bool:
-        """Let a reader see a tensor in another order; False where no module of expand_'s own can be."""
-        key = self.key(node, reader)
-        layout = self._seen.get((key, reader), self.facts[key])
-        if not is_settled(layout):
-            return False
-        parameter = parameter_behind(node, self.forward.reads)
-        if parameter is not None:
-            while True:  # its values move, and with them those of every view of it
-                self.facts[node] = self.layout(node).with_order(order)
-                if node is parameter:
-                    return True
-                node = node.all_input_nodes[0]
-        if not self.places.insert(key, reader, positions(layout.order, order)):
-            place = self.places.after(node) if node not in self.cuts else None
-            if place is not None:  # in another walk all readers may get this order
-                self.unordered[node] = Cut(place[0], "order", place[1], order=order)
-            return False
-        self._seen[key, reader] = layout.with_order(order)
-        return True
 
     # what the forward does, node by node
 
@@ -176,6 +57,8 @@ class Pass:
             self._add_blocked(node, "is the input of the network")
         elif node.op == "get_attr":
             self._enter_parameter(node)
+        elif node.target is attribute:
+            self._enter_attribute(node)
         elif node.op == "output":
             for key in self._tensors(node):
                 self._cut_or_block(key, node, "is an output of the network")
@@ -236,10 +119,19 @@ class Pass:
             node, own, fact_by_readers(node, self.forward.modules, self.expansion.wide) if fact is None else fact
         )
 
+    def _unite(self, keys: Sequence[Key]) -> None:
+        for key in keys[1:]:
+            self.classes.unite(keys[0], key)
+
     def _keep_plain(self, name: str, *ends: Key) -> None:
         """Block the ends of a module's calls, of which one is nominal: it changes for all of them or for none."""
         for end in ends:
             self.classes.block(end, f"belongs to {name}, of which one call is nominal")
+
+    def _fact(self, other: fx.Node, reader: fx.Node) -> Fact:
+        """What is known of an operand as the reader gets it."""
+        key = self.key(other, reader)
+        return self._seen.get((key, reader), self.facts[key])
 
     def _sources(self, node: fx.Node) -> list[Key]:
         """The tensors whose number of channels the operation reads: carried with it, or not at all."""
@@ -280,8 +172,21 @@ class Pass:
             self._add(node, layout)
             self.parameters[name] = node
 
+    def _enter_attribute(self, node: fx.Node) -> None:
+        """An attribute is multiplied where the tensors are carried whose width it is."""
+        name, value, wide = str(node.args[0]), node.meta["value"], 1
+        if name not in self.fixed:
+            wide = self.expansion.wide
+            self.classes.add(node, *(each for each in [self.attributes.get(name)] if each is not None))
+            self.attributes[name] = node
+        sizes = [Size(number, wide * number, None, (node,) if wide > 1 else ()) for number in numbers(value)]
+        self.facts[node] = sizes[0] if isinstance(value, int) else tuple(sizes)
+
     def _apply_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
         """Apply the rule of a module that reads one tensor."""
+        if cuts_boxes(module):
+            self._apply_boxes(node)
+            return
         if not reads_one_tensor(node, module, self.facts):
             raise NoRule
         key = self.key(node.all_input_nodes[0], node)
@@ -307,6 +212,14 @@ class Pass:
             self._apply_widened(node, name, module, key, layout)
         else:
             self._add(node, module_layout(module, layout, self.expansion.wide), key)
+
+    def _apply_boxes(self, node: fx.Node) -> None:
+        """Enter what a module cuts out of maps, which are its first argument."""
+        maps = list(node.args[0].values()) if isinstance(node.args[0], Mapping) else [node.args[0]]
+        found = [(each, self._fact(each, node)) for each in maps if isinstance(each, fx.Node)]
+        if not found or any(not isinstance(fact, Layout) or fact.roles != MAP for _, fact in found):
+            raise NoRule
+        self._add(node, combine(found), *(self.key(each, node) for each, _ in found))
 
     def _apply_to_unknown(self, node: fx.Node, name: str, module: nn.Module, key: Key) -> None:
         """A layer knows its output whatever it reads; the class of its input is nominal."""
@@ -372,13 +285,12 @@ class Pass:
         """Apply the rule of a function or method."""
         package, name = call_origin(node)
 
-        def fact_of(other: fx.Node) -> Fact:
-            key = self.key(other, node)
-            return self._seen.get((key, node), self.facts[key])
-
-        fact = call_fact(node, package, name, Scope(fact_of, lambda other: self.key(other, node), self.expansion.wide))
+        scope = Scope(lambda other: self._fact(other, node), lambda other: self.key(other, node), self.expansion.wide)
+        fact = call_fact(node, package, name, scope)
         if not has_channels(fact):
             self.facts[node] = fact
+            if name in COMPARISONS:
+                self._unite(self._sources(node))
             return
         inputs = [key for key in self._tensors(node) if has_channels(self.facts[key])]
         self._add(node, fact, *inputs, *self._sources(node))

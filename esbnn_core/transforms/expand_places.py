@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, fx
 
 from esbnn_core.transforms.expand_classes import Beyond, Key
-from esbnn_core.transforms.expand_trace import Call
+from esbnn_core.transforms.record import Call
 
 Place = tuple[str, Literal["before", "after"]]
 

@@ -57,6 +57,11 @@ _LIBRARY_NORMS = {
     ("timm.layers.norm", "GroupNorm1"),
 }
 _LIBRARY_SCALES = {("timm.models.metaformer", "Scale")}
+_LIBRARY_ROIS = {
+    ("torchvision.ops.poolers", "MultiScaleRoIAlign"),
+    ("torchvision.ops.roi_align", "RoIAlign"),
+    ("torchvision.ops.roi_pool", "RoIPool"),
+}
 
 _EXPANDABLE = (BinaryUnit, BinaryLinear, SqueezeExcite, *CONVS)
 """Types with an expand-shrink form; a subclass may compute anything and has none."""
@@ -64,7 +69,8 @@ _EXPANDABLE = (BinaryUnit, BinaryLinear, SqueezeExcite, *CONVS)
 
 def comes_from_library(module: nn.Module) -> bool:
     """Whether the module is of a class of torchvision or timm that expand_ has a rule for."""
-    return _library_name(module) in {*_LIBRARY_ELEMENTWISE, *_LIBRARY_SPATIAL, *_LIBRARY_NORMS, *_LIBRARY_SCALES}
+    known = {*_LIBRARY_ELEMENTWISE, *_LIBRARY_SPATIAL, *_LIBRARY_NORMS, *_LIBRARY_SCALES, *_LIBRARY_ROIS}
+    return _library_name(module) in known
 
 
 def _library_name(module: nn.Module) -> tuple[str, str]:
@@ -74,6 +80,11 @@ def _library_name(module: nn.Module) -> tuple[str, str]:
 def is_spatial(module: nn.Module) -> bool:
     """Whether the module works on the places of each channel of a map alone, in the same way for all channels."""
     return isinstance(module, SPATIAL) or _library_name(module) in _LIBRARY_SPATIAL
+
+
+def cuts_boxes(module: nn.Module) -> bool:
+    """Whether the module takes boxes out of maps, its first argument, in the same way for all channels."""
+    return _library_name(module) in _LIBRARY_ROIS
 
 
 def norm_dim(module: nn.Module) -> int | None:

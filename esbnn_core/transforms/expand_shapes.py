@@ -141,11 +141,23 @@ def merged_groups_order(channels: int, groups: int, expansion: Expansion) -> Ten
 
 
 def fact_by_readers(node: fx.Node, modules: Mapping[str, nn.Module], wide: int) -> Layout | None:
-    """Layout of a tensor of which nothing is known but that convolutions read it; else None."""
+    """Layout of a nominal tensor of which only its readers are known and, if the forward was recorded, its shape.
+
+    Any of its dimensions may count as its channels: a tile along it is right for all that has a rule.
+    """
+    shape: tuple[int, ...] | None = node.meta.get("shape")
     readers = [modules[str(user.target)] for user in node.users if user.op == "call_module"]
-    widths = {nominal_widths(each)[0] for each in readers if isinstance(each, LAYERS)}
+    layers = [each for each in readers if isinstance(each, LAYERS)]
+    widths = {nominal_widths(each)[0] for each in layers}
     linear = any(isinstance(each, nn.Linear | BinaryLinear) for each in readers)
-    return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), wide)
+    if shape is None:
+        return None if linear or len(widths) != 1 else Layout.whole_copies(MAP, widths.pop(), wide)
+    if len(shape) < 2:
+        return None
+    dim = len(shape) - 1 if linear or len(shape) < 4 else 1
+    roles: list[Role] = ["batch", *["space"] * (len(shape) - 1)]  # type: ignore[list-item]
+    roles[dim] = "channels"
+    return Layout.whole_copies(roles, shape[dim], wide)
 
 
 def parameter_behind(node: fx.Node, reads: Mapping[str, int]) -> fx.Node | None:

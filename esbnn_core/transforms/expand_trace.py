@@ -1,8 +1,8 @@
 """The traced forward that expand_ reads, with the calls of the modules that the trace enters."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -10,26 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import PadShortcut, RPReLU, Sign, SliceChannels, Tile
+from esbnn_core.transforms.expand_attributes import numbers_that_remember
 from esbnn_core.transforms.expand_rules import ATTENTION, LAYERS, comes_from_library
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a module that the trace enters.
-
-    Attributes:
-        name: of the module.
-        inputs: the tensors among its arguments.
-        single: whether it has one argument, a tensor, and nothing else.
-        output: what it returns, None if that is not one value.
-        inside: the nodes of its forward.
-    """
-
-    name: str
-    inputs: tuple[fx.Node, ...]
-    single: bool
-    output: fx.Node | None
-    inside: frozenset[fx.Node]
+from esbnn_core.transforms.record import Call, Example, record
+from esbnn_core.transforms.record_numbers import TracedFloat, TracedInt
 
 
 class Tracer(fx.Tracer):
@@ -40,7 +24,10 @@ class Tracer(fx.Tracer):
     Attributes:
         calls: of the modules that were entered.
         untraced: name -> why the module is one node.
+        busy: as Writer (record_numbers).
     """
+
+    busy = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +38,15 @@ class Tracer(fx.Tracer):
         """Whether the module is one node."""
         known = isinstance(m, (*LAYERS, *ATTENTION, _BatchNorm, Sign, RPReLU, Tile, SliceChannels, PadShortcut))
         return known or comes_from_library(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def enter_number(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> fx.Node:
+        """The node of a function of numbers."""
+        given = tuple(each if isinstance(each, fx.Node) else self.create_arg(each) for each in operands)
+        return self.create_node("call_function", function, given, {})
+
+    def create_arg(self, a: Any) -> Any:
+        """The argument of a node; a number with a node is that node."""
+        return a.node if isinstance(a, TracedInt | TracedFloat) else super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace the call of a submodule, and remember it."""
@@ -117,21 +113,32 @@ class Forward:
         return self.modules[name] if node.op == "call_module" and self.leaves[name] == 1 else None
 
 
-def trace(model: nn.Module) -> Forward:
-    """The traced forward of a network.
+def trace(model: nn.Module, example: Example | None = None) -> Forward:
+    """The forward of a network: recorded on the example if there is one, else traced.
 
     Raises:
-        InputError: torch.fx cannot trace it.
+        InputError: torch.fx cannot trace it; it does not run on the example.
     """
     tracer = Tracer()
+
+    def enters(module: nn.Module, name: str) -> bool:
+        return not tracer.is_leaf_module(module, name)
+
+    if example is not None:
+        around = functools.partial(numbers_that_remember, model, enters)
+        recorder = record(model, example, tracer.is_leaf_module, around)
+        tracer.calls = recorder.calls
+        return Forward(model, recorder.graph, tracer)
     try:
-        return Forward(model, tracer.trace(model), tracer)
+        with numbers_that_remember(model, enters, tracer):
+            graph = tracer.trace(model)
+        return Forward(model, graph, tracer)
     except Exception as error:  # as in call_module
         inner = next(iter(tracer.untraced), None)
         place = f" or that of its module {inner}" if inner else ""
         raise InputError(
             f"the forward of {type(model).__name__}{place} cannot be traced by torch.fx ({_first_line(error)}): "
-            f"move what depends on the values of tensors into a submodule, which then stays as it is"
+            f"give an input that it can run on, such as expand_(model, config, example=(images,))"
         ) from error
 
 

@@ -5,13 +5,15 @@ that cannot be traced gives None: the ends then go by the order of definition, a
 (esbnn_core.transforms.first_batch).
 """
 
-import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
+
+from esbnn_core.errors import InputError
+from esbnn_core.transforms.record import Example, line_of_code, record
 
 Weighted = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 """Layers of which the first and the last stay real-valued, whatever their kind."""
@@ -33,6 +35,7 @@ _PASSING = (
 _JOINING = ("add", "iadd", "mul", "imul", "cat", "concat", "concatenate", "stack", "maximum", "max", "div", "truediv")
 _POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "abs", "absolute", "square", "exp")
 _BOUNDED = ("clamp", "clip", "clamp_min", "hardtanh")
+_OF_BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 
 _PRODUCTS = ("conv2d", "linear", "matmul", "mm", "bmm", "einsum", "addmm")
 
@@ -77,41 +80,42 @@ class Look:
 
 
 class _Tracer(fx.Tracer):
-    """Attributes: lines, file and line of the code that made each node."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[fx.Node, str] = {}
+    """Enters all modules but layers and torch's own; each node knows its line of the code."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Weighted) or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        frame = sys._getframe(1)
-        while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "torch":
-            frame = frame.f_back
-        self.lines[node] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        node.meta["line"] = line_of_code()
         return node
 
 
-def look_at(model: nn.Module) -> Look | None:
-    """Trace the forward of `model`; None where torch.fx cannot follow it."""
+def look_at(model: nn.Module, example: Example | None = None) -> Look | None:
+    """Trace the forward of `model`, or record it on the example; None where torch.fx cannot follow it.
+
+    Raises:
+        InputError: the forward does not run on the example.
+    """
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model)
+        graph = tracer.trace(model) if example is None else record(model, example, tracer.is_leaf_module).graph
+    except InputError:
+        raise
     except Exception:  # the model's own code runs under the tracer: anything may come
         return None
     modules = dict(model.named_modules())
     names = {id(module): name for name, module in reversed(modules.items())}
     layers = {n: names[id(modules[str(n.target)])] for n in graph.nodes if _is_layer(n, modules)}
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    outputs = [x for n in graph.nodes if n.op == "output" for x in n.all_input_nodes]
-    first = _reach(inputs, layers, lambda n: n.users) & layers.keys()
-    last = _reach(outputs, layers, lambda n: n.all_input_nodes) & layers.keys()
+    # what the gradient does not pass on, such as the boxes of a detector's proposals, is an output of its own
+    ends_here = [n for n in graph.nodes if n.op == "output" or _called(n) in ("detach", *_OF_BOXES)]
+    outputs = [x for n in ends_here for x in n.all_input_nodes if n.op == "output" or x not in _makers(n)]
+    first = _reach(inputs, layers, _readers) & layers.keys()
+    last = _reach(outputs, layers, _makers) & layers.keys()
     # a skip connection carries the input to late layers and early layers to the output: only the outermost count
-    first -= {n for other in first for n in _reach(other.users, (), lambda n: n.users)}
-    last -= {n for other in last for n in _reach(other.all_input_nodes, (), lambda n: n.all_input_nodes)}
+    first -= {n for other in first for n in _reach(_readers(other), (), _readers)}
+    last -= {n for other in last for n in _reach(_real_makers(other), (), _real_makers)}
     by_name: dict[str, fx.Node] = {}
     for node, name in layers.items():
         by_name.setdefault(name, node)
@@ -119,7 +123,7 @@ def look_at(model: nn.Module) -> Look | None:
     def positive(replaced: Callable[[nn.Module], bool]) -> dict[str, Cause]:
         sources: dict[fx.Node, Cause | None] = {}
         for node in graph.nodes:  # in the order in which they run, so that the inputs are known
-            sources[node] = _positive(node, modules, replaced, sources, tracer.lines)
+            sources[node] = _positive(node, modules, replaced, sources)
         found = {name: sources[node.all_input_nodes[0]] for name, node in by_name.items()}
         return {name: source for name, source in found.items() if source is not None}
 
@@ -130,10 +134,29 @@ def look_at(model: nn.Module) -> Look | None:
     return Look(
         ends=frozenset(ends | (constant & set(layers.values()))),
         constant=frozenset(constant),
-        read={str(n.target): tracer.lines[n] for n in reversed(graph.nodes) if n.op == "get_attr"},
-        multiplied=tuple(_products(graph, modules, tracer.lines)),
+        read={str(n.target): n.meta["line"] for n in reversed(graph.nodes) if n.op == "get_attr"},
+        multiplied=tuple(_products(graph, modules)),
         positive=positive,
     )
+
+
+def _makers(node: fx.Node) -> list[fx.Node]:
+    """What the value is made of, as far as a gradient goes: not shapes, and of boxes in a map the map alone."""
+    called = _called(node) if node.op in ("call_function", "call_method") else ""
+    if called in ("detach", "size", "numel", "dim") or (called == "getattr" and node.args[1] != "data"):
+        return []
+    found = list(node.all_input_nodes)
+    return [node.args[0]] if called in _OF_BOXES and isinstance(node.args[0], fx.Node) else found
+
+
+def _real_makers(node: fx.Node) -> list[fx.Node]:
+    """The same without whole numbers, such as labels, as far as their type is known."""
+    makers = _makers(node)
+    return [n for n in makers if (dtype := n.meta.get("dtype")) is None or dtype.is_floating_point]
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if node in _makers(user)]
 
 
 def _is_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -155,7 +178,7 @@ def attention_parts(model: nn.Module) -> set[nn.Module]:
     return {part for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
 
 
-def _products(graph: fx.Graph, modules: dict[str, nn.Module], lines: Mapping[fx.Node, str]) -> Iterator[str]:
+def _products(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
     """Products with a parameter that a forward reads itself, where its owner is not a layer that has one."""
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method") or _called(node) not in _PRODUCTS:
@@ -163,7 +186,7 @@ def _products(graph: fx.Graph, modules: dict[str, nn.Module], lines: Mapping[fx.
         for operand in node.all_input_nodes:
             owner = modules.get(str(operand.target).rpartition(".")[0])
             if operand.op == "get_attr" and owner is not None and not isinstance(owner, Weighted):
-                yield f"{_called(node)} of {operand.target}{_place(node)}, {lines[node]}"
+                yield f"{_called(node)} of {operand.target}{_place(node)}, {node.meta['line']}"
 
 
 def _reach(
@@ -185,7 +208,6 @@ def _positive(
     modules: dict[str, nn.Module],
     replaced: Callable[[nn.Module], bool],
     sources: Mapping[fx.Node, Cause | None],
-    lines: Mapping[fx.Node, str],
 ) -> Cause | None:
     """What makes the value of `node` non-negative everywhere, given its inputs' sources; None if it may be negative."""
 
@@ -204,7 +226,7 @@ def _positive(
         return None
     called = _called(node)
     if called in _POSITIVE or (called in _BOUNDED and _bound(node) >= 0) or _squares(node) or _cuts_at_zero(node):
-        return Cause(f"a call of {called}{_place(node)}", lines[node])
+        return Cause(f"a call of {called}{_place(node)}", node.meta["line"])
     passes = called in _PASSING or (called in _JOINING and all(inputs))
     return inputs[0] if passes and inputs else None
 

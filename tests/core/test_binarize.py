@@ -88,7 +88,8 @@ def test_the_ends_of_a_network_with_attention_stay_real() -> None:
     # attention that reads the input, with its out_proj, is one layer; the last linear layer makes the output
     model = quietly(nn.Sequential(nn.Identity(), nn.TransformerEncoder(encoder().layers[0], 1)))
     assert names(model) == ["1.layers.0.linear1"]
-    model = quietly(encoder())  # torch.fx cannot trace it: by the order of definition
+    with pytest.warns(UserWarning, match=r"cannot trace TransformerEncoder .* layers.0.self_attn and layers.1.linear2"):
+        model = binarize_(encoder())  # torch.fx cannot: by the order of definition
     assert names(model) == [
         name
         for name in names(quietly(encoder(), BinaryConfig(filter_fn=everything)))
@@ -179,7 +180,8 @@ class Untraceable(nn.Module):
 
 
 def test_the_first_batch_shows_what_a_trace_cannot() -> None:
-    model = quietly(Untraceable())
+    with pytest.warns(UserWarning, match=r"cannot trace Untraceable with torch.fx, so that a and head stay real"):
+        model = binarize_(Untraceable())
     assert names(model) == ["b", "c"]
     buffer = io.BytesIO()
     torch.save(model, buffer)  # a watched network is an ordinary object
@@ -347,3 +349,19 @@ def test_other_kinds_of_convolutions_are_named() -> None:
 def test_a_bare_layer_can_be_binarized() -> None:
     layer = quietly(nn.Linear(4, 4), BinaryConfig(filter_fn=lambda name, module: True))
     assert isinstance(layer, BinaryLinear) and layer(torch.randn(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("kernel, dilation", [(3, 1), ((5, 3), (1, 2)), (1, 1)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_named_paddings_are_those_of_the_real_layer(
+    padding: str, kernel: int | tuple[int, int], dilation: int | tuple[int, int]
+) -> None:
+    real = nn.Conv2d(4, 6, kernel, padding=padding, dilation=dilation)  # type: ignore[arg-type]
+    binary = binarize_(nn.Sequential(copy.deepcopy(real)), BinaryConfig(filter_fn=everything))
+    x = torch.randn(1, 4, 9, 9)
+    assert binary(x).shape == real(x).shape
+
+
+def test_a_padding_with_two_different_sides_is_named() -> None:
+    with pytest.raises(InputError, match="padding of layer 0 must be a number in mode 'zeros', got 'same'"):
+        binarize_(nn.Sequential(nn.Conv2d(4, 6, 4, padding="same")), BinaryConfig(filter_fn=everything))

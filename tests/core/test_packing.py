@@ -245,3 +245,17 @@ def test_a_packed_layer_answers_for_its_geometry_as_the_latent_one() -> None:
         assert getattr(packed[1], key) == getattr(latent[1], key) == getattr(convs[1], key)
     for key in ("in_features", "out_features", "groups"):
         assert getattr(packed[4], key) == getattr(latent[4], key)
+
+
+@pytest.mark.parametrize("channels", [1, 24])
+@pytest.mark.parametrize("size, stride", [((1, 1), 1), ((2, 2), 2), ((3, 3), 1)])
+def test_a_real_layer_after_a_packed_one_reads_the_strides_that_it_read(
+    channels: int, size: tuple[int, int], stride: int
+) -> None:
+    """A map of one pixel is contiguous and channels_last at once, and torch sums by its strides."""
+    layer = BinaryConv2d(channels, 40, 3, stride, padding=1).eval()
+    for memory_format in FORMATS:
+        x = torch.randn(2, channels, *size).to(memory_format=memory_format)
+        with torch.no_grad():
+            latent, packed = layer(x), pack_(copy.deepcopy(layer))(x)
+        assert packed.stride() == latent.stride() and torch.equal(packed, latent)
