@@ -1,10 +1,11 @@
-"""One thread a test process, the order of the files, and which cases `make check` runs."""
+"""One thread a test process and no search for garbage in what stays, the order of the files, what `make check` runs."""
+
+import gc
 
 import pytest
-import torch
 
-# two that spin for each other's core make a loaded machine many times slower
-torch.set_num_threads(1)
+# what importing and collecting makes stays: to search it for garbage again and again is a third of the start
+gc.disable()
 
 LONG = [
     "tasks/super_resolution/test_command",
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The last case, because lists of parameters begin with the plainest. Of a file of slow tests alone one is marked too:
     each file holds what its first sentence promises, and `make check` leaves none out.
     """
+    # here, because the process that only hands out the files of `make test` needs no torch
+    import torch
+
+    # two that spin for each other's core make a loaded machine many times slower
+    torch.set_num_threads(1)
+    gc.freeze()
+    gc.enable()
     place = {f"tests/{name}.py": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
     last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}
