@@ -162,7 +162,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(40)])
+            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(25)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -1,4 +1,4 @@
-"""Importing this file leaves what is there to stay: no search for garbage goes through it, in no forked child either."""
+"""Importing this file leaves what is there to stay: no search for garbage goes through it, nor in a forked child."""
 
 import gc
 
