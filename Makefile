@@ -18,8 +18,9 @@ demo: $(STAMP)
 	$(PY) -m tasks.classification.demo --out results/demo
 
 # two processes, whole files each, the longest first: what a file compiles or trains once is made once; freed memory is
-# kept, where the kernel would hand out every large tensor's pages anew
-PYTEST := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# kept, where the kernel would hand out every large tensor's pages anew; so is what pytest makes of each assert, a third
+# of the start
+PYTEST := PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST)

@@ -1,43 +1,48 @@
-"""One thread a test process, the order of the files, and which cases `make check` runs."""
+"""One thread a test process and no search for garbage in what stays, the order of the files, what `make check` runs."""
+
+import gc
 
 import pytest
-import torch
 
-# two that spin for each other's core make a loaded machine many times slower
-torch.set_num_threads(1)
+# what importing and collecting makes stays: to search it for garbage again and again is a third of the start
+gc.disable()
 
 LONG = [
     "tasks/super_resolution/test_command",
-    "tasks/test_two_steps",
-    "test_docs",
-    "tasks/test_smoke",
-    "tasks/test_evaluate",
-    "tasks/super_resolution/test_module",
-    "core/test_cuda_compile",
-    "core/test_models",
-    "tasks/test_repeatability",
-    "tasks/test_releases",
-    "tasks/detection/test_weights",
-    "tasks/test_tables",
-    "tasks/detection/test_ssd_packed",
-    "tasks/test_cli",
-    "core/test_binaryvit",
-    "core/test_expand",
-    "core/test_neon",
-    "core/test_amx",
-    "core/test_trunks",
-    "tasks/detection/test_resume",
-    "core/test_foreign",
-    "core/test_counting",
-    "tasks/test_resident",
     "core/test_export",
-    "tasks/test_curve",
-    "tasks/super_resolution/test_unet",
-    "tasks/detection/test_module",
-    "core/test_console",
-    "core/test_golden",
+    "core/test_models",
+    "tasks/test_releases",
+    "core/test_expand",
+    "core/test_expand_layouts",
+    "tasks/test_tables",
     "tasks/test_proxy",
+    "core/test_neon",
+    "test_docs",
+    "core/test_golden",
+    "tasks/detection/test_resume",
+    "tasks/super_resolution/test_unet",
+    "tasks/test_smoke",
+    "tasks/detection/test_ssd_packed",
+    "core/test_binaryvit",
+    "core/test_foreign",
     "core/test_packing",
+    "tasks/test_resident",
+    "tasks/super_resolution/test_module",
+    "core/test_native",
+    "core/test_amx",
+    "core/test_cuda_arithmetic",
+    "tasks/test_two_steps",
+    "core/test_trunks",
+    "core/test_expand_tokens",
+    "tasks/detection/test_weights",
+    "tasks/test_cli",
+    "core/test_attention",
+    "tasks/detection/test_module",
+    "core/test_counting",
+    "core/test_cuda_compile",
+    "core/test_console",
+    "tasks/detection/test_faster_rcnn",
+    "core/test_kernels_opcheck",
 ]
 """Files of the longest runs, longest first: the two processes of `make test` begin with them and end together."""
 
@@ -49,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The last case, because lists of parameters begin with the plainest. Of a file of slow tests alone one is marked too:
     each file holds what its first sentence promises, and `make check` leaves none out.
     """
+    # here, because the process that only hands out the files of `make test` needs no torch
+    import torch
+
+    # two that spin for each other's core make a loaded machine many times slower
+    torch.set_num_threads(1)
+    gc.freeze()
+    gc.enable()
     place = {f"tests/{name}.py": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
     last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}

@@ -176,19 +176,27 @@ def test_without_expansion_every_design_is_the_plain_network(design: str) -> Non
 
 
 @cache
-def plain_cost(real_merges: bool) -> Count:
+def cost(name: str, **options: Any) -> Count:
+    size = 64 if "micro" in name else 224
     with torch.device("meta"):
-        return count(create_model("binaryvit_some_real" if real_merges else "binaryvit"), (3, 224, 224))
+        return count(create_model(name, **options), (3, size, size))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(("tau", "groups"), FACTORS[1:])
+def test_expansion_costs_nothing(design: str, tau: int, groups: int) -> None:
+    base = cost("binaryvit_micro", image_size=64)
+    check_costs(base, cost(MICRO, image_size=64, design=design, tau=tau, groups=groups))
+
+
 @pytest.mark.parametrize(
-    ("tau", "groups", "real_merges"), [*((*factors, False) for factors in FACTORS[1:]), (2, 2, True)]
+    ("name", "design"), [("binaryvit", "F1"), *(("binaryvit_some_real", design) for design in DESIGNS)]
 )
-def test_expansion_costs_nothing(design: str, tau: int, groups: int, real_merges: bool) -> None:
-    with torch.device("meta"):
-        es = create_model("es_binaryvit", design=design, tau=tau, groups=groups, real_merges=real_merges)
-    base, wide = plain_cost(real_merges), count(es, (3, 224, 224))
+def test_expansion_costs_the_whole_network_nothing(name: str, design: str) -> None:
+    check_costs(cost(name), cost("es_binaryvit", design=design, groups=2, real_merges=name != "binaryvit"))
+
+
+def check_costs(base: Count, wide: Count) -> None:
     assert (wide.bops, wide.flops, wide.matmul_bops) == (base.bops, base.flops, base.matmul_bops)
     assert wide.binary_params == base.binary_params and wide.params > base.params
 

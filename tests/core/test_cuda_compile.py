@@ -42,11 +42,15 @@ STEPS = {
 
 
 def variants(architecture: int) -> list[tuple[str, Kernel]]:
-    """All on one chip of each path, the block's large tile on the others; the packing on each."""
+    """What each path multiplies with, in a block; half of the rest on one chip of each path, which they share."""
     path, _ = cuda.path_of((architecture // 10, architecture % 10))
     assert path is not None
-    chosen = STEPS if architecture in (90, 100) else {"block": (BLOCK, ("Large",))}
-    found = [(name, Kernel("conv", tile, path, value)) for name, (value, tiles) in chosen.items() for tile in tiles]
+    chosen = {90: ("block", "every step, float32"), 100: ("block", "every step, odd channels, bfloat16", "bare sums")}
+    if architecture not in chosen:
+        return [("block", Kernel("conv", "Large", path, BLOCK))]
+    found = [
+        (name, Kernel("conv", tile, path, STEPS[name][0])) for name in chosen[architecture] for tile in STEPS[name][1]
+    ]
     return [*found, ("pack", Kernel("pack"))]
 
 
@@ -74,7 +78,7 @@ def instructions(code: bytes, tool: Path, folder: Path) -> list[str]:
     """Names of the machine instructions of a cubin, e.g. LDG.E.128."""
     file = folder / "kernel.cubin"
     file.write_bytes(code)
-    text = subprocess.run([str(tool), "-c", str(file)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([str(tool), "-c", "-ndf", str(file)], capture_output=True, text=True, check=True).stdout
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
 
 

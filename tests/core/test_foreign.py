@@ -107,8 +107,13 @@ def test_bnext_without_elm_there_and_back(recoupling: bool) -> None:
         load_official(other, to_official(create_model("es_bnext_micro", info_recoupling=recoupling)))
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("container", [None, "state_dict", "params", "weight", "model"])
+@pytest.mark.parametrize(
+    ("name", "container"),
+    [
+        *((name, "state_dict") for name in SMALL),
+        *(("es_recu_resnet20", container) for container in (None, "params", "weight", "model")),
+    ],
+)
 def test_containers_prefix_flat_weights_and_scalars(name: str, container: str | None, tmp_path: Path) -> None:
     one = stirred(name, 1)
     tensors = {}

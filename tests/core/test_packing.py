@@ -38,10 +38,10 @@ def small(name: str, **options: Any) -> nn.Module:
 @pytest.mark.parametrize("name", BRICKS)
 def test_every_network_packs_bit_for_bit(name: str) -> None:
     model = stir(annealed(small(name)))
-    packed: nn.Module = model
-    for number, memory_format in enumerate(FORMATS):
-        x = image(name, odd=number).to(memory_format=memory_format)
-        packed = agree(model, x)
+    packed = agree(model, image(name))
+    x = image(name, odd=1).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(packed(x), model(x))
     units = sum(isinstance(m, BinaryUnit) for m in model.modules())
     assert sum(isinstance(m, PackedUnit) for m in packed.modules()) == units > 0
     assert not any(isinstance(m, BinaryUnit | BinaryConv2d) for m in packed.modules())

@@ -16,7 +16,8 @@ import torch.multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "esbnn_core.lit.cli", "tasks.classification.module", "tasks.classification.data"]
+    # the last one keeps what the others import out of every child's search for garbage
+    ["torch", "esbnn_core.lit.cli", "tasks.classification.module", "tasks.classification.data", "tests.helpers.frozen"]
 )
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +27,50 @@ MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]
 
 
+@pytest.fixture(scope="module")
+def few(make_data: MakeData) -> MakeData:
+    """32 images, four steps an epoch."""
+    return partial(make_data, train_size=32, val_size=20, batch_size=8)
+
+
 def module() -> Any:
     return make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
 
 
 @pytest.mark.slow
-def test_two_runs_and_two_worker_counts_give_one_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
+def test_two_runs_and_two_worker_counts_give_one_result(few: MakeData, make_trainer: MakeTrainer) -> None:
     states = []
     for workers in (0, 0, 2):
         trained = module()
-        make_trainer(max_epochs=2).fit(trained, make_data(num_workers=workers))
+        make_trainer(max_epochs=2).fit(trained, few(num_workers=workers))
         states.append(trained.state_dict())
     assert same(states[0], states[1])
     assert same(states[0], states[2])
 
 
-def test_another_seed_gives_another_result(make_data: MakeData, make_trainer: MakeTrainer) -> None:
+def test_another_seed_gives_another_result(few: MakeData, make_trainer: MakeTrainer) -> None:
     states = []
     for seed in (0, 1):
         trained = module()
-        make_trainer(max_epochs=1).fit(trained, make_data(seed=seed))
+        make_trainer(max_epochs=1).fit(trained, few(seed=seed))
         states.append(trained.state_dict())
     assert not same(*states)
 
 
 @pytest.mark.slow
-def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer) -> None:
+def test_resume_differs_by_nothing(tmp_path: Path, few: MakeData, make_trainer: MakeTrainer) -> None:
     whole = module()
-    make_trainer(max_epochs=3).fit(whole, make_data())
+    make_trainer(max_epochs=3).fit(whole, few())
     checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
     first = module()
     trainer = make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(0), checkpoint])
-    trainer.fit(first, make_data())
+    trainer.fit(first, few())
     assert same(first.state_dict(), whole.state_dict())
     for stop in (1, 2):
         torch.manual_seed(99)  # what a new process would draw must not matter
         resumed = make_module(lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine", warmup=0.2))
         torch.manual_seed(98)
-        make_trainer(max_epochs=3).fit(resumed, make_data(), ckpt_path=str(tmp_path / f"epoch={stop - 1}.ckpt"))
+        make_trainer(max_epochs=3).fit(resumed, few(), ckpt_path=str(tmp_path / f"epoch={stop - 1}.ckpt"))
         difference = max(
             (a.double() - b.double()).abs().max().item()
             for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True)
@@ -72,9 +79,7 @@ def test_resume_differs_by_nothing(tmp_path: Path, make_data: MakeData, make_tra
 
 
 @pytest.mark.slow
-def test_a_resumed_run_draws_what_the_whole_one_drew(
-    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
-) -> None:
+def test_a_resumed_run_draws_what_the_whole_one_drew(tmp_path: Path, few: MakeData, make_trainer: MakeTrainer) -> None:
     class Draw(L.Callback):
         """A layer with noise in small: one number of each global generator a step."""
 
@@ -88,13 +93,13 @@ def test_a_resumed_run_draws_what_the_whole_one_drew(
     checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
     whole, rest = Draw(), Draw()
     callbacks = [EpochSeed(0), whole, checkpoint]
-    make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks).fit(module(), make_data())
+    make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks).fit(module(), few())
     again = module()
     torch.manual_seed(99)
     random.seed(99)
     np.random.seed(99)
     ckpt = str(tmp_path / "epoch=0.ckpt")
-    make_trainer(max_epochs=3, callbacks=[EpochSeed(0), rest]).fit(again, make_data(), ckpt_path=ckpt)
+    make_trainer(max_epochs=3, callbacks=[EpochSeed(0), rest]).fit(again, few(), ckpt_path=ckpt)
     assert rest.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
     assert len({number for drawn in whole.seen.values() for number in drawn}) == 3 * 3 * 4
 

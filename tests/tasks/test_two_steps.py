@@ -91,8 +91,8 @@ def run(
 
 @pytest.fixture(scope="module")
 def few(make_data: MakeData) -> MakeData:
-    """100 images, four steps an epoch."""
-    return partial(make_data, train_size=100, batch_size=24)
+    """32 images, four steps an epoch."""
+    return partial(make_data, train_size=32, val_size=20, batch_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 TINY_BIDET = str(Path(__file__).parent / "tiny_bidet_ssd.py")
 FEW_REGIONS = {
-    "train_cfg.rcnn.sampler.num": 24,
-    "train_cfg.rpn_proposal.max_per_img": 60,
-    "test_cfg.rpn.max_per_img": 30,
+    "train_cfg.rcnn.sampler.num": 8,
+    "train_cfg.rpn_proposal.max_per_img": 40,
+    "test_cfg.rpn.max_per_img": 10,
 }
 
 

@@ -73,7 +73,7 @@ def gradients(model: Any, loss: Callable[[Any], dict[str, Tensor]]) -> dict[str,
 def test_a_step_on_bits_has_the_plain_steps_gradients(name: str) -> None:
     """In float64: in float32 a rounding turns signs near 0, and with them regions that are drawn."""
     x, samples = batch()
-    model = detector("ssd").network if name == "ssd" else made(name)
+    model = detector("ssd").network if name == "ssd" else made(name, train_cfg__rcnn__sampler__num=8)
     switch_on(model.double().train())
     twin = train_on_bits_(copy.deepcopy(model))
     reasons = bit_training_report(twin)

@@ -96,8 +96,7 @@ def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tau", [1, 2])
-@pytest.mark.parametrize("kind", ["resnet18", "vgg16"])
+@pytest.mark.parametrize(("kind", "tau"), [("resnet18", 2), ("vgg16", 1)])
 def test_what_a_pre_training_exports_fills_the_detector(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, tau: int
 ) -> None:
