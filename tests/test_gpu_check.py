@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -280,7 +281,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_capture_leaves_the_training_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps that warm a graph up are taken back: with a stand-in for torch.cuda whose capture runs the step too."""
-    loop = Loop("recu_resnet20", Recipe(batch=1), cifar10.random_images(5))
+    loop = Loop("recu_resnet20", Recipe(batch=2), cifar10.random_images(5))
     loop.begin_epoch(0)
     loop.ready()
     loop.step()
@@ -302,7 +303,7 @@ def test_a_capture_leaves_the_training_state_alone(monkeypatch: pytest.MonkeyPat
     assert len(steps) == 4 and len(before) > 150
     assert all(torch.equal(tensor, kept) for tensor, kept in zip(loop.tensors(), before, strict=True))
     replay()
-    assert not torch.equal(loop.loss, before[-2]) and int(loop.place) == 2
+    assert not torch.equal(loop.loss, before[-2]) and loop.place.tolist() == [4, 5]
 
 
 def tensors(state: Any) -> list[torch.Tensor]:
@@ -322,6 +323,21 @@ def test_the_blocks_are_compiled_after_everything_else(monkeypatch: pytest.Monke
     assert seen == [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 1, 2), (1, 1, 2), (1, 1, 2)]
     assert all("torch.compile bf16" in row["us"] for row in record["G1"] + record["G3"])
     assert "torch.compile bf16" not in gpu.run(plan, 0.0)["G1"][0]["us"]
+    # a row that cannot be made is left out, and neither ends the others nor is compiled
+    own = gpu.block
+    monkeypatch.setattr(
+        gpu, "block", lambda side, channels, batch, *rest, **more: own(side, channels, 1 // (2 - batch), *rest, **more)
+    )
+    failed: list[str] = []
+
+    def attempt(label: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except ZeroDivisionError:
+            failed.append(label)
+
+    record = gpu.run(plan, 600.0, attempt=attempt)
+    assert failed == ["G3 (3, 32, 2)"] and [len(record[key]) for key in ("G1", "G2", "G3")] == [1, 1, 1]
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ def prepare(name: str, size: int, device: str) -> dict[str, nn.Module]:
     """The network in four forms on the device, channels_last, in evaluation, with statistics of random images."""
     torch.manual_seed(0)
     options = {"num_classes": 10} if size < 64 else {}
-    latent = warmed(create_model(name, **options), torch.randn(8, 3, size, size))
-    latent = latent.to(device, memory_format=torch.channels_last)
+    network = create_model(name, **options).to(device, memory_format=torch.channels_last)
+    latent = warmed(network, images(size, 8, device))
     packed = pack_(copy.deepcopy(latent)).to(memory_format=torch.channels_last)
     return {
         "packed fp32": packed,

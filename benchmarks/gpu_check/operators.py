@@ -149,7 +149,7 @@ def convolutions(task: Task, comparison: Comparison, numbers: range) -> int:
         if task.left() < 10:
             return number
         # one kernel for all steps, and now and then one for a set of steps: the first spares the compiler's time
-        for specialised, arguments in ((number % 10 == 0, drawn(number)), (number % 5 == 0, in_words(number))):
+        for specialised, arguments in ((number % 20 == 0, drawn(number)), (number % 10 == 0, in_words(number))):
             want, there = reference.binary_conv2d(call_of(**arguments)), moved(task, arguments)
             lanes = cuda.lanes_of(there["weight"], there["groups"]) if number % 3 else None
             for tile in TILES:

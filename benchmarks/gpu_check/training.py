@@ -34,7 +34,7 @@ def step_times(task: Task, name: str, size: int, batch: int) -> None:
             step()
             # above what all contenders hold between steps
             row["peak GiB"][way] = round((torch.cuda.max_memory_allocated() - before) / GIB, 2)
-    row["us"] = interleave(contenders, 3 if task.rehearse else 5, least=0.0 if task.rehearse else 0.2)
+    row["us"] = interleave(contenders, 3 if task.rehearse else 5, least=0.0 if task.rehearse else 0.05)
     row["throughput of bits over plain"] = throughput(row["us"])
     task.row("steps", row)
 

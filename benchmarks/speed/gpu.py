@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from benchmarks.speed.graphs import Work, captured, spent, time_in_turns
 from benchmarks.speed.parts import Block
 from benchmarks.timing import medians, write
 from esbnn_core import kernels
+from esbnn_core.errors import InputError
 from esbnn_core.kernels import SUMS, Epilogue, Geometry, cuda
 
 STAGES = ((56, 64), (28, 128), (14, 256), (7, 512))
@@ -57,7 +59,7 @@ class Case:
         self.weight = kernels.pack_sign(latent, None, 1, 1)
         lanes = kernels.lanes_of(self.weight, 1)
         if device == "cuda" and (lanes is None or lanes.dim() != 2):
-            raise SystemExit("benchmarks.speed.gpu times the CUDA kernels, but esbnn_core.kernels did not reach them")
+            raise InputError("benchmarks.speed.gpu times the CUDA kernels, but esbnn_core.kernels did not reach them")
         self.lanes = lanes
         self.bits = [kernels.pack_sign(x, None, 1, 1) for x in self.x]
 
@@ -74,7 +76,7 @@ class Case:
         there = Epilogue(*(value.cpu() if isinstance(value, Tensor) else value for value in epilogue))
         want, _ = kernels.binary_conv2d(bits.cpu(), self.weight.cpu(), self.geometry, there)
         if not torch.equal(got.cpu(), want):
-            raise SystemExit(f"the CUDA block of {self.geometry.channels} channels differs from the CPU's: not timed")
+            raise InputError(f"the CUDA block of {self.geometry.channels} channels differs from the CPU's: not timed")
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,25 @@ def keep_nothing(record: dict[str, Any]) -> None:
     """For a caller that wants the whole record at the end alone."""
 
 
+def just_run(label: str, work: Callable[[], None]) -> None:
+    """For a caller that wants an error in a row to end the run."""
+    work()
+
+
 @torch.inference_mode()
-def run(plan: Plan, seconds: float, keep: Callable[[dict[str, Any]], None] = keep_nothing) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    seconds: float,
+    keep: Callable[[dict[str, Any]], None] = keep_nothing,
+    attempt: Callable[[str, Callable[[], None]], object] = just_run,
+) -> dict[str, Any]:
     """All rows, then the rows of G1 and G3 again with the compiled block, as long as `seconds` allow.
 
     Args:
         plan: what is timed.
         seconds: after which no further block is compiled.
         keep: given the record after every row.
+        attempt: given the name of a row and what makes it; decides what an error in it means.
     """
     end, copy = time.monotonic() + seconds, bandwidth(plan)
     print(f"copy: {copy / 1e6:.2f} TB/s read and written", flush=True)
@@ -193,7 +206,8 @@ def run(plan: Plan, seconds: float, keep: Callable[[dict[str, Any]], None] = kee
         "G3": [(*layer, small) for layer in plan.blocks for small in plan.small],
     }
 
-    def add(table: str, row: dict[str, Any], place: int | None = None) -> None:
+    def add(table: str, make: Callable[[], dict[str, Any]], place: int | None = None) -> None:
+        row = make()
         if place is None:
             record[table].append(row)
         else:
@@ -201,17 +215,19 @@ def run(plan: Plan, seconds: float, keep: Callable[[dict[str, Any]], None] = kee
         show(row)
         keep(record)
 
-    for spec in layers["G1"]:
-        add("G1", block(*spec, copy, plan))
-    for layer in plan.alone:
-        add("G2", alone(*layer, plan))
-    for spec in layers["G3"]:
-        add("G3", block(*spec, copy, plan))
+    made: list[tuple[str, int, Any]] = []  # rows of blocks that can be made again
+    for table, specs in (("G1", layers["G1"]), ("G2", plan.alone), ("G3", layers["G3"])):
+        for spec in specs:
+            make = partial(alone, *spec, plan) if table == "G2" else partial(block, *spec, copy, plan)
+            place = len(record[table])
+            attempt(f"{table} {spec}", partial(add, table, make))
+            if table != "G2" and len(record[table]) > place:
+                made.append((table, place, spec))
     # torch compiles for half a minute a layer: not before every question has an answer
-    for table, specs in layers.items():
-        for place, spec in enumerate(specs):
-            if time.monotonic() < end:
-                add(table, block(*spec, copy, plan, strongest=True), place)
+    for table, place, spec in made:
+        if time.monotonic() < end:
+            make = partial(block, *spec, copy, plan, strongest=True)
+            attempt(f"{table} {spec}, compiled", partial(add, table, make, place))
     return record
 
 
