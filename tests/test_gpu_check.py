@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from benchmarks.gpu_check import cifar10, operators, runner, sums, task
 from benchmarks.gpu_check.cifar10_recipe import NETWORKS, Draws, Loop, Recipe
 from benchmarks.gpu_check.runner import Stage, run_stages
 from benchmarks.gpu_check.task import OutOfTime, Skipped, Task, run_stage
-from benchmarks.speed import gpu
+from benchmarks.speed import gpu, graphs
 from esbnn_core.errors import InputError
 from esbnn_core.lit.callbacks import ReCUSchedule
 from esbnn_core.lit.schedules import ProgressLR
@@ -201,6 +202,11 @@ def test_the_stages_have_their_order_whatever_is_asked_for() -> None:
     made = command.make_stages(["cifar10", "sanitizer", "operators"], "data", rehearse=False)
     assert [one.name for one in made] == ["operators", "cifar10", "sanitizer"]
     assert "--rehearse" not in made[0].words
+    page = (ROOT / "docs/reports/gpu.md").read_text()
+    limits = {name: f"{limit:.0f} s" for name, (_, limit) in {**command.QUESTIONS, **command.ON_REQUEST}.items()}
+    limits["cifar10"] = "what is left"
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", page, re.M)
+    assert dict(rows) == limits and [name for name, _ in rows] == [*limits]
     # a whole check has time for the epochs
     assert sum(limit for name, (_, limit) in command.QUESTIONS.items() if name != "cifar10") <= 500
 
@@ -285,6 +291,7 @@ def test_a_capture_leaves_the_training_state_alone(monkeypatch: pytest.MonkeyPat
     loop.begin_epoch(0)
     loop.ready()
     loop.step()
+    loop.step()  # the epoch's end
     before = [tensor.detach().clone() for tensor in loop.tensors()]
     waiting = SimpleNamespace(wait_stream=lambda _: None)
     for name, stand_in in {
@@ -300,10 +307,12 @@ def test_a_capture_leaves_the_training_state_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop, "step", lambda: steps.append(1) or own())
     monkeypatch.setattr(loop, "device", SimpleNamespace(type="cuda"))
     replay = loop.capture()
+    assert loop.place.tolist() == [4, 5]
     assert len(steps) == 4 and len(before) > 150
     assert all(torch.equal(tensor, kept) for tensor, kept in zip(loop.tensors(), before, strict=True))
+    loop.begin_epoch(1)
     replay()
-    assert not torch.equal(loop.loss, before[-2]) and loop.place.tolist() == [4, 5]
+    assert not torch.equal(loop.loss, before[-2]) and loop.place.tolist() == [2, 3]
 
 
 def tensors(state: Any) -> list[torch.Tensor]:
@@ -380,3 +389,21 @@ def test_the_command_rehearses_in_processes_of_its_own(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "o" / "suite.json").read_text())
     assert found["tests"]["failed"] == 0 and sum(found["tests"].values()) >= 15
     assert index(tmp_path / "o")["stages"]["suite"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("work", "refused"),
+    [
+        (lambda x: x * torch.tensor(2.0), "lift_fresh"),
+        (lambda x: x * x.sum().item(), "_local_scalar_dense"),
+        (lambda x: x[x > 0], "copies from the host"),
+        (lambda x: torch.where(x > 0, 1.0, -1.0) + 2, ""),
+    ],
+)
+def test_a_rehearsed_capture_refuses_what_a_capture_would(work: Callable[[torch.Tensor], object], refused: str) -> None:
+    x = torch.randn(3)
+    if not refused:
+        graphs.captured(lambda _: work(x), 2, "cpu")()
+        return
+    with pytest.raises(RuntimeError, match=refused):
+        graphs.captured(lambda _: work(x), 2, "cpu")

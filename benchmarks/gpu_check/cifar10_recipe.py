@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.speed.graphs import LikeACapture
 from esbnn_core import create_model
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.quantizers import ReCU
@@ -88,12 +89,6 @@ class Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
-def normalised(pixels: Tensor, recipe: Recipe) -> Tensor:
-    """float32 images of uint8 ones (N, 3, H, W)."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (recipe.mean, recipe.std))
-    return (pixels.float() / 255 - mean) / std
-
-
 class Draws:
     """The random numbers of an epoch, from (seed, epoch) alone, drawn on the CPU: the same on every device.
 
@@ -140,6 +135,9 @@ class Loop:
         self.place = torch.zeros(recipe.batch, dtype=torch.int64, device=self.device)
         self.loss = torch.zeros((), device=self.device)
         self.right = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (recipe.mean, recipe.std)
+        )
         self.channels = torch.arange(images.pixels.shape[1], device=self.device)[None, :, None, None]
         self.across = torch.arange(self.side, device=self.device)
         self.taus = [
@@ -172,7 +170,11 @@ class Loop:
         across = torch.where(self.mirrored[self.place, None], self.side - 1 - self.across, self.across)
         rows, columns = corner[0] + self.across, corner[1] + across
         pixels = self.padded[places[:, None, None, None], self.channels, rows[:, None, :, None], columns[:, None, None]]
-        return normalised(pixels, self.recipe), self.labels[places]
+        return self.normalised(pixels), self.labels[places]
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """float32 images of uint8 ones (N, 3, H, W)."""
+        return (pixels.float() / 255 - self.mean) / self.std
 
     def step(self) -> None:
         """One training step, on to the next place; nothing in it waits for the device."""
@@ -205,9 +207,13 @@ class Loop:
     def capture(self) -> Callable[[], None]:
         """A CUDA graph of a step; call it to replay. The state is what it was before. On the CPU, the step itself."""
         self.ready()
-        if self.device.type == "cpu":
-            return self.step
         kept = [tensor.detach().clone() for tensor in self.tensors()]
+        self.place.copy_(torch.arange(self.recipe.batch))  # at an epoch's end there is no next batch
+        if self.device.type == "cpu":
+            with LikeACapture():
+                self.step()
+            self.put_back(kept)
+            return self.step
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -219,10 +225,14 @@ class Loop:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.step()
-        with torch.no_grad():
-            for tensor, before in zip(self.tensors(), kept, strict=True):
-                tensor.copy_(before)
+        self.put_back(kept)
         return graph.replay
+
+    @torch.no_grad()
+    def put_back(self, kept: list[Tensor]) -> None:
+        """Set all that a step changes to what it was."""
+        for tensor, before in zip(self.tensors(), kept, strict=True):
+            tensor.copy_(before)
 
     @torch.no_grad()
     def top1(self, images: Images) -> float:
@@ -230,7 +240,7 @@ class Loop:
         self.network.eval()
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for pixels, labels in zip(images.pixels.split(1000), images.labels.split(1000), strict=True):
-            right += (self.network(normalised(pixels, self.recipe)).argmax(1) == labels).sum()
+            right += (self.network(self.normalised(pixels)).argmax(1) == labels).sum()
         self.network.train()
         return 100 * right.item() / len(images.labels)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_check.task import Task
+from benchmarks.gpu_check.task import OutOfTime, Task
 from esbnn_core import kernels
 from esbnn_core.kernels import SUMS, Geometry
 from esbnn_core.layers import BinaryConv2d, BinaryLinear
@@ -122,7 +122,10 @@ def report(task: Task, row: dict[str, Any]) -> None:
 @torch.no_grad()
 def run(task: Task) -> None:
     """The stage."""
-    for layer in TINY if task.rehearse else LAYERS:
+    layers = TINY if task.rehearse else LAYERS
+    for number, layer in enumerate(layers):
+        if task.left() < 4:
+            raise OutOfTime(f"time for {number} of {len(layers)} convolutions")
         task.attempt(str(layer), partial(measure, task, layer))
     for shape in ((5, 33, 7),) if task.rehearse else ((3136, 384, 384), (1000, 2048, 1000), (64, 4096, 512)):
         task.attempt(f"linear {shape}", partial(measure_linear, task, *shape))

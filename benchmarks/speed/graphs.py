@@ -1,14 +1,44 @@
-"""CUDA graphs of calls, timed by the device's clock in turns; on the CPU, for a rehearsal, the calls themselves."""
+"""CUDA graphs of calls, timed by the device's clock in turns; on the CPU, for a rehearsal, the calls themselves.
+
+The rehearsal of a capture looks for what a capture would refuse: values that the host reads, and tensors that are made
+on the host.
+"""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import quartiles
 
 Work = Callable[[int], object]
 """One call on input set i."""
+
+
+REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "is_nonzero")
+"""Operators of torch whose result or input is the host's: .item(), torch.tensor(...), bool(x)."""
+INDEXING = ("index", "index_put", "index_put_")
+"""Operators that wait for the device where an index is a mask."""
+
+
+def masked(indices: Sequence[torch.Tensor | None]) -> bool:
+    """Whether one of the indices is a mask."""
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+class LikeACapture(TorchDispatchMode):
+    """Refuses, on the CPU, the operators that a capture on a GPU would; with RuntimeError, as the capture does."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """torch's hook for every operator."""
+        name = func._schema.name.split("::")[-1]
+        if name in REFUSED or (name in INDEXING and masked(args[1])):
+            raise RuntimeError(f"{name} waits for the device or copies from the host, no CUDA graph can hold it")
+        return func(*args, **(kwargs or {}))
 
 
 def captured(work: Work, sets: int, device: str) -> Callable[[], None]:
@@ -18,6 +48,9 @@ def captured(work: Work, sets: int, device: str) -> Callable[[], None]:
         RuntimeError: the calls do something that cannot be captured.
     """
     if device == "cpu":
+        work(0)
+        with LikeACapture():
+            work(0)
 
         def repeat() -> None:
             for i in range(sets):
