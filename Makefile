@@ -56,14 +56,10 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.speed.sizes
 	$(PY) -m benchmarks.report
 
-# what waits for a GPU (docs/reports/gpu.md): the kernels against the CPU's operators, under compute-sanitizer where that is on the
-# PATH, and timed; about ten minutes. With a Python that has torch and pytest: make gpu-check PY=python3 STAMP=
+# what waits for a GPU (docs/reports/gpu.md), in stages of ten minutes together, each kept in results/gpu as it ends. Options go in
+# GPU_CHECK="--resume"; with a Python that has torch, numpy and pytest: make gpu-check PY=python3 STAMP=
 gpu-check: $(STAMP)
-	@$(PY) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu-check needs a GPU, torch sees none here: run it on a machine that has one")'
-	$(PY) -m pytest tests/core/test_cuda.py tests/core/test_cuda_compile.py
-	if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
-	  $(PY) -m pytest --timeout 0 'tests/core/test_cuda.py::test_every_bit_is_the_cpus[0]' || exit 1; done; fi
-	$(PY) -m benchmarks.speed.gpu
+	$(PY) -m benchmarks.gpu_check $(GPU_CHECK)
 
 # the lock is resolved for Python 3.10 to 3.12 at once; needs uv
 lock:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import center_crop, normalize, resize
 
 from benchmarks.command import positive, run_command
-from benchmarks.speed.parts import anneal_
+from benchmarks.speed.parts import warmed
 from benchmarks.timing import write
 from esbnn_core import create_model, pack_
 
@@ -35,22 +34,6 @@ def real_images(folder: Path, number: int) -> Tensor:
     chosen = [files[i * len(files) // number] for i in range(number)]
     pixels = [decode_image(str(path), ImageReadMode.RGB).float() / 255 for path in chosen]
     return torch.stack([normalize(center_crop(resize(p, [224]), [224]), MEAN, STD) for p in pixels])
-
-
-@torch.no_grad()
-def warmed(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model in evaluation, with statistics of the images and parameters that differ between channels."""
-    generator = torch.Generator().manual_seed(0)
-    for module in anneal_(model).modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = None  # cumulative
-            module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
-            module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
-    for name, parameter in model.named_parameters():
-        if "shift" in name:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    model.train()(images)
-    return model.eval()
 
 
 @torch.inference_mode()

@@ -12,6 +12,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.command import positive, run_command
+from benchmarks.speed.graphs import Work, captured, spent, time_in_turns
 from benchmarks.speed.parts import Block
-from benchmarks.timing import medians, quartiles, write
+from benchmarks.timing import medians, write
 from esbnn_core import kernels
+from esbnn_core.errors import InputError
 from esbnn_core.kernels import SUMS, Epilogue, Geometry, cuda
 
 STAGES = ((56, 64), (28, 128), (14, 256), (7, 512))
@@ -33,32 +37,29 @@ ALONE = ((28, 128, 3), (14, 256, 3), (7, 512, 3), (14, 512, 3), (14, 512, 1))
 CACHE, SETS = 256 << 20, 64
 """Bytes that the inputs of one contender should exceed together (several second-level caches); most inputs."""
 
-Work = Callable[[int], object]
-"""One call on input set i."""
-
 
 class Case:
-    """A block's parameters, and enough inputs to exceed the cache."""
+    """A block's parameters, and enough inputs to exceed the cache; on the CPU, for a rehearsal, two."""
 
-    def __init__(self, batch: int, side: int, channels: int, kernel: int) -> None:
-        g = torch.Generator(device="cuda").manual_seed(0)
+    def __init__(self, batch: int, side: int, channels: int, kernel: int, device: str = "cuda") -> None:
+        g = torch.Generator(device=device).manual_seed(0)
         self.geometry = Geometry(channels, padding=(kernel // 2, kernel // 2))
         shape = (batch, channels, side, side)
         self.values = batch * channels * side * side
         self.macs = self.values * channels * kernel * kernel
-        count = max(2, min(SETS, -(-CACHE // (2 * self.values))))
+        count = 2 if device == "cpu" else max(2, min(SETS, -(-CACHE // (2 * self.values))))
         self.x = [
-            torch.randn(shape, generator=g, device="cuda").bfloat16().to(memory_format=torch.channels_last)
+            torch.randn(shape, generator=g, device=device).bfloat16().to(memory_format=torch.channels_last)
             for _ in range(count)
         ]
-        latent = torch.randn(channels, channels, kernel, kernel, generator=g, device="cuda")
-        self.scale, self.bias, self.slope = torch.rand(3, channels, generator=g, device="cuda").unbind()
+        latent = torch.randn(channels, channels, kernel, kernel, generator=g, device=device)
+        self.scale, self.bias, self.slope = torch.rand(3, channels, generator=g, device=device).unbind()
         self.real = Block(torch.where(latent >= 0, 1.0, -1.0), self.scale, self.bias, self.slope).bfloat16().eval()
         self.real = self.real.to(memory_format=torch.channels_last)
         self.weight = kernels.pack_sign(latent, None, 1, 1)
         lanes = kernels.lanes_of(self.weight, 1)
-        if lanes is None or lanes.dim() != 2:
-            raise SystemExit("benchmarks.speed.gpu times the CUDA kernels, but esbnn_core.kernels did not reach them")
+        if device == "cuda" and (lanes is None or lanes.dim() != 2):
+            raise InputError("benchmarks.speed.gpu times the CUDA kernels, but esbnn_core.kernels did not reach them")
         self.lanes = lanes
         self.bits = [kernels.pack_sign(x, None, 1, 1) for x in self.x]
 
@@ -75,99 +76,72 @@ class Case:
         there = Epilogue(*(value.cpu() if isinstance(value, Tensor) else value for value in epilogue))
         want, _ = kernels.binary_conv2d(bits.cpu(), self.weight.cpu(), self.geometry, there)
         if not torch.equal(got.cpu(), want):
-            raise SystemExit(f"the CUDA block of {self.geometry.channels} channels differs from the CPU's: not timed")
+            raise InputError(f"the CUDA block of {self.geometry.channels} channels differs from the CPU's: not timed")
 
 
-def captured(work: Work, sets: int) -> Callable[[], None]:
-    """A CUDA graph of one call for each input set; call it to replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(min(sets, 3)):
-            work(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # a separate output for each input: one that is overwritten might never leave the cache
-        kept = [work(i) for i in range(sets)]
+@dataclass(frozen=True)
+class Plan:
+    """What is timed; the defaults are the targets' own sizes.
 
-    def replay() -> None:
-        assert kept
-        graph.replay()
+    Attributes:
+        batch: of G1 and G2.
+        rounds: turns of each contender.
+        device: "cuda", or "cpu" for a rehearsal, whose times mean nothing.
+        blocks: sides and channels of G1 and G3.
+        alone: sides, channels and kernels of G2.
+        small: batches of G3.
+        copied: bytes of the copy that the memory floor comes from.
+    """
 
-    return replay
-
-
-def interleave(contenders: dict[str, Work], sets: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds of one call of each contender: median and quartiles over rounds in which all take turns."""
-    graphs = {name: captured(work, sets) for name, work in contenders.items()}
-    repeats = {}
-    for name, replay in graphs.items():
-        replay()
-        repeats[name] = max(1, round(3000 / (spent(replay, 1) + 1)))  # a turn of about 3 ms
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, replay in graphs.items():
-            times[name].append(spent(replay, repeats[name]) / repeats[name] / sets)
-    return {name: quartiles(values, 2) for name, values in times.items()}
+    batch: int = 256
+    rounds: int = 15
+    device: str = "cuda"
+    blocks: tuple[tuple[int, int], ...] = STAGES
+    alone: tuple[tuple[int, int, int], ...] = ALONE
+    small: tuple[int, ...] = (1, 8)
+    copied: int = 1 << 30
 
 
-def spent(replay: Callable[[], None], repeats: int) -> float:
-    """Microseconds of some replays, by the device's clock."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1000
-
-
-def bandwidth() -> float:
-    """Bytes a microsecond, read plus written, of a device-to-device copy of 2 GiB."""
-    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+def bandwidth(plan: Plan) -> float:
+    """Bytes a microsecond, read plus written, of a copy on the device."""
+    source = torch.randint(0, 255, (plan.copied,), dtype=torch.uint8, device=plan.device)
     target = torch.empty_like(source)
 
     def copy() -> None:
         target.copy_(source)
 
-    times = [spent(copy, 1) for _ in range(12)]
+    times = [spent(copy, 1, plan.device) for _ in range(12)]
     return 2 * source.numel() / statistics.median(times[2:])
 
 
-class Clock:
-    """Whether there is time left for another contender that takes long to compile."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def left(self) -> bool:
-        return time.monotonic() < self.end
+def timed(contenders: dict[str, Work], case: Case, plan: Plan) -> dict[str, dict[str, float]]:
+    """Microseconds of one call of each contender, from CUDA graphs that take turns."""
+    sets = len(case.x)
+    replays = {name: captured(work, sets, plan.device) for name, work in contenders.items()}
+    return time_in_turns(replays, sets, plan.rounds, plan.device)
 
 
-def with_compiled(case: Case, contenders: dict[str, Work], clock: Clock) -> None:
-    """Add torch.compile's strongest setting without a CUDA graph of its own, while there is time."""
-    if not clock.left():
-        return
+def compiled(case: Case) -> Work:
+    """The block in torch.compile's strongest setting without a CUDA graph of its own; takes half a minute."""
     torch._dynamo.reset()
-    compiled = torch.compile(case.real, mode="max-autotune-no-cudagraphs")
+    function = torch.compile(case.real, mode="max-autotune-no-cudagraphs")
     for _ in range(2):
-        compiled(case.x[0], case.x[1])
-    contenders["torch.compile bf16"] = lambda i: compiled(case.x[i], case.x[i])
+        function(case.x[0], case.x[1])
+    return lambda i: function(case.x[i], case.x[i])
 
 
-def block(side: int, channels: int, batch: int, rounds: int, copy: float, clock: Clock) -> dict[str, Any]:
-    """One row of G1 or G3."""
-    case = Case(batch, side, channels, 3)
+def block(side: int, channels: int, batch: int, copy: float, plan: Plan, strongest: bool = False) -> dict[str, Any]:
+    """One row of G1 or G3; `strongest` adds the compiled block."""
+    case = Case(batch, side, channels, 3, plan.device)
     case.check()
     contenders: dict[str, Work] = {
         "fused block": lambda i: case.ours(case.bits[i], case.fused(case.x[i])),
         "fused block, packing": lambda i: case.ours(case.x[i], case.fused(case.x[i])),
         "eager bf16": lambda i: case.real(case.x[i], case.x[i]),
     }
-    with_compiled(case, contenders, clock)
-    times = interleave(contenders, len(case.x), rounds)
+    if strongest:
+        contenders["torch.compile bf16"] = compiled(case)
+    times = timed(contenders, case, plan)
     moved = case.values * (2 + 2 + 1 / 8 + 1 / 8)  # residual, y, bits in, bits out
     return {
         "layer": f"{side}x{side}x{channels} 3x3",
@@ -181,18 +155,18 @@ def block(side: int, channels: int, batch: int, rounds: int, copy: float, clock:
     }
 
 
-def alone(side: int, channels: int, kernel: int, batch: int, rounds: int) -> dict[str, Any]:
+def alone(side: int, channels: int, kernel: int, plan: Plan) -> dict[str, Any]:
     """One row of G2: the convolution alone, to int32 sums and to bfloat16 with its affine; a MAC is 2 operations."""
-    case = Case(batch, side, channels, kernel)
+    case = Case(plan.batch, side, channels, kernel, plan.device)
     affine = Epilogue(case.scale, case.bias, out_dtype=torch.bfloat16)
     contenders: dict[str, Work] = {
         "conv to int32": lambda i: case.ours(case.bits[i], SUMS),
         "conv to bf16": lambda i: case.ours(case.bits[i], affine),
         "cudnn bf16": lambda i: F.conv2d(case.x[i], case.real.weight, padding=kernel // 2),
     }
-    times = interleave(contenders, len(case.x), rounds)
+    times = timed(contenders, case, plan)
     rate = {name: round(2 * case.macs / t["median"] / 1e9, 3) for name, t in times.items()}
-    return {"layer": f"{side}x{side}x{channels} {kernel}x{kernel}", "batch": batch, "us": times, "pops": rate}
+    return {"layer": f"{side}x{side}x{channels} {kernel}x{kernel}", "batch": plan.batch, "us": times, "pops": rate}
 
 
 def show(row: dict[str, Any]) -> None:
@@ -200,22 +174,60 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['layer']:16} batch {row['batch']:3}  us: {medians(row['us'], 1, 1)}  {rest}", flush=True)
 
 
+def keep_nothing(record: dict[str, Any]) -> None:
+    """For a caller that wants the whole record at the end alone."""
+
+
+def just_run(label: str, work: Callable[[], None]) -> None:
+    """For a caller that wants an error in a row to end the run."""
+    work()
+
+
 @torch.inference_mode()
-def run(batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """All rows; after `seconds` the contenders that take long to compile are left out of the remaining rows."""
-    clock, copy = Clock(seconds), bandwidth()
+def run(
+    plan: Plan,
+    seconds: float,
+    keep: Callable[[dict[str, Any]], None] = keep_nothing,
+    attempt: Callable[[str, Callable[[], None]], object] = just_run,
+) -> dict[str, Any]:
+    """All rows, then the rows of G1 and G3 again with the compiled block, as long as `seconds` allow.
+
+    Args:
+        plan: what is timed.
+        seconds: after which no further block is compiled.
+        keep: given the record after every row.
+        attempt: given the name of a row and what makes it; decides what an error in it means.
+    """
+    end, copy = time.monotonic() + seconds, bandwidth(plan)
     print(f"copy: {copy / 1e6:.2f} TB/s read and written", flush=True)
     record: dict[str, Any] = {"copy_tb_s": round(copy / 1e6, 3), "G1": [], "G2": [], "G3": []}
-    for side, channels in STAGES:
-        record["G1"].append(block(side, channels, batch, rounds, copy, clock))
-        show(record["G1"][-1])
-    for spec in ALONE:
-        record["G2"].append(alone(*spec, batch, rounds))
-        show(record["G2"][-1])
-    for side, channels in STAGES:
-        for small in (1, 8):
-            record["G3"].append(block(side, channels, small, rounds, copy, clock))
-            show(record["G3"][-1])
+    layers = {
+        "G1": [(*layer, plan.batch) for layer in plan.blocks],
+        "G3": [(*layer, small) for layer in plan.blocks for small in plan.small],
+    }
+
+    def add(table: str, make: Callable[[], dict[str, Any]], place: int | None = None) -> None:
+        row = make()
+        if place is None:
+            record[table].append(row)
+        else:
+            record[table][place] = row
+        show(row)
+        keep(record)
+
+    made: list[tuple[str, int, Any]] = []  # rows of blocks that can be made again
+    for table, specs in (("G1", layers["G1"]), ("G2", plan.alone), ("G3", layers["G3"])):
+        for spec in specs:
+            make = partial(alone, *spec, plan) if table == "G2" else partial(block, *spec, copy, plan)
+            place = len(record[table])
+            attempt(f"{table} {spec}", partial(add, table, make))
+            if table != "G2" and len(record[table]) > place:
+                made.append((table, place, spec))
+    # torch compiles for half a minute a layer: not before every question has an answer
+    for table, place, spec in made:
+        if time.monotonic() < end:
+            make = partial(block, *spec, copy, plan, strongest=True)
+            attempt(f"{table} {spec}, compiled", partial(add, table, make, place))
     return record
 
 
@@ -240,7 +252,7 @@ def main() -> None:
         "cudnn": torch.backends.cudnn.version(),
         **vars(args),
     }
-    record = run(args.batch, args.rounds, args.seconds)
+    record = run(Plan(args.batch, args.rounds), args.seconds)
     print(write("gpu", {"settings": settings, **record}))
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.layers.quantizers import Temperature
 
@@ -35,3 +36,19 @@ def anneal_(network: nn.Module) -> nn.Module:
         if isinstance(module, Temperature):
             module.temperature.zero_()
     return network
+
+
+@torch.no_grad()
+def warmed(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model in evaluation, with statistics of the images and parameters that differ between channels."""
+    generator = torch.Generator().manual_seed(0)
+    for module in anneal_(model).modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # cumulative
+            module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
+            module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
+    for name, parameter in model.named_parameters():
+        if "shift" in name:
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.train()(images)
+    return model.eval()

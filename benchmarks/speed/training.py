@@ -70,9 +70,9 @@ def kept_bytes(network: nn.Module, x: Tensor, narrow: bool) -> int:
     return sum(kept.values())
 
 
-def at_256(network: nn.Module, narrow: bool, device: str) -> float:
-    """GiB at batch 256, from batches 2 and 4."""
-    two, four = (kept_bytes(network, torch.randn(n, 3, 224, 224, device=device), narrow) for n in (2, 4))
+def at_256(network: nn.Module, narrow: bool, device: str, size: int = 224) -> float:
+    """GiB at batch 256 of size x size images, from batches 2 and 4."""
+    two, four = (kept_bytes(network, torch.randn(n, 3, size, size, device=device), narrow) for n in (2, 4))
     return (two + (four - two) // 2 * 254) / GIB
 
 
@@ -92,33 +92,50 @@ def step(network: nn.Module, x: Tensor, labels: Tensor, narrow: bool) -> Callabl
     return run
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One row."""
-    row: dict[str, Any] = {"network": name, "GiB at batch 256": {}}
+def gib_kept(name: str, device: str, size: int = 224) -> dict[str, float]:
+    """GiB kept for backward at batch 256, by way, precision and, for ReActNet-18, estimator."""
+    kept = {}
     for clip in (False, True) if name == "reactnet_resnet18" else (False,):
-        plain = annealed(name, clip).to(args.device)
+        plain = annealed(name, clip).to(device)
         for way, network in (("plain", plain), ("bits", train_on_bits_(copy.deepcopy(plain)))):
             for narrow in (False, True):
                 key = f"{way} {'bf16 autocast' if narrow else 'fp32'}{' clip STE' if clip else ''}"
-                row["GiB at batch 256"][key] = round(at_256(network, narrow, args.device), 3)
-    size = row["size"] = args.size or SMALL.get(name, SIZE)
-    plain = annealed(name).to(args.device, memory_format=torch.channels_last)
-    x = torch.randn(args.batch, 3, size, size, device=args.device).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (args.batch,), device=args.device)
+                kept[key] = round(at_256(network, narrow, device, size), 3)
+    return kept
+
+
+def steps(name: str, device: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
+    """Training steps of one network by way and precision, each with a copy of its own."""
+    plain = annealed(name).to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,), device=device)  # classes that every network has
     contenders = {}
     for way in ("plain", "bits"):
         for narrow in (False, True):
             network = copy.deepcopy(plain)
             network = train_on_bits_(network) if way == "bits" else network
             contenders[f"{way} {'bf16 autocast' if narrow else 'fp32'}"] = step(network, x, labels, narrow)
+    return contenders
+
+
+def throughput(us: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of training on bits over the plain layers, by precision."""
+    return {
+        kind: round(us[f"plain {kind}"]["median"] / us[f"bits {kind}"]["median"], 2)
+        for kind in ("fp32", "bf16 autocast")
+    }
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    row: dict[str, Any] = {"network": name, "GiB at batch 256": gib_kept(name, args.device)}
+    size = row["size"] = args.size or SMALL.get(name, SIZE)
+    contenders = steps(name, args.device, size, args.batch)
     # one thread of the processor can be timed by itself, whatever else the machine is doing
     alone = args.device == "cpu" and args.threads == 1
     row["clock"] = "process" if alone else "wall"
     row["us"] = interleave(contenders, args.rounds, clock=time.process_time if alone else time.perf_counter)
-    row["throughput"] = {
-        kind: round(row["us"][f"plain {kind}"]["median"] / row["us"][f"bits {kind}"]["median"], 2)
-        for kind in ("fp32", "bf16 autocast")
-    }
+    row["throughput"] = throughput(row["us"])
     return row
 
 
