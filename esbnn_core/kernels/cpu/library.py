@@ -59,7 +59,7 @@ def units() -> list[tuple[Path, list[str]]]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DESBNN_X86"] if x86 else []
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = ["portable", "driver", *(X86 if x86 else {})]
+    names = ["portable", "driver", "ort_operators", *(X86 if x86 else {})]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *X86.get(name, []), *more]) for name in names]
 
@@ -112,17 +112,28 @@ def build(cxx: str, folder: Path) -> Path:
     return target
 
 
-def _open() -> tuple[ctypes.CDLL | None, str]:
-    """The library and where it came from, or None and why there is none."""
+def try_build() -> tuple[Path | None, str]:
+    """The library's file, compiled if need be, and where it came from; or None and why there is none."""
     cxx = compiler()
     if cxx is None:
         return None, "no C++ compiler was found (install g++ or set CXX)"
     try:
         target = build(cxx, cache_folder())
-        handle = ctypes.CDLL(str(target))
     except subprocess.CalledProcessError as error:
         text = (error.stderr or "").strip().splitlines()
         return None, f"{cxx} failed ({text[0] if text else error.returncode})"
+    except OSError as error:
+        return None, f"the library cannot be built or opened ({error})"
+    return target, f"compiled by {cxx}, {target}"
+
+
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The library and where it came from, or None and why there is none."""
+    target, reason = try_build()
+    if target is None:
+        return None, reason
+    try:
+        handle = ctypes.CDLL(str(target))
     except OSError as error:
         return None, f"the library cannot be built or opened ({error})"
     handle.esbnn_path.restype = ctypes.c_char_p
@@ -136,7 +147,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
-    return handle, f"compiled by {cxx}, {target}"
+    return handle, reason
 
 
 def paths(handle: ctypes.CDLL) -> list[tuple[str, bool]]:
