@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,11 +217,13 @@ def _name_axes(graph: Any, names: Sequence[str]) -> None:
             if not isinstance(size, int):
                 suffix = "" if number == 0 else f"_of_{names[number]}"
                 renamed.setdefault(size.value, AXES.get(place, f"size_{place}") + suffix)
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    for value in values:
+
+    def name(size: str) -> str:
+        return re.sub(r"\bs\d+\b", lambda found: renamed.get(found[0], found[0]), size)
+
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         if value.shape is not None and not value.shape.is_static():
-            sizes = [size if isinstance(size, int) else renamed.get(size.value, size.value) for size in value.shape]
-            value.shape = ir.Shape(sizes)
+            value.shape = ir.Shape([size if isinstance(size, int) else name(str(size.value)) for size in value.shape])
 
 
 def _drop_traces(model: Any) -> None:

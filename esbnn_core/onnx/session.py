@@ -66,7 +66,7 @@ def _plain(error: Exception) -> str:
     """The message on one line, without the runtime's prefix; that of a binary operator alone where one refuses."""
     text = " ".join(str(error).split())
     own = re.search(r"esbnn::\w+: .*", text)
-    return own[0] if own else re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return own[0] if own else re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(?:h|cc):\d+ ", "", text)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The operators of the domain `esbnn` written as standard ONNX operators (opset 18), equal in every bit.
 
 The sums are ConvInteger's, whose whole numbers no runtime may round; every later step is an operator of its own.
-Weights stay bits in the file: bytes, from which a runtime that folds constants makes int8 when it loads the file.
+Weights stay bits in the file, as bytes that a runtime which folds constants unpacks when it loads the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,10 @@ class _Writer:
     def sign(self, node: ir.Node) -> None:
         x, shift = (*node.inputs, None)[:2]
         assert x is not None
-        self.signs[node.outputs[0]] = self.positive(x, shift)
+        signs = self.signs[node.outputs[0]] = self.positive(x, shift)
+        for user, index in list(node.outputs[0].uses()):
+            if user.op_type == "Shape":  # of the sizes before the channels, which are the same
+                user.replace_input_with(index, signs)
 
     def signs_of(self, x: ir.Value, shift: ir.Value | None, channels: int) -> ir.Value:
         """The signs (N, C, H, W) that a convolution reads."""
@@ -87,7 +90,10 @@ class _Writer:
         return self.op("Transpose", signs, perm=TO_FIRST)
 
     def weights(self, weight: ir.Value, per_group: int) -> ir.Value:
-        """int8 weights (O, C/g, KH, KW) of +-1 from the bytes of the bit-words."""
+        """uint8 weights (O, C/g, KH, KW), 2 and 0 for +-1, from the bytes of the bit-words.
+
+        With int8 ones ONNX Runtime takes three times as long, and its earlier versions have no such ConvInteger.
+        """
         assert weight.const_value is not None
         words = weight.const_value.numpy().astype("<i4")
         if words.ndim == 2:
@@ -97,9 +103,9 @@ class _Writer:
         bits = self.op("BitwiseAnd", bits, self.constant(1, np.uint8))
         bits = self.op("Reshape", bits, self.whole([*words.shape[:3], 32 * words.shape[3]]))
         bits = self.op("Slice", bits, self.whole([0]), self.whole([per_group]), self.whole([3]))
-        number = self.op("Cast", self.op("Transpose", bits, perm=TO_FIRST), to=ir.DataType.INT32)
-        two, one = (self.constant(value, np.int32) for value in (2, 1))
-        return self.op("Cast", self.op("Sub", self.op("Mul", number, two), one), to=ir.DataType.INT8)
+        return self.op(
+            "BitShift", self.op("Transpose", bits, perm=TO_FIRST), self.constant(1, np.uint8), direction="LEFT"
+        )
 
     def sums(self, node: ir.Node, given: Mapping[str, ir.Value | None], numbers: Mapping[str, Any]) -> ir.Value:
         """The exact sums (N, O, H', W') as float."""
@@ -116,6 +122,7 @@ class _Writer:
             "ConvInteger",
             values,
             self.weights(weight, channels // groups),
+            self.constant(1, np.uint8),
             self.constant(1, np.uint8),
             strides=list(numbers["stride"]),
             pads=padding * 2,
@@ -157,6 +164,9 @@ class _Writer:
                 ir.convenience.replace_all_uses_with(user.outputs, [y])
             else:
                 user.replace_input_with(index, moved)
+        if last.is_graph_output():
+            moved.name, last.name = last.name, None
+            last.replace_all_uses_with(moved, replace_graph_outputs=True)
 
 
 def _permutation(node: ir.Node) -> list[int]:
