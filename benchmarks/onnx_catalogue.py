@@ -1,9 +1,9 @@
 """Every network of the catalogue as an ONNX file, packed, at the size of its papers, and its outputs beside PyTorch's.
 
-`python -m benchmarks.onnx_catalogue [PART] [--standard]` prints a line a network whose name contains PART: bytes of the
-file and of the packed one, how the images may change, and the largest difference over the largest output. Weights are
-random, and every temperature is at its end. A sign at a tie may turn where a real layer sums in another order; what that
-can do is in the last column, PyTorch's own difference for images that are 2^-22 larger.
+`python -m benchmarks.onnx_catalogue [PART] [--standard]` prints a line for each network whose name contains PART: bytes
+of the file and of the packed one, how the images may change, and the largest difference over the largest output.
+Weights are random, and every temperature is at its end. A sign at a tie may turn where a real layer sums in another
+order; what that can do is in the last column, PyTorch's own difference for images that are 2^-22 larger.
 """
 
 import argparse

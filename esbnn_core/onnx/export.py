@@ -218,12 +218,14 @@ def _name_axes(graph: Any, names: Sequence[str]) -> None:
                 suffix = "" if number == 0 else f"_of_{names[number]}"
                 renamed.setdefault(size.value, AXES.get(place, f"size_{place}") + suffix)
 
-    def name(size: str) -> str:
-        return re.sub(r"\bs\d+\b", lambda found: renamed.get(found[0], found[0]), size)
+    def name(size: Any) -> Any:
+        if isinstance(size, int) or size.value is None:  # an unknown size has no name: equal names are equal sizes
+            return size
+        return re.sub(r"\bs\d+\b", lambda found: renamed.get(found[0], found[0]), str(size.value))
 
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         if value.shape is not None and not value.shape.is_static():
-            value.shape = ir.Shape([size if isinstance(size, int) else name(str(size.value)) for size in value.shape])
+            value.shape = ir.Shape([name(size) for size in value.shape])
 
 
 def _drop_traces(model: Any) -> None:

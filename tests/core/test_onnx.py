@@ -4,6 +4,8 @@ import copy
 import ctypes
 import json
 import re
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 from esbnn_core.onnx import export_onnx, operators_library, session  # noqa: E402
 from esbnn_core.onnx.file import BLANK, DIGEST, read_file, seal  # noqa: E402
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "cpp"
 NETWORK = "es_reactnet_resnet8"
 KINDS = ("custom", "standard")
 CLASSES = [f"class {i}" for i in range(10)]
@@ -330,3 +333,44 @@ def test_the_command_refuses_in_one_sentence(
 def test_threads_must_be_a_number(files: dict[str, Path], library: Path) -> None:
     with pytest.raises(InputError, match="threads must be a whole number of at least 1, got 0"):
         session(files["custom"], 0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_program_in_cpp_prints_the_networks_class(
+    files: dict[str, Path], network: nn.Module, library: Path, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    runtimes = sorted(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
+    if not shutil.which("cmake") or not runtimes:
+        pytest.skip("cmake or the runtime's library is not there")
+    for command in (["cmake", "-S", str(EXAMPLE), "-B", str(tmp_path)], ["cmake", "--build", str(tmp_path)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def classify(*argv: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(tmp_path / "classify"), *map(str, argv)], capture_output=True, text=True)
+
+    image = tmp_path / "image.ppm"
+    for height, width in ((32, 32), (20, 36)):
+        pixels = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(width))
+        image.write_bytes(f"P6\n{width} {height}\n255\n".encode() + pixels.to(torch.uint8).numpy().tobytes())
+        mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor([0.5, 1, 2])
+        want = network(((pixels / 255 - mean) / std).permute(2, 0, 1)[None])[0]
+        done = classify(runtimes[0], library, files["custom"], image)
+        assert done.returncode == 0, done.stderr
+        number, *name, value = done.stdout.split()
+        assert int(number) == int(want.argmax()) and " ".join(name) == f"class {number}"
+        assert abs(float(value) - float(want.max())) < 1e-4
+    image.write_bytes(image.read_bytes()[:-1])
+    cases = (
+        ((image, library, files["custom"], image), "must be the library of ONNX Runtime 1.17 or later"),
+        ((runtimes[0], image, files["custom"], image), "image.ppm"),
+        ((runtimes[0], library, image, image), "image.ppm"),
+        ((runtimes[0], library, files["custom"], image), "is incomplete"),
+        ((runtimes[0],), "four files are expected"),
+    )
+    for argv, sentence in cases:
+        done = classify(*argv)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and sentence in done.stderr, done.stderr
