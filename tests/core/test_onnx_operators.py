@@ -229,7 +229,7 @@ def test_threads_and_paths_change_no_bit(library: str, monkeypatch: pytest.Monke
 
 
 def test_signs_of_rows_are_the_references(library: str) -> None:
-    for channels, groups, shape in ((70, 2, (3, 5)), (32, 1, (4,)), (33, 1, (2, 1, 3)), (4096, 4, (40, 9))):
+    for channels, groups, shape in ((70, 2, (3, 5)), (32, 1, (4,)), (33, 1, (2, 1, 3)), (1024, 4, (50, 44))):
         shift = torch.randn(channels).mul(2).round() / 2
         stored = [onnx.numpy_helper.from_array(shift.numpy(), "shift")]
         node = onnx.helper.make_node("PackSign", ["x", "shift"], ["bits"], domain="esbnn", groups=groups)
@@ -282,6 +282,13 @@ def test_an_input_that_does_not_fit_is_refused_in_one_sentence(library: str) -> 
         with pytest.raises(Exception, match=f"esbnn::BinaryConv2d: {sentence}"):
             session.run(None, {"x": np.zeros(shape, np.float32)})
     assert session.run(None, {"x": np.zeros((0, 5, 5, 32), np.float32)})[0].shape == (0, 3, 3, 16)
+    summed, stored = layer.node("x", "y", "", "r")
+    model = model_of([summed], stored, FLOAT, [None] * 4, {"y": FLOAT})
+    model.graph.input.append(onnx.helper.make_tensor_value_info("r", FLOAT, [None] * 4))
+    beside = session_of(model, library)
+    feed = {"x": np.zeros((1, 5, 5, 32), np.float32), "r": np.zeros((1, 3, 2, 16), np.float32)}
+    with pytest.raises(Exception, match=r"residual must have shape \(1, 3, 3, 16\), got \(1, 3, 2, 16\)"):
+        beside.run(None, feed)
     doubles = session_of(model_of([node], stored, onnx.TensorProto.DOUBLE, [None] * 4, {"y": FLOAT}), library)
     with pytest.raises(Exception, match="x must hold int32 values, got type 11"):
         doubles.run(None, {"x": np.zeros((1, 5, 5, 32))})

@@ -1,5 +1,5 @@
-// Behind the C interface (interface.h): choice of the path by processor, the padded copy of the activations, the weights
-// in lanes, and the division of the work among threads. The caller has checked the arguments.
+// Behind the C interface (interface.h): choice of the path by processor, the padded copy of the activations, the
+// weights in lanes, and the division of the work among threads. The caller has checked the arguments.
 #include <algorithm>
 #include <cstring>
 #include <vector>

@@ -42,12 +42,15 @@ enum LogLevel { WARNING = 2 };
 
 // ort::NAME(api)(arguments) calls one function of the table
 #define ORT_ENTRY(place, result, name, ...)                                                                            \
-  inline result (*name(const OrtApi *api))(__VA_ARGS__) { return reinterpret_cast<result (*)(__VA_ARGS__)>(api->at[place]); }
+  inline result (*name(const OrtApi *api))(__VA_ARGS__) {                                                              \
+    return reinterpret_cast<result (*)(__VA_ARGS__)>(api->at[place]);                                                  \
+  }
 
 ORT_ENTRY(0, OrtStatus *, CreateStatus, int code, const char *message)
 ORT_ENTRY(2, const char *, GetErrorMessage, const OrtStatus *status)
 ORT_ENTRY(3, OrtStatus *, CreateEnv, int log_level, const char *log_id, OrtEnv **out)
-ORT_ENTRY(7, OrtStatus *, CreateSession, const OrtEnv *env, const char *path, const OrtSessionOptions *options, OrtSession **out)
+ORT_ENTRY(7, OrtStatus *, CreateSession, const OrtEnv *env, const char *path, const OrtSessionOptions *options,
+          OrtSession **out)
 ORT_ENTRY(9, OrtStatus *, Run, OrtSession *session, const OrtRunOptions *options, const char *const *input_names,
           const OrtValue *const *inputs, size_t input_count, const char *const *output_names, size_t output_count,
           OrtValue **outputs)
@@ -57,8 +60,10 @@ ORT_ENTRY(26, OrtStatus *, CreateCustomOpDomain, const char *domain, OrtCustomOp
 ORT_ENTRY(27, OrtStatus *, CustomOpDomain_Add, OrtCustomOpDomain *domain, const OrtCustomOp *op)
 ORT_ENTRY(28, OrtStatus *, AddCustomOpDomain, OrtSessionOptions *options, OrtCustomOpDomain *domain)
 ORT_ENTRY(29, OrtStatus *, RegisterCustomOpsLibrary, OrtSessionOptions *options, const char *path, void **handle)
-ORT_ENTRY(36, OrtStatus *, SessionGetInputName, const OrtSession *session, size_t index, OrtAllocator *allocator, char **out)
-ORT_ENTRY(37, OrtStatus *, SessionGetOutputName, const OrtSession *session, size_t index, OrtAllocator *allocator, char **out)
+ORT_ENTRY(36, OrtStatus *, SessionGetInputName, const OrtSession *session, size_t index, OrtAllocator *allocator,
+          char **out)
+ORT_ENTRY(37, OrtStatus *, SessionGetOutputName, const OrtSession *session, size_t index, OrtAllocator *allocator,
+          char **out)
 ORT_ENTRY(49, OrtStatus *, CreateTensorWithDataAsOrtValue, const OrtMemoryInfo *info, void *data, size_t bytes,
           const int64_t *shape, size_t rank, int element_type, OrtValue **out)
 ORT_ENTRY(51, OrtStatus *, GetTensorMutableData, OrtValue *value, void **out)
@@ -78,12 +83,12 @@ ORT_ENTRY(99, void, ReleaseTensorTypeAndShapeInfo, OrtTensorTypeAndShapeInfo *in
 ORT_ENTRY(111, OrtStatus *, SessionGetModelMetadata, const OrtSession *session, OrtModelMetadata **out)
 ORT_ENTRY(116, OrtStatus *, ModelMetadataLookupCustomMetadataMap, const OrtModelMetadata *metadata,
           OrtAllocator *allocator, const char *key, char **out)
-ORT_ENTRY(163, OrtStatus *, KernelInfoGetAttributeArray_int64, const OrtKernelInfo *info, const char *name, int64_t *out,
-          size_t *count)
+ORT_ENTRY(163, OrtStatus *, KernelInfoGetAttributeArray_int64, const OrtKernelInfo *info, const char *name,
+          int64_t *out, size_t *count)
 ORT_ENTRY(249, OrtStatus *, KernelInfoGetConstantInput_tensor, const OrtKernelInfo *info, size_t index, int *constant,
           const OrtValue **out)
-ORT_ENTRY(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext *context, void (*share)(void *of, size_t i),
-          size_t shares, size_t batches, void *of)
+ORT_ENTRY(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext *context,
+          void (*share)(void *of, size_t i), size_t shares, size_t batches, void *of)
 #undef ORT_ENTRY
 
 } // namespace ort

@@ -113,7 +113,9 @@ struct Context {
     if (index < inputs) pass(ort::KernelContext_GetInput(api)(of, index, &value));
     return value ? read(api, value, name) : Tensor{};
   }
-  void *output(size_t index, std::initializer_list<int64_t> shape) const { return output(index, shape.begin(), shape.size()); }
+  void *output(size_t index, std::initializer_list<int64_t> shape) const {
+    return output(index, shape.begin(), shape.size());
+  }
   void *output(size_t index, const int64_t *shape, size_t rank) const {
     OrtValue *value = nullptr;
     void *data = nullptr;
@@ -132,8 +134,8 @@ struct Context {
   }
 };
 
-// The functions that the runtime calls for an operator: KERNEL has a name, the types of its inputs and outputs (`given`
-// inputs and outputs are required), a constructor from an Info and a method compute.
+// The functions that the runtime calls for an operator: KERNEL has a name, the types of its inputs (the first GIVEN are
+// required) and outputs, a constructor from an Info and a method compute.
 template <typename KERNEL> struct Operator : OrtCustomOp {
   Operator() : OrtCustomOp{} {
     version = ort::API_VERSION;
@@ -141,7 +143,9 @@ template <typename KERNEL> struct Operator : OrtCustomOp {
     GetExecutionProviderType = [](const OrtCustomOp *) -> const char * { return nullptr; };
     GetInputTypeCount = [](const OrtCustomOp *) { return KERNEL::INPUTS; };
     GetInputType = [](const OrtCustomOp *, size_t i) { return KERNEL::input_type(i); };
-    GetInputCharacteristic = [](const OrtCustomOp *, size_t i) { return int(i < KERNEL::GIVEN ? ort::REQUIRED : ort::OPTIONAL); };
+    GetInputCharacteristic = [](const OrtCustomOp *, size_t i) {
+      return int(i < KERNEL::GIVEN ? ort::REQUIRED : ort::OPTIONAL);
+    };
     GetInputMemoryType = [](const OrtCustomOp *, size_t) { return int(ort::DEFAULT); };
     GetOutputTypeCount = [](const OrtCustomOp *) { return KERNEL::OUTPUTS; };
     GetOutputType = [](const OrtCustomOp *, size_t i) { return KERNEL::output_type(i); };
@@ -168,7 +172,8 @@ template <typename KERNEL> struct Operator : OrtCustomOp {
     } catch (const Refusal &error) {
       return ort::CreateStatus(api)(ort::INVALID_ARGUMENT, (name + error.text).c_str());
     } catch (...) {
-      return ort::CreateStatus(api)(ort::FAIL, (name + "there is not enough memory: give fewer or smaller images").c_str());
+      const std::string text = name + "there is not enough memory: give fewer or smaller images";
+      return ort::CreateStatus(api)(ort::FAIL, text.c_str());
     }
   }
 };

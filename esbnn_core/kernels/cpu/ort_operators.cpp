@@ -1,6 +1,6 @@
 // The operators of the domain `esbnn` for ONNX Runtime, over the same kernels as PyTorch's: bits and arithmetic are
-// those of the contract in esbnn_core/kernels/__init__.py, maps have their channels last. Nothing is linked: the runtime
-// hands its interface to RegisterCustomOps. The work runs on the threads of the session.
+// those of the contract in esbnn_core/kernels/__init__.py, maps have their channels last. Nothing is linked, because
+// the runtime hands its interface to RegisterCustomOps. The work runs on the threads of the session.
 #include <algorithm>
 #include <cstdlib>
 #include <thread>
@@ -74,7 +74,8 @@ struct BinaryConv2d {
     esbnn_lanes(static_cast<const uint32_t *>(weight.data), groups, filters, taps, words, lanes.data());
   }
 
-  static constexpr const char *NAMES[INPUTS] = {"x", "weight", "scale", "bias", "prelu", "residual", "rprelu", "sign_shift", "shift"};
+  static constexpr const char *NAMES[INPUTS] = {"x",        "weight", "scale",      "bias", "prelu",
+                                                "residual", "rprelu", "sign_shift", "shift"};
 
   void expect_vector(size_t i, const Tensor &t) const {
     if (i == 6)
