@@ -6,17 +6,21 @@ An error is one sentence on stderr and exit code 2.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from esbnn_core.checkpoint.network import pack_checkpoint
+from esbnn_core.checkpoint.network import load_checkpoint, pack_checkpoint
 from esbnn_core.checkpoint.run_file import find_exporter, read_run
 from esbnn_core.counting import count
 from esbnn_core.errors import InputError, check_counts, refuse
 from esbnn_core.kernels import cpu, cuda
 from esbnn_core.kernels.cpu.narrow import NATIVE, is_native
 from esbnn_core.models import create_model, list_models, model_spec
+from esbnn_core.onnx import export_onnx
+from esbnn_core.packed import is_packed
+from esbnn_core.transforms import pack_
 from esbnn_core.version import __version__
 
 
@@ -57,14 +61,33 @@ def _make_parser() -> argparse.ArgumentParser:
     packing.add_argument("target", metavar="OUT", help="packed .safetensors to write")
     packing.set_defaults(run=_pack)
 
-    exporting = commands.add_parser("export", help="write the weights of a run's checkpoint, best.ckpt, as files")
-    exporting.add_argument("source", metavar="CKPT", help="best.ckpt, last.ckpt or another checkpoint of a run")
+    exporting = commands.add_parser(
+        "export",
+        help="write a network as an ONNX file, or the weights of a run's checkpoint as files",
+        description="The ending of OUT decides: NAME.onnx is an ONNX file of the network in IN, any other name is a "
+        "folder with the weights of the run's checkpoint IN.",
+    )
+    exporting.add_argument(
+        "source",
+        metavar="IN",
+        help="packed or latent .safetensors, or the name of a released network, for an ONNX file; best.ckpt, last.ckpt "
+        "or another checkpoint of a run for a folder",
+    )
     exporting.add_argument(
         "target",
         metavar="OUT",
-        help="folder to make: weights.safetensors, packed.safetensors where the weights are signs, and the pipeline of "
-        "a super-resolution network",
+        help="file to write, NAME.onnx; or folder to make: weights.safetensors, packed.safetensors where the weights "
+        "are signs, and the pipeline of a super-resolution network",
     )
+    onnx = exporting.add_argument_group("for an ONNX file")
+    onnx.add_argument(
+        "--standard",
+        action="store_true",
+        help="standard operators alone: equal and slower, for runtimes that cannot load the operators of esbnn",
+    )
+    onnx.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, to keep in the file")
+    onnx.add_argument("--mean", type=float, nargs="+", help="of each channel of images in 0..1, to keep in the file")
+    onnx.add_argument("--std", type=float, nargs="+", help="likewise, by which images are divided")
     exporting.set_defaults(run=_export)
     return parser
 
@@ -141,8 +164,31 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    onnx = {key: getattr(args, key) for key in ("standard", "classes", "mean", "std") if getattr(args, key)}
+    if args.target.endswith(".onnx"):
+        return _export_onnx(args.source, args.target, onnx)
+    if onnx:
+        raise InputError(f"--{next(iter(onnx))} is for ONNX files, got the folder {args.target}: name it NAME.onnx")
     run = read_run(args.source)
     print(f"{args.target}: {', '.join(find_exporter(run).export_run(run, args.target))}")
+
+
+def _export_onnx(source: str, target: str, options: dict[str, Any]) -> None:
+    if source.endswith(".ckpt"):
+        raise InputError(
+            f"an ONNX file is written of a .safetensors file, got the checkpoint {source} of a run: export that into a "
+            f"folder first"
+        )
+    if "classes" in options:
+        options["classes"] = Path(options["classes"]).read_text(encoding="utf-8").splitlines()
+    network = load_checkpoint(source)
+    written = export_onnx(network if is_packed(network) else pack_(network), target, **options)
+    print(
+        f"{target}: {written.size:,} bytes, {'standard operators' if 'standard' in options else 'operators of esbnn'}"
+    )
+    for direction, values in (("in", written.inputs), ("out", written.outputs)):
+        for name, shape in values.items():
+            print(f"  {direction:3} {name} ({', '.join(map(str, shape))})")
 
 
 if __name__ == "__main__":

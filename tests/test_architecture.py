@@ -35,7 +35,8 @@ CORE: dict[str, tuple[str, str]] = {
         "checkpoint transforms models packed training layers errors files",
         "lightning numpy PIL jsonargparse yaml",
     ),
-    "cli": ("checkpoint counting models kernels errors version", ""),
+    "onnx": ("packed kernels models errors files version", "onnx onnx_ir onnxruntime onnxscript numpy"),
+    "cli": ("onnx checkpoint transforms counting packed models kernels errors version", ""),
     "__init__": ("checkpoint counting transforms models training errors version", ""),
 }
 # inside a task and inside tasks/reproduce: rooms from the ground floor up, each knows those before it alone
@@ -185,6 +186,9 @@ def test_imports_keep_to_the_table(folder: str) -> None:
         ("esbnn_core/counting/cost.py", "from esbnn_core.transforms.pack import pack_", False),
         ("esbnn_core/checkpoint/format.py", "from safetensors.torch import save", True),
         ("esbnn_core/models/registry.py", "import safetensors", False),
+        ("esbnn_core/onnx/session.py", "import onnxruntime", True),
+        ("esbnn_core/onnx/export.py", "from esbnn_core.checkpoint.network import load_checkpoint", False),
+        ("esbnn_core/packed/layers.py", "import onnx", False),
         ("esbnn_core/cli.py", "from esbnn_core import create_model", False),
         ("esbnn_core/cli.py", "from esbnn_core.lit.cli import run", False),
         ("esbnn_core/lit/cli.py", "from lightning.pytorch.cli import LightningCLI", True),

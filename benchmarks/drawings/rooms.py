@@ -23,6 +23,7 @@ SENTENCES = {
     "counting": "what a network costs",
     "checkpoint": "from a file to a network and back",
     "lit": "what Lightning tasks share",
+    "onnx": "ONNX files, and what runs them",
     "cli": "the command esbnn",
     "__init__": "the names a user types",
 }

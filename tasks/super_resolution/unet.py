@@ -212,7 +212,7 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
             InputError: sizes that differ or cannot be halved often enough; timesteps of another batch.
         """
         self._check_maps(sample, condition)
-        moment = self.moment(timestep, len(sample))
+        moment = self.moment(timestep, sample.shape[0])  # torch.export fixes what len returns
         x = tile(self.stem(torch.cat([condition, sample], 1)), self.wide)
         skips = [x]
         for step in self.downs:

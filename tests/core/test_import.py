@@ -11,6 +11,7 @@ import esbnn_core
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = ["lightning", "torchvision", "mmdet", "mmengine", "mmcv", "diffusers", "timm", "safetensors", "jsonargparse"]
+OPTIONAL += ["onnx", "onnxscript", "onnx_ir", "onnxruntime"]
 HEAD = f"""
 import sys
 for name in {OPTIONAL}:

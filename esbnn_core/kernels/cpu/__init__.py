@@ -22,7 +22,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How the library numbers the dtypes of activations, residuals and outputs (conv.h)."""
 
 SHAPE, POINTERS = struct.Struct("29q"), struct.Struct("12Q")
-"""The two arguments of esbnn_conv: whole numbers and addresses, in the order of the enums in driver.cpp."""
+"""The two arguments of esbnn_conv: whole numbers and addresses, in the order of the enums in interface.h."""
 
 
 def _plain(*tensors: Tensor | None) -> bool:

@@ -1,14 +1,14 @@
-// The C interface that esbnn_core.kernels.cpu calls: choice of the path by processor, the padded copy of the
-// activations, the weights in lanes, and the division of the work among threads. Python has checked the arguments.
+// Behind the C interface (interface.h): choice of the path by processor, the padded copy of the activations, the
+// weights in lanes, and the division of the work among threads. The caller has checked the arguments.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "amx.h"
 #include "conv.h"
+#include "interface.h"
 #include "scratch.h"
-
-#define API extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -59,22 +59,38 @@ thread_local Scratch scratch; // the padded activations
 
 int64_t even(int64_t words) { return words + words % 2; }
 
+// Who does the shares of a call: `threads` of OpenMP, or a caller's own pool, which `run` hands them to.
+struct Workers {
+  int threads;
+  esbnn_run run = nullptr;
+  void *pool = nullptr;
+};
+
+// Calls share(i) for every i below `count`.
+template <typename Share> void spread(const Workers &workers, int64_t count, const Share &share) {
+  if (workers.run) {
+    const auto call = [](void *of, size_t i) { (*static_cast<const Share *>(of))(int64_t(i)); };
+    workers.run(workers.pool, call, size_t(count), const_cast<Share *>(&share));
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(workers.threads) if (workers.threads > 1)
+  for (int64_t i = 0; i < count; i++) share(i);
+}
+
 // Calls line(n, y, to) for every row of the images inside the ring; `to` is the place of its first pixel, set to 0.
-template <typename Line> void ringed(uint32_t *to, const Conv &c, int threads, const Line &line) {
+template <typename Line> void ringed(uint32_t *to, const Conv &c, const Workers &workers, const Line &line) {
   const int64_t pixel = c.groups * c.words, row = c.padded_w * pixel;
-#pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
-  for (int64_t n = 0; n < c.images; n++)
-    for (int64_t y = 0; y < c.padded_h; y++) {
-      uint32_t *start = to + (n * c.padded_h + y) * row;
-      const int64_t inner = y - c.pad_h;
-      if (inner < 0 || inner >= c.in_h) {
-        std::memset(start, 0, row * sizeof(uint32_t));
-        continue;
-      }
-      std::memset(start, 0, c.pad_w * pixel * sizeof(uint32_t));
-      std::memset(start + (c.pad_w + c.in_w) * pixel, 0, c.pad_w * pixel * sizeof(uint32_t));
-      line(n, inner, start + c.pad_w * pixel);
+  spread(workers, c.images * c.padded_h, [&](int64_t i) {
+    uint32_t *start = to + i * row;
+    const int64_t inner = i % c.padded_h - c.pad_h;
+    if (inner < 0 || inner >= c.in_h) {
+      std::memset(start, 0, row * sizeof(uint32_t));
+      return;
     }
+    std::memset(start, 0, c.pad_w * pixel * sizeof(uint32_t));
+    std::memset(start + (c.pad_w + c.in_w) * pixel, 0, c.pad_w * pixel * sizeof(uint32_t));
+    line(i / c.padded_h, inner, start + c.pad_w * pixel);
+  });
 }
 
 // One row of packed pixels, the words of a group padded from `words` to c.words.
@@ -89,27 +105,16 @@ void copy_row(const uint32_t *from, uint32_t *to, const Conv &c, int64_t words) 
   }
 }
 
-// The operator as Python gives it: a kernel's Conv is made from it.
-enum Shape {
-  IMAGES, IN_H, IN_W, OUT_H, OUT_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
-  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, // of the operator
-  X_REAL, X_KIND, X_IMAGE_STEP, X_PIXEL_STEP, X_CHANNEL_STEP, RESIDUAL_KIND, Y_KIND, THREADS, // of this call's tensors
-  SHAPE_LENGTH
-};
-enum Pointer { X, SHIFT, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
-
 const float *floats(void *p) { return static_cast<const float *>(p); }
 
 } // namespace
 
-// Name of path i in the order of preference, or null past the last; *usable: whether this processor has it.
 API const char *esbnn_path(int i, int *usable) {
   if (i < 0 || i >= known().count) return nullptr;
   *usable = serves(known().of[i]);
   return known().of[i]->name;
 }
 
-// Whether the library was built with OpenMP; without it every call runs on one thread.
 API int esbnn_has_threads() {
 #ifdef _OPENMP
   return 1;
@@ -120,7 +125,6 @@ API int esbnn_has_threads() {
 
 API int esbnn_lengths(int which) { return which ? int(POINTER_LENGTH) : int(SHAPE_LENGTH); }
 
-// int32 words of a path's layout of a weight (O, taps, words): the lanes, the 1-bits of every tap, the nibbles.
 API int64_t esbnn_lane_words(int path, int64_t groups, int64_t filters, int64_t taps, int64_t words) {
   const int64_t blocks = (filters / groups + LANES - 1) / LANES, nibbles = known().of[path]->nibbles ? 4 * LANES : 0;
   return groups * taps * (blocks * LANES * (even(words) + 1) + (blocks + 1) / 2 * even(words) * nibbles);
@@ -155,8 +159,7 @@ API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t f
               *to++ = both < blocks ? lanes[((g * blocks + both) * taps * wide + w) * LANES + l] >> shift & 15 : 0;
 }
 
-// 0, or 1 where memory is short.
-API int esbnn_conv(int path, const int64_t *s, void *const *p) {
+API int esbnn_conv_in(int path, const int64_t *s, void *const *p, esbnn_run run, void *pool) {
   Conv c;
   c.images = s[IMAGES], c.in_h = s[IN_H], c.in_w = s[IN_W], c.out_h = s[OUT_H], c.out_w = s[OUT_W];
   c.kernel_h = s[KERNEL_H], c.kernel_w = s[KERNEL_W], c.stride_h = s[STRIDE_H], c.stride_w = s[STRIDE_W];
@@ -178,6 +181,7 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
   c.nibbles = kernels->nibbles ? reinterpret_cast<const uint8_t *>(c.tap_ones + c.groups * c.blocks * c.taps() * LANES)
                                : nullptr;
   const int threads = int(s[THREADS]);
+  const Workers workers{threads, run, pool};
   const uint32_t *x = static_cast<const uint32_t *>(p[X]);
   if (real || c.pad_h || c.pad_w || c.words != s[WORDS]) {
     uint32_t *to = scratch.need<uint32_t>(c.images * c.padded_h * c.padded_w * c.groups * c.words);
@@ -186,13 +190,13 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
       const Pack pack{p[X], Kind(s[X_KIND]), floats(p[SHIFT]), c.per_tap * c.groups, c.groups, c.words,
                       s[X_PIXEL_STEP], s[X_CHANNEL_STEP]};
       const size_t bytes = pack.kind == FLOAT32 ? 4 : 2;
-      ringed(to, c, threads, [&](int64_t n, int64_t y, uint32_t *line) {
+      ringed(to, c, workers, [&](int64_t n, int64_t y, uint32_t *line) {
         Pack image = pack;
         image.x = static_cast<const char *>(p[X]) + n * s[X_IMAGE_STEP] * bytes;
         kernels->pack(image, y * c.in_w, (y + 1) * c.in_w, line);
       });
     } else {
-      ringed(to, c, threads, [&](int64_t n, int64_t y, uint32_t *line) {
+      ringed(to, c, workers, [&](int64_t n, int64_t y, uint32_t *line) {
         copy_row(x + (n * c.in_h + y) * c.in_w * c.groups * s[WORDS], line, c, s[WORDS]);
       });
     }
@@ -239,41 +243,36 @@ API int esbnn_conv(int path, const int64_t *s, void *const *p) {
     if (c.images * ranges * shares < threads) ranges = (threads + c.images * shares - 1) / (c.images * shares);
   }
   ranges = std::max<int64_t>(1, std::min(ranges, most));
-  int failed = 0;
-#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) reduction(| : failed) if (threads > 1)
-  for (int64_t range = 0; range < ranges; range++)
-    for (int64_t n = 0; n < c.images; n++)
-      for (int64_t share = 0; share < shares; share++) {
-        const int64_t from = share * extent / shares, to = (share + 1) * extent / shares;
-        Task t{n, start(range * units / ranges), start((range + 1) * units / ranges), 0, c.out_h, 0, c.out_w};
-        if (by_column)
-          t.column0 = from * MAX_PIXELS, t.column1 = std::min(to * MAX_PIXELS, c.out_w);
-        else
-          t.row0 = from, t.row1 = to;
-        failed |= !kernels->conv(c, e, t);
-      }
+  std::atomic<int> failed{0};
+  spread(workers, ranges * c.images * shares, [&](int64_t i) {
+    const int64_t share = i % shares, n = i / shares % c.images, range = i / shares / c.images;
+    const int64_t from = share * extent / shares, to = (share + 1) * extent / shares;
+    Task t{n, start(range * units / ranges), start((range + 1) * units / ranges), 0, c.out_h, 0, c.out_w};
+    if (by_column)
+      t.column0 = from * MAX_PIXELS, t.column1 = std::min(to * MAX_PIXELS, c.out_w);
+    else
+      t.row0 = from, t.row1 = to;
+    if (!kernels->conv(c, e, t)) failed = 1;
+  });
   return failed;
 }
 
-// Images of `pixels` pixels each; steps in values.
+API int esbnn_conv(int path, const int64_t *s, void *const *p) { return esbnn_conv_in(path, s, p, nullptr, nullptr); }
+
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
                     int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,
                     uint32_t *bits, int threads) {
   const int64_t words = (channels / groups + 31) / 32, share = 256, shares = (pixels + share - 1) / share;
   const size_t bytes = kind == FLOAT32 ? 4 : 2;
   const Kernels *kernels = known().of[path];
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t n = 0; n < images; n++)
-    for (int64_t part = 0; part < shares; part++) {
-      const Pack p{static_cast<const char *>(x) + n * image_step * bytes, Kind(kind), shift, channels, groups, words,
-                   pixel_step, channel_step};
-      const int64_t from = part * share, to = std::min(from + share, pixels);
-      kernels->pack(p, from, to, bits + (n * pixels + from) * groups * words);
-    }
+  spread({threads}, images * shares, [&](int64_t i) {
+    const int64_t n = i / shares, from = i % shares * share, to = std::min(from + share, pixels);
+    const Pack p{static_cast<const char *>(x) + n * image_step * bytes, Kind(kind), shift, channels, groups, words,
+                 pixel_step, channel_step};
+    kernels->pack(p, from, to, bits + (n * pixels + from) * groups * words);
+  });
 }
 
-// Runs the innermost loop of a path alone, on data that stays in the first cache; returns the +-1 products that it made,
-// 0 for a path without such a loop.
 API int64_t esbnn_spin(int path, int64_t words, int64_t times) {
   const Kernels *kernels = known().of[path];
   return kernels->spin ? kernels->spin(words, times) : 0;

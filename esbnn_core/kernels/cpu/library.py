@@ -66,7 +66,7 @@ def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
     elif machine in ("aarch64", "arm64"):
         define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = ["portable", "driver", *own]
+    names = ["portable", "driver", "ort_operators", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 
@@ -121,17 +121,28 @@ def build(cxx: str, folder: Path) -> Path:
     return target
 
 
-def _open() -> tuple[ctypes.CDLL | None, str]:
-    """The library and where it came from, or None and why there is none."""
+def try_build() -> tuple[Path | None, str]:
+    """The library's file, compiled if need be, and where it came from; or None and why there is none."""
     cxx = compiler()
     if cxx is None:
         return None, "no C++ compiler was found (install g++ or set CXX)"
     try:
         target = build(cxx, cache_folder())
-        handle = ctypes.CDLL(str(target))
     except subprocess.CalledProcessError as error:
         text = (error.stderr or "").strip().splitlines()
         return None, f"{cxx} failed ({text[0] if text else error.returncode})"
+    except OSError as error:
+        return None, f"the library cannot be built or opened ({error})"
+    return target, f"compiled by {cxx}, {target}"
+
+
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The library and where it came from, or None and why there is none."""
+    target, reason = try_build()
+    if target is None:
+        return None, reason
+    try:
+        handle = ctypes.CDLL(str(target))
     except OSError as error:
         return None, f"the library cannot be built or opened ({error})"
     handle.esbnn_path.restype = ctypes.c_char_p
@@ -145,8 +156,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
-    threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(cxx)}"
-    return handle, f"compiled by {cxx}, {target}{threads}"
+    threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(compiler())}"
+    return handle, f"{reason}{threads}"
 
 
 def paths(handle: ctypes.CDLL) -> list[tuple[str, bool]]:

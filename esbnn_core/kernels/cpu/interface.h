@@ -1,0 +1,49 @@
+// The C interface of driver.cpp, for esbnn_core.kernels.cpu (through ctypes) and for the operators of ONNX Runtime.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace esbnn {
+
+// A convolution as its caller gives it, checked: whole numbers, then addresses, null for a step that is left out.
+enum Shape {
+  IMAGES, IN_H, IN_W, OUT_H, OUT_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
+  GROUPS, WORDS, FILTERS, PER_TAP, SKIP_RING, COPIES, SIGN_GROUPS, SIGN_WORDS, // of the operator
+  X_REAL, X_KIND, X_IMAGE_STEP, X_PIXEL_STEP, X_CHANNEL_STEP, RESIDUAL_KIND, Y_KIND, THREADS, // of this call's tensors
+  SHAPE_LENGTH
+};
+enum Pointer { X, SHIFT, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
+
+} // namespace esbnn
+
+// Calls share(of, i) for every i below `shares`, on threads of `pool`, and returns when all are done.
+typedef void (*esbnn_run)(void *pool, void (*share)(void *of, size_t i), size_t shares, void *of);
+
+// Name of path i in the order of preference, or null past the last; *usable: whether this processor has it.
+API const char *esbnn_path(int i, int *usable);
+
+// Lengths of the two arguments of esbnn_conv: of the shape, or (which: 1) of the pointers.
+API int esbnn_lengths(int which);
+
+// Whether the library was built with OpenMP; without it every call runs on one thread.
+API int esbnn_has_threads();
+
+// int32 words of a path's layout of a weight (O, taps, words): the lanes, the 1-bits of every tap, the nibbles.
+API int64_t esbnn_lane_words(int path, int64_t groups, int64_t filters, int64_t taps, int64_t words);
+API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t filters, int64_t taps, int64_t words,
+                     uint32_t *out);
+
+// 0, or 1 where memory is short. The work is done by THREADS threads of OpenMP, or in shares for that many by `run`.
+API int esbnn_conv(int path, const int64_t *shape, void *const *pointers);
+API int esbnn_conv_in(int path, const int64_t *shape, void *const *pointers, esbnn_run run, void *pool);
+
+// Images of `pixels` pixels each; steps in values.
+API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
+                    int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,
+                    uint32_t *bits, int threads);
+
+// Runs the innermost loop of a path alone, on data that stays in the first cache; returns the +-1 products that it
+// made, 0 for a path without such a loop.
+API int64_t esbnn_spin(int path, int64_t words, int64_t times);
