@@ -1,5 +1,6 @@
 """A stage of the GPU check that is rehearsed."""
 
+import time
 from pathlib import Path
 
 from benchmarks.gpu_check.task import Task
