@@ -255,7 +255,7 @@ def test_packing_a_file_onto_itself_does_not_lose_it(pair: tuple[Path, Path], tm
     assert path.read_bytes() == pair[0].read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("broken", ["replace", "fsync", "fchmod"])
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     model, path = network("es_reactnet_resnet8"), tmp_path / "net.safetensors"
     sha256 = save_checkpoint(model, path)

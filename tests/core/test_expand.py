@@ -226,7 +226,7 @@ def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
 
 
 def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    model = binarize_(timm.create_model("res2net50_26w_4s", num_classes=5))
+    model = binarize_(timm.create_model("resnest14d", num_classes=5))
     plan = plan_expansion(model)
     weights = {name: layer.weight.numel() for name, layer in binary_layers(model)}
     with caplog.at_level(logging.WARNING, "esbnn"):
