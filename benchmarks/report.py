@@ -23,7 +23,9 @@ COVERAGE = ROOT / "docs" / "reports" / "networks-coverage.md"
 def taken_on(record: dict[str, Any]) -> str:
     """One line: machine, versions, settings."""
     m, s = record["machine"], record["settings"]
-    settings = ", ".join(f"{key} {value}" for key, value in s.items() if key not in ("compile", "names", "size"))
+    flat = s | s.get("versions", {})
+    kept = [f"{key} {value}" for key, value in flat.items() if key not in ("compile", "names", "size", "versions")]
+    settings = ", ".join(kept)
     return f"{m['cpu']}, path {m['path']}, torch {m['torch']}, Python {m['python']}; {settings}."
 
 
@@ -92,6 +94,17 @@ def steps(record: dict[str, Any]) -> str:
     return render_markdown_table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
 
 
+def rivals(record: dict[str, Any]) -> str:
+    """Whole networks in all runtimes, the fastest first, and ours against the fastest int8 rival."""
+    faster = record["times the fastest int8"]
+    order = sorted(record["us"].items(), key=lambda item: item[1]["median"])
+    body = [
+        [name, f"{times['median'] / 1000:.1f}", f"{faster[name]:.2f}" if name in faster else ""]
+        for name, times in order
+    ]
+    return render_markdown_table(["network and runtime", "ms", "times as fast as the fastest int8 ResNet-18"], body)
+
+
 def detection(record: dict[str, Any]) -> str:
     """Packed detectors against their latent networks, median milliseconds."""
     rows = record["rows"]
@@ -151,6 +164,8 @@ def coverage(record: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
+    "layers_avx2": layers,
+    "rivals_avx512": rivals,
     "networks": networks,
     "networks_batch8": networks,
     "agreement": agreement,
@@ -162,7 +177,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kept": kept,
     "steps": steps,
 }
-FILES = {"kept": "training", "steps": "training"}
+FILES = {
+    "kept": "training",
+    "steps": "training",
+    "layers_avx2": "layers_avx2-tables",
+    "rivals_avx512": "rivals_avx512-vpopcntdq",
+}
 """Tables whose json file has another name."""
 
 

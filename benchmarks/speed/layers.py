@@ -19,6 +19,7 @@ from benchmarks.speed.parts import Block
 from benchmarks.timing import frozen, interleave, medians, write
 from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue, Geometry, cpu
+from esbnn_core.kernels.backend import forced
 
 LAYERS = (  # name, side, channels, kernel
     ("R18 56x56x64 3x3", 56, 64, 3),
@@ -106,7 +107,7 @@ def ratio(rows: list[dict[str, Any]], names: list[str]) -> float:
 
 
 def main() -> None:
-    """Run, print, and write benchmarks/results/layers.json."""
+    """Run, print, and write benchmarks/results/layers.json, or layers_PATH.json where ESBNN_BACKEND names the path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=1)
@@ -128,7 +129,8 @@ def main() -> None:
         row["of the loop alone"] = round(row["macs"] / row["us"]["packed conv alone"]["median"] / 1e3 / fastest, 3)
     print(f"the innermost loop alone: {fastest:.0f} products a nanosecond")
     settings = {"threads": args.threads, "batch": args.batch, "rounds": args.rounds, "compile": args.compile}
-    print(write("layers", {"settings": settings, "rows": rows, "times_faster": summary, "loop_alone": round(fastest)}))
+    name = f"layers_{forced()}" if forced() else "layers"
+    print(write(name, {"settings": settings, "rows": rows, "times_faster": summary, "loop_alone": round(fastest)}))
 
 
 if __name__ == "__main__":
