@@ -47,6 +47,11 @@ LONG = [
 """Files of the longest runs, longest first: the two processes of `make test` begin with them and end together."""
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter's end find what was frozen: bindings report what outlives them."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, and mark as `quick` the last case of each test that is not `slow`.

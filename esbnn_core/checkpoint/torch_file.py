@@ -13,6 +13,9 @@ from esbnn_core.errors import DamagedError, reason_of
 
 _BLOCK = 1 << 20
 
+_FOLDER = 0x10
+"""The bit of a record's attributes that marks a folder, in the zip format."""
+
 
 def load_torch_file(path: str | Path, what: str, fix: str) -> object:
     """What a file of torch.save holds, on the CPU: tensors and plain containers, no other pickled object.
@@ -61,6 +64,9 @@ def _check_records(file: IO[bytes]) -> None:
             if record.compress_type != zipfile.ZIP_STORED:
                 # torch never compresses; a few bytes could ask for any amount of memory
                 raise ValueError(f"record {record.filename} is compressed")
+            if record.external_attr & _FOLDER and not record.is_dir():
+                # torch's reader takes the name for a folder's and leaves the tensor as the memory was
+                raise ValueError(f"record {record.filename} is marked as a folder")
             found = 0
             with archive.open(record) as data:
                 while block := data.read(_BLOCK):

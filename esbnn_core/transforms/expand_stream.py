@@ -27,6 +27,7 @@ from esbnn_core.transforms.expand_tokens import (
     wide_linear,
     wide_norm,
 )
+from esbnn_core.transforms.undisturbed import undisturbed
 from esbnn_core.units.attention import BinaryMultiheadAttention
 
 _DROPS = ("stochastic_depth", "drop_path", "StochasticDepth", "DropPath")
@@ -58,7 +59,8 @@ def plan_stream(model: nn.Module) -> StreamPlan | None:
     """The plan with the entry that carries most layers; None where torch.fx cannot trace the forward."""
     modes = {module: module.training for module in model.modules()}
     try:
-        graph = TokenTracer().trace(model.eval())  # stochastic depth draws numbers in training
+        with undisturbed(model):
+            graph = TokenTracer().trace(model.eval())  # stochastic depth draws numbers in training
     except Exception:  # the model's own code runs under the tracer and may raise anything
         return None
     finally:

@@ -25,6 +25,7 @@ from esbnn_core.transforms.expand_modules import binary_options, match, widen
 from esbnn_core.transforms.expand_plan import Design
 from esbnn_core.transforms.expand_rules import can_be_widened, channels_held, norm_dim
 from esbnn_core.transforms.expand_trace import Tracer
+from esbnn_core.transforms.undisturbed import undisturbed
 
 _NAMES = (
     "add iadd sub isub mul imul div truediv neg abs clamp relu relu6 leaky_relu elu gelu silu mish softplus sigmoid "
@@ -90,7 +91,8 @@ def _parts_of(module: nn.Module) -> Iterator[FeedForward]:
             yield FeedForward((first,), linears[0], gated=True)
         return
     try:
-        graph = TokenTracer().trace(module)
+        with undisturbed(module):
+            graph = TokenTracer().trace(module)
     except Exception:  # the module's own code runs under the tracer and may raise anything
         for child in module.children():
             yield from _parts_of(child)

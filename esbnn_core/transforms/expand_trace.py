@@ -14,6 +14,7 @@ from esbnn_core.transforms.expand_attributes import numbers_that_remember
 from esbnn_core.transforms.expand_rules import ATTENTION, LAYERS, comes_from_library
 from esbnn_core.transforms.record import Call, Example, record
 from esbnn_core.transforms.record_numbers import TracedFloat, TracedInt
+from esbnn_core.transforms.undisturbed import undisturbed
 
 
 class Tracer(fx.Tracer):
@@ -130,7 +131,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Forward:
         tracer.calls = recorder.calls
         return Forward(model, recorder.graph, tracer)
     try:
-        with numbers_that_remember(model, enters, tracer):
+        with numbers_that_remember(model, enters, tracer), undisturbed(model):
             graph = tracer.trace(model)
         return Forward(model, graph, tracer)
     except Exception as error:  # as in call_module

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from esbnn_core.errors import InputError
 from esbnn_core.transforms.record import Example, line_of_code, record
+from esbnn_core.transforms.undisturbed import undisturbed
 
 Weighted = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 """Layers of which the first and the last stay real-valued, whatever their kind."""
@@ -99,7 +100,11 @@ def look_at(model: nn.Module, example: Example | None = None) -> Look | None:
     """
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model) if example is None else record(model, example, tracer.is_leaf_module).graph
+        if example is None:
+            with undisturbed(model):
+                graph = tracer.trace(model)
+        else:
+            graph = record(model, example, tracer.is_leaf_module).graph
     except InputError:
         raise
     except Exception:  # the model's own code runs under the tracer: anything may come

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from esbnn_core.errors import InputError
 from esbnn_core.transforms.record_numbers import TracedFloat, TracedInt, plain, traced
+from esbnn_core.transforms.undisturbed import undisturbed
 
 Example = tuple[Any, ...]
 """The positional arguments of one forward, as torch.export takes them."""
@@ -299,7 +300,7 @@ def record(
     recorder = Recorder(model, is_leaf)
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), around(recorder):
+        with undisturbed(model), torch.no_grad(), torch.random.fork_rng(devices=[]), around(recorder):
             recorder.run(model, example)
     except InputError:
         raise

@@ -24,6 +24,7 @@ from esbnn_core.layers import (
 from esbnn_core.layers.base import BinaryLayer, binary_layers
 from esbnn_core.models import model_spec
 from esbnn_core.transforms.binarize import binarize_
+from esbnn_core.transforms.binarize_modules import BinaryConfig
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units import BinaryUnit, UnitStyle
 from tests.helpers.expansion import (
@@ -263,3 +264,30 @@ def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) 
     assert plan_expansion(net("trunk")[0]).left == {
         "depthwise": "it is real with groups=32 of fewer filters than tau*groups, and its sums are fine already"
     }
+
+
+class Keeping(nn.Module):
+    """Keeps what it has computed for evaluation, as timm's LeViT does with its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(*pair, 3, padding=1) for pair in ((3, 8), (8, 8), (8, 4)))
+        self.scale, self.kept = nn.Parameter(torch.tensor(1.5)), {"all": dict[str, Tensor]()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            if "scale" not in self.kept["all"]:
+                self.kept["all"]["scale"] = self.scale.abs()
+                self.last = self.scale * 2
+            return self.c(self.b(self.a(x))) * self.kept["all"]["scale"]
+        return self.c(self.b(self.a(x))) * self.scale.abs()
+
+
+@pytest.mark.parametrize("example", [None, (torch.randn(1, 3, 8, 8),)])
+def test_what_a_forward_keeps_is_not_that_of_a_trace(example: tuple[Tensor, ...] | None) -> None:
+    model = binarize_(Keeping().eval(), BinaryConfig(), example)
+    for tau, groups in ((2, 1), (4, 2)):  # each looks at the forward again
+        wide = expand_(copy.deepcopy(model), ESConfig(tau=tau, groups=groups), example)
+        assert isinstance(wide, Keeping) and wide.kept == {"all": {}} and "last" not in vars(wide)
+        x = torch.randn(2, 3, 8, 8)
+        assert torch.equal(wide(x), wide(x)) and isinstance(wide.kept["all"]["scale"], Tensor)

@@ -182,6 +182,18 @@ def test_a_compressed_record_is_refused_before_it_is_unpacked(whole: dict[str, b
         load_torch_file(tmp_path / "bomb.pth", "file", "fetch it again")
 
 
+def test_a_record_marked_as_a_folder_is_refused(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """torch's reader gives such a tensor whatever the memory holds; the record itself has its checksum."""
+    entries = [at for at in range(len(whole["official.pth"])) if whole["official.pth"].startswith(b"PK\x01\x02", at)]
+    assert len(entries) > 6
+    for entry in entries:
+        changed = bytearray(whole["official.pth"])
+        changed[entry + 38] |= 0x10  # the external attributes in the archive's directory
+        (tmp_path / "official.pth").write_bytes(changed)
+        with pytest.raises(InputError, match="is marked as a folder"):
+            load_torch_file(tmp_path / "official.pth", "official file", "fetch it again")
+
+
 def test_a_file_without_checksums_is_announced(tmp_path: Path) -> None:
     path, state = tmp_path / "old.pth", {"weight": torch.arange(6.0)}
     for zipped in (False, True):
