@@ -1,4 +1,4 @@
-"""Numbers of Lightning's Trainer that Lightning takes and cannot use: refused by name before a file is written."""
+"""Options of Lightning's Trainer that Lightning takes and cannot use: refused by name before a file is written."""
 
 from typing import Any
 
@@ -15,8 +15,12 @@ LEAST = {
 def check_trainer_options(trainer: Any) -> None:
     """Raise InputError for the first option in the parsed `trainer` of a config that is below its smallest value.
 
-    `val_check_interval` must be above 0; text in it is a time.
+    `val_check_interval` must be above 0; text in it is a time. Strategies that start processes by spawning would pickle
+    the trainer, whose callbacks and loggers hold what cannot be.
     """
+    strategy = getattr(trainer, "strategy", None)
+    if isinstance(strategy, str) and "spawn" in strategy:
+        raise InputError(f"trainer.strategy must not spawn processes, got {strategy}: give ddp, or ddp_fork on a CPU")
     for name, least in LEAST.items():
         value = getattr(trainer, name, None)
         if isinstance(value, int | float) and not value >= least:

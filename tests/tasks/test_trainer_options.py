@@ -52,6 +52,7 @@ def fit(tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch) -> Call
         ("--trainer.strategy=foo", "invalid strategy name: `strategy='foo'`"),
         ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
         ("--trainer.limit_train_batches=0.001", "increase the `limit_train_batches` argument"),
+        ("--trainer.strategy=ddp_spawn", "trainer.strategy must not spawn processes, got ddp_spawn: give ddp"),
         ("--trainer.val_check_interval=0", "trainer.val_check_interval must be above 0, got 0: set"),
         (
             "--trainer.check_val_every_n_epoch=0",
