@@ -36,8 +36,8 @@ class _Writer:
 
     Attributes:
         tape: the nodes.
-        signs: for each value of packed bits the same signs as bool, channels where `bits` has its words: a map's are
-            moved to the front, (N, C, H, W).
+        signs: for each value of packed bits the same signs as bool: of PackSign with the channels last, as its words
+            are, of a convolution (N, C, H, W).
     """
 
     def __init__(self, signs: dict[ir.Value, ir.Value]) -> None:
@@ -83,7 +83,9 @@ class _Writer:
         if x.dtype == ir.DataType.FLOAT:
             return self.positive(self.channels_first(x), None if shift is None else self.per_channel(shift))
         if x in self.signs:
-            return self.signs[x]
+            producer = x.producer()
+            packed = producer is not None and producer.op_type == SIGN  # of a map with its channels last
+            return self.op("Transpose", self.signs[x], perm=TO_FIRST) if packed else self.signs[x]
         row = x.producer()  # a linear layer's: the bits of PackSign as one long row
         assert row is not None and row.op_type == "Reshape" and row.inputs[0] is not None
         signs = self.op("Reshape", self.signs[row.inputs[0]], self.whole([1, 1, -1, channels]))

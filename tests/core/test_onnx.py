@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import InputError, create_model, pack_, save_checkpoint
+from esbnn_core import BinaryConfig, InputError, binarize_, create_model, pack_, save_checkpoint
 from esbnn_core.cli import main
 from esbnn_core.layers import BinaryConv2d, BinaryLinear
 from esbnn_core.layers.widths import Expansion
@@ -71,6 +71,21 @@ def files(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_reads_packed_maps(kind: str, groups: int, library: Path, tmp_path: Path) -> None:
+    """It packs its input by itself, once for all of its phases."""
+    layer = nn.ConvTranspose2d(8, 12, 3, 2, 1, output_padding=1, groups=groups)
+    network = pack_(nn.Sequential(nn.Conv2d(3, 8, 3), binarize_(layer, BinaryConfig()), nn.Conv2d(12, 2, 1)).eval())
+    export_onnx(network, tmp_path / "net.onnx", [images(2, 3, 9, 9)], standard=kind == "standard")
+    running = session(tmp_path / "net.onnx", library=library)
+    for shape in ((3, 3, 12, 7), (1, 3, 9, 9)):
+        x = images(*shape)
+        got = torch.from_numpy(running.run(None, {"images": x.numpy()})[0])
+        with torch.no_grad():
+            torch.testing.assert_close(got, network(x), rtol=0, atol=1e-5)
 
 
 def check_equal(got: Any, want: Tensor, tolerance: float = 1e-5) -> None:
