@@ -34,7 +34,12 @@ CHOSEN = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
 
 
 def _ends(model: nn.Module, look: Look | None) -> set[nn.Module]:
-    """The real-valued ends of the network; by the order of definition where the forward cannot be traced."""
+    """The real-valued ends of the network; by the order of definition where the forward cannot be traced.
+
+    A layer by itself has none: it is meant.
+    """
+    if isinstance(model, CHOSEN):
+        return set()
     if look is not None:
         modules = dict(model.named_modules())
         return {modules[name] for name in look.ends}
@@ -108,8 +113,8 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None, example: Exa
     """
     config = config or BinaryConfig()
     look = look_at(model, example)
-    if look is None and config.filter_fn is None:
-        warn_of_order(model, _ends(model, None))
+    if look is None and config.filter_fn is None and (ends := _ends(model, None)):
+        warn_of_order(model, ends)
     chosen, shared = _choose(model, config, look)
     # all are built before the first is swapped: an error leaves the model whole
     check_forms(chosen)

@@ -346,6 +346,14 @@ def test_other_kinds_of_convolutions_are_named() -> None:
         binarize_(nn.Sequential(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 1)))
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 3), nn.Linear(4, 4), nn.ConvTranspose2d(4, 6, 3, 2), nn.MultiheadAttention(8, 2)]
+)
+def test_a_layer_by_itself_is_meant(layer: nn.Module) -> None:
+    assert not [*binary_layers(layer)]
+    assert [*binary_layers(quietly(layer))]
+
+
 def test_a_bare_layer_can_be_binarized() -> None:
     layer = quietly(nn.Linear(4, 4), BinaryConfig(filter_fn=lambda name, module: True))
     assert isinstance(layer, BinaryLinear) and layer(torch.randn(2, 4)).shape == (2, 4)
