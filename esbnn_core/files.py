@@ -90,25 +90,17 @@ def _open_temporary(path: Path) -> tuple[IO[bytes], str]:
 def _give_name(file: int, path: Path) -> None:
     """Put an open file without a name, which is whole, in the place of `path`.
 
-    The name that it has in between is always the same. So the next write removes what a process left that was killed
-    here, and one that writes the same file at the same time can at most put a whole file there first.
+    The name that it has in between is its own, so that processes that write the same file do not meet. One that is
+    killed in this moment leaves it, hidden.
     """
-    between = str(path.parent / f".{path.name[:200]}.whole")
-    while True:
-        try:
-            # with a folder, which the absolute path ignores, Python calls linkat, which follows the link
-            os.link(f"/proc/self/fd/{file}", between, src_dir_fd=file)
-        except FileExistsError:
-            Path(between).unlink(missing_ok=True)
-            continue
-        try:
-            os.replace(between, path)
-        except FileNotFoundError:  # taken by another process that writes this file
-            continue
-        except BaseException:
-            Path(between).unlink(missing_ok=True)
-            raise
-        return
+    between = str(path.parent / f".{path.name[:200]}.{os.getpid()}.{os.urandom(4).hex()}")
+    # with a folder, which the absolute path ignores, Python calls linkat, which follows the link
+    os.link(f"/proc/self/fd/{file}", between, src_dir_fd=file)
+    try:
+        os.replace(between, path)
+    except BaseException:
+        Path(between).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
