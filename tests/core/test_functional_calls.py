@@ -31,7 +31,8 @@ class Called(nn.Module):
 
 def warnings_of(model: nn.Module, config: BinaryConfig | None = None) -> list[str]:
     with warnings.catch_warnings(record=True) as given:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)  # none of what the collector finds of other tests
+        warnings.simplefilter("ignore", ResourceWarning)
         binarize_(model, config)
     return [str(warning.message) for warning in given]
 

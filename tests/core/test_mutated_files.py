@@ -199,7 +199,8 @@ def test_a_file_without_checksums_is_announced(tmp_path: Path) -> None:
     for zipped in (False, True):
         torch.save(state, path, _use_new_zipfile_serialization=zipped)
         with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore", ResourceWarning)
             found: Any = load_torch_file(path, "official file", "fetch it again")
         assert torch.equal(found["weight"], state["weight"])
         told = [str(warning.message) for warning in seen]
