@@ -1,14 +1,14 @@
 """What binary convolutions and binary linear layers share: latent weight, quantizer, output scale, start values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from esbnn_core.errors import check_choice
+from esbnn_core.errors import InputError, check_choice
 from esbnn_core.layers.activations import Sign
 from esbnn_core.layers.quantizers import STE, QuantizerChoice, make_weight_quantizer
 
@@ -130,6 +130,20 @@ class BinaryLayer(nn.Module):
         if scale is not None:
             total = total * scale.view(channel_shape)
         return total if self.bias is None else total + self.bias.view(channel_shape)
+
+
+def check_groups(groups: int, inner: int, outer: int, what: str = "channels") -> None:
+    """Raise InputError where groups do not divide both widths of a layer, which are of `what`."""
+    if inner % groups or outer % groups:
+        raise InputError(f"groups must divide the {what} {inner} and {outer}, got {groups}")
+
+
+def describe_convolution(layer: nn.Module, defaults: Mapping[str, object]) -> str:
+    """extra_repr of a convolution: its shape, and which attributes are not the defaults."""
+    text = f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"
+    others = {name: getattr(layer, name) for name in defaults}
+    shown = [f", {name}={value}" for name, value in others.items() if value != defaults[name]]
+    return f"{text}, padding={layer.padding}{''.join(shown)}"
 
 
 def binary_layers(model: nn.Module) -> list[tuple[str, BinaryLayer]]:

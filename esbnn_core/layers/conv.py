@@ -4,9 +4,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from esbnn_core.errors import InputError, check_choice
+from esbnn_core.errors import check_choice
 from esbnn_core.layers.activations import Sign, spread_sign
-from esbnn_core.layers.base import BinaryLayer, LatentInit
+from esbnn_core.layers.base import BinaryLayer, LatentInit, check_groups, describe_convolution
 from esbnn_core.layers.quantizers import STE, QuantizerChoice
 from esbnn_core.layers.widths import Expansion, es_widths, tile
 
@@ -61,8 +61,7 @@ class BinaryConv2d(BinaryLayer):
         latent_init: LatentInit = "uniform",
     ) -> None:
         check_choice("pad_value", pad_value, PAD_VALUES)
-        if in_channels % groups or out_channels % groups:
-            raise InputError(f"groups must divide the channels {in_channels} and {out_channels}, got {groups}")
+        check_groups(groups, in_channels, out_channels)
         kernel = _pair(kernel_size)
         shape = (out_channels, in_channels // groups, *kernel)
         super().__init__(shape, bias, weight_quantizer, activation, clip, learned_scale, latent_init)
@@ -87,12 +86,7 @@ class BinaryConv2d(BinaryLayer):
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        text += f", padding={self.padding}"
-        for name, default in (("pad_value", 0), ("dilation", (1, 1)), ("groups", 1)):
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
-        return text
+        return describe_convolution(self, {"pad_value": 0, "dilation": (1, 1), "groups": 1})
 
 
 class ESBinaryConv2d(BinaryConv2d):

@@ -8,7 +8,7 @@ from torch.nn.modules.utils import _pair
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign, spread_sign
-from esbnn_core.layers.base import BinaryLayer, LatentInit
+from esbnn_core.layers.base import BinaryLayer, LatentInit, check_groups, describe_convolution
 from esbnn_core.layers.quantizers import STE, QuantizerChoice
 from esbnn_core.layers.widths import Expansion, es_widths, tile
 
@@ -62,8 +62,7 @@ class BinaryConvTranspose2d(BinaryLayer):
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
     ) -> None:
-        if in_channels % groups or out_channels % groups:
-            raise InputError(f"groups must divide the channels {in_channels} and {out_channels}, got {groups}")
+        check_groups(groups, in_channels, out_channels)
         kernel: Pair = _pair(kernel_size)
         shape = (in_channels, out_channels // groups, *kernel)
         super().__init__(
@@ -109,12 +108,7 @@ class BinaryConvTranspose2d(BinaryLayer):
         return self.scaled(total, (1, -1, 1, 1)) if scaled else total
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        text += f", padding={self.padding}"
-        for name, default in (("output_padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
-        return text
+        return describe_convolution(self, {"output_padding": (0, 0), "dilation": (1, 1), "groups": 1})
 
 
 class ESBinaryConvTranspose2d(BinaryConvTranspose2d):
@@ -198,38 +192,24 @@ def check_output_padding(output_padding: Pair, stride: Pair, dilation: Pair) -> 
             )
 
 
-def checked_size(
-    output_size: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Pair:
-    """(H', W') of an output_size, which may be a whole shape, for an input of `size` (H, W).
-
-    Raises:
-        InputError: no output_padding smaller than the stride gives it.
-    """
-    if len(output_size) not in (2, 4):
-        raise InputError(f"output_size must be (H, W) or (N, C, H, W), got {tuple(output_size)}")
-    wanted = (output_size[-2], output_size[-1])
-    least = _least(size, kernel, stride, padding, dilation)
-    for i in (0, 1):
-        if not 0 <= wanted[i] - least[i] < stride[i]:
-            raise InputError(
-                f"output_size must be {least[i]} to {least[i] + stride[i] - 1} along dimension {2 + i} for an input of "
-                f"{size[i]} and stride {stride[i]}, got {wanted[i]}: give the size of the map that the input was made "
-                f"from with the same stride"
-            )
-    return wanted
-
-
 def padding_for(
     output_size: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Pair:
-    """The output_padding that gives an output_size; errors as checked_size."""
-    wanted = checked_size(output_size, size, kernel, stride, padding, dilation)
-    least = _least(size, kernel, stride, padding, dilation)
-    return wanted[0] - least[0], wanted[1] - least[1]
+    """The output_padding that gives an output_size, (H', W') or a whole shape, for an input of `size` (H, W).
 
-
-def _least(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """(H', W') without output_padding."""
-    height, width = ((size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1))
-    return height, width
+    Raises:
+        InputError: none smaller than the stride gives it.
+    """
+    if len(output_size) not in (2, 4):
+        raise InputError(f"output_size must be (H, W) or (N, C, H, W), got {tuple(output_size)}")
+    added = []
+    for i, wanted in enumerate(output_size[-2:]):
+        least = (size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1
+        if not 0 <= wanted - least < stride[i]:
+            raise InputError(
+                f"output_size must be {least} to {least + stride[i] - 1} along dimension {2 + i} for an input of "
+                f"{size[i]} and stride {stride[i]}, got {wanted}: give the size of the map that the input was made "
+                f"from with the same stride"
+            )
+        added.append(wanted - least)
+    return added[0], added[1]

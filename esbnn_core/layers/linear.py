@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.errors import InputError
 from esbnn_core.layers.activations import Sign, spread_sign
-from esbnn_core.layers.base import BinaryLayer, LatentInit
+from esbnn_core.layers.base import BinaryLayer, LatentInit, check_groups
 from esbnn_core.layers.quantizers import STE, QuantizerChoice
 from esbnn_core.layers.widths import Expansion, es_widths, tile
 
@@ -39,8 +38,7 @@ class BinaryLinear(BinaryLayer):
         learned_scale: bool = False,
         latent_init: LatentInit = "uniform",
     ) -> None:
-        if in_features % groups or out_features % groups:
-            raise InputError(f"groups must divide the features {in_features} and {out_features}, got {groups}")
+        check_groups(groups, in_features, out_features, "features")
         shape = (out_features, in_features // groups)
         super().__init__(shape, bias, weight_quantizer, activation, clip, learned_scale, latent_init)
         self.in_features, self.out_features, self.groups = in_features, out_features, groups

@@ -134,7 +134,8 @@ class _Writer:
         return self.op("Cast", sums, to=ir.DataType.FLOAT)
 
     def convolve(self, node: ir.Node) -> None:
-        given = dict(zip(CONVOLUTION_INPUTS, (*node.inputs, *[None] * len(CONVOLUTION_INPUTS)), strict=False))
+        left_out = [None] * (len(CONVOLUTION_INPUTS) - len(node.inputs))
+        given = dict(zip(CONVOLUTION_INPUTS, (*node.inputs, *left_out), strict=True))
         numbers = {name: attribute.value for name, attribute in node.attributes.items()}
         y = self.sums(node, given, numbers)
         if numbers["copies"] > 1:

@@ -8,15 +8,15 @@ from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue
 from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d, part_filters, parts_of
 from esbnn_core.layers import BinaryConvTranspose2d
-from esbnn_core.layers.conv_transpose import checked_size
-from esbnn_core.packed.layers import PackedLayer, stream_dtype
+from esbnn_core.layers.conv_transpose import padding_for
+from esbnn_core.packed.layers import PackedConvolution, stream_dtype
 from esbnn_core.packed.match import packs
 
 Pair = tuple[int, int]
 
 
 @packs(BinaryConvTranspose2d)
-class PackedConvTranspose2d(PackedLayer):
+class PackedConvTranspose2d(PackedConvolution):
     """Packed BinaryConvTranspose2d or its ES form: (N, C, H, W) floating -> (N, copies*O, H', W').
 
     Dtypes are those of PackedConv2d. The filters of the convolutions that it is made of (esbnn_core.kernels.transposed)
@@ -44,46 +44,17 @@ class PackedConvTranspose2d(PackedLayer):
             self._buffers[f"lanes{index}"] = kernels.lanes_of(filters, part.geometry.groups)
 
     @property
-    def in_channels(self) -> int:
-        """Of the input."""
-        return self.geometry.channels
-
-    @property
-    def out_channels(self) -> int:
-        """Filters, without their copies, as BinaryConvTranspose2d."""
-        return self.weight_shape[0]
-
-    @property
-    def kernel_size(self) -> Pair:
-        """As BinaryConvTranspose2d, like stride, padding, output_padding and dilation."""
-        return self.weight_shape[2], self.weight_shape[3]
-
-    @property
-    def stride(self) -> Pair:
-        """Of the transposed convolution."""
-        return self.geometry.stride
-
-    @property
-    def padding(self) -> Pair:
-        """Pixels of the full output that are left out on each side."""
-        return self.geometry.padding
-
-    @property
     def output_padding(self) -> Pair:
         """Pixels added at the end of the output."""
         return self.geometry.output_padding
-
-    @property
-    def dilation(self) -> Pair:
-        """Of the kernel."""
-        return self.geometry.dilation
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The output in x's memory format; output_size as BinaryConvTranspose2d takes it."""
         size: Pair | None = None
         if output_size is not None:
             shape = (self.kernel_size, self.stride, self.padding, self.dilation)
-            size = checked_size(output_size, x.shape[2:], *shape)
+            padding_for(output_size, x.shape[2:], *shape)  # refuses what cannot be
+            size = output_size[-2], output_size[-1]
         filters = [self.get_buffer(f"filters{index}") for index in range(len(self.parts))]
         lanes = [self._buffers[f"lanes{index}"] for index in range(len(self.parts))]
         epilogue = Epilogue(self.scale, self.bias, out_dtype=stream_dtype(x))

@@ -133,8 +133,42 @@ def _make_lanes(layer: nn.Module, _: object = None) -> None:
     layer.make_lanes_()
 
 
+class PackedConvolution(PackedLayer):
+    """A packed convolution, transposed or not, with what a forward may ask of torch's."""
+
+    @property
+    def in_channels(self) -> int:
+        """Of the input."""
+        return self.geometry.channels
+
+    @property
+    def out_channels(self) -> int:
+        """Filters, without their copies, as the latent layer."""
+        return self.weight_shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """As the latent layer, like stride, padding and dilation."""
+        return self.weight_shape[2], self.weight_shape[3]
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Of the convolution."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Of the convolution; of a transposed one, what the full output loses on each side."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Of the kernel."""
+        return self.geometry.dilation
+
+
 @packs(BinaryConv2d)
-class PackedConv2d(PackedLayer):
+class PackedConv2d(PackedConvolution):
     """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W').
 
     The output has x's dtype where that is a half-precision one, else the dtype of `scale`.
@@ -146,36 +180,6 @@ class PackedConv2d(PackedLayer):
         copies = conv.copies if copies is None else copies
         shape = (conv.in_channels, conv.stride, conv.padding, conv.pad_value, conv.dilation, conv.groups)
         super().__init__(conv, Geometry(*shape, copies))
-
-    @property
-    def in_channels(self) -> int:
-        """Of the input."""
-        return self.geometry.channels
-
-    @property
-    def out_channels(self) -> int:
-        """Filters, without their copies, as BinaryConv2d."""
-        return self.weight_shape[0]
-
-    @property
-    def kernel_size(self) -> tuple[int, int]:
-        """As BinaryConv2d, like stride, padding and dilation."""
-        return self.weight_shape[2], self.weight_shape[3]
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Of the convolution."""
-        return self.geometry.stride
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """Pixels added on each side."""
-        return self.geometry.padding
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """Of the kernel."""
-        return self.geometry.dilation
 
     def convolve(
         self,

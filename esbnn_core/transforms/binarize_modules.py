@@ -97,6 +97,11 @@ def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:
     return new
 
 
+def _sign(channels: int, config: BinaryConfig) -> Sign:
+    """The sign before a convolution of `channels` channels."""
+    return RSign(channels, config.ste, config.clip) if config.shift else Sign(config.ste, config.clip)
+
+
 def _padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
     """Pixels added on each side, those of "same" and "valid" too; refuses another mode and two sides that differ."""
     spans = [
@@ -125,7 +130,7 @@ def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryCo
         groups=module.groups,
         bias=module.bias is not None,
         weight_quantizer=config.weight_quantizer,
-        activation=RSign(channels, config.ste, config.clip) if config.shift else Sign(config.ste, config.clip),
+        activation=_sign(channels, config),
         learned_scale=config.learned_scale,
     )
 
@@ -147,7 +152,7 @@ def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: Binary
         module.bias is not None,
         module.dilation,  # type: ignore[arg-type]
         weight_quantizer=config.weight_quantizer,
-        activation=RSign(channels, config.ste, config.clip) if config.shift else Sign(config.ste, config.clip),
+        activation=_sign(channels, config),
         learned_scale=config.learned_scale,
     )
 

@@ -12,7 +12,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.layers import PadShortcut, RPReLU, Sign, SliceChannels, Tile
 from esbnn_core.transforms.expand_attributes import numbers_that_remember
 from esbnn_core.transforms.expand_rules import ATTENTION, LAYERS, comes_from_library
-from esbnn_core.transforms.record import Call, Example, record
+from esbnn_core.transforms.record import Call, Example, first_line, record
 from esbnn_core.transforms.record_numbers import TracedFloat, TracedInt
 from esbnn_core.transforms.undisturbed import undisturbed
 
@@ -62,7 +62,7 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             del self.calls[calls:]
             self.module_stack = stack  # torch.fx leaves the modules that it was in
-            self.untraced[name] = _first_line(error)
+            self.untraced[name] = first_line(error)
             return self.create_proxy("call_module", name, args, kwargs)
         inside = list(self.graph.nodes)[before:]
         given = [value for value in (*args, *kwargs.values()) if value is not None]
@@ -138,13 +138,9 @@ def trace(model: nn.Module, example: Example | None = None) -> Forward:
         inner = next(iter(tracer.untraced), None)
         place = f" or that of its module {inner}" if inner else ""
         raise InputError(
-            f"the forward of {type(model).__name__}{place} cannot be traced by torch.fx ({_first_line(error)}): "
+            f"the forward of {type(model).__name__}{place} cannot be traced by torch.fx ({first_line(error)}): "
             f"give an input that it can run on, such as expand_(model, config, example=(images,))"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def describe_place(node: fx.Node) -> str:

@@ -50,6 +50,11 @@ class Call:
     inside: frozenset[fx.Node]
 
 
+def first_line(error: Exception) -> str:
+    """Of what a forward raises, its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def line_of_code() -> str:
     """File and line of the forward that is followed: the innermost place outside torch and what follows it."""
     frame = sys._getframe(1)
@@ -305,9 +310,9 @@ def record(
     except InputError:
         raise
     except Exception as error:  # the model's own code may raise anything
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"example must be the arguments that {type(model).__name__} takes, its forward stops with {line}: give a "
+            f"example must be the arguments that {type(model).__name__} takes, its forward stops with "
+            f"{first_line(error)}: give a "
             f"tuple, such as (images,)"
         ) from error
     finally:

@@ -42,6 +42,8 @@ struct Configuration {
 static_assert(sizeof(Configuration) == 64, "the format of ldtilecfg");
 alignas(64) static const Configuration configuration;
 
+constexpr int MOST_BLOCKS = 2; // of filters in a step
+
 // Output pixels next to each other among the 32 of a step.
 struct Row {
   int64_t at, pixel, count;
@@ -64,7 +66,7 @@ struct Rows {
 
 // Sums of up to 32 pixels and two blocks, and how much of their epilogue is done.
 struct Sums {
-  alignas(64) int32_t of[2 * SIDE * 2][LANES];
+  alignas(64) int32_t of[2 * SIDE * MOST_BLOCKS][LANES];
   const Rows *rows;
   int64_t block, blocks, done = 0, pieces = 0;
 };
