@@ -9,6 +9,7 @@ from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.models import list_models, model_spec
 from esbnn_core.training.on_bits import TrainOnBits, bit_training_report, train_on_bits_, train_plain_
 from esbnn_core.transforms import BinaryConfig, ESConfig, ExpansionPlan, binarize_, expand_, pack_, plan_expansion
+from esbnn_core.units.start import Start, start_apart_
 from esbnn_core.version import __version__
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ESConfig",
     "ExpansionPlan",
     "InputError",
+    "Start",
     "TrainOnBits",
     "TrainingError",
     "__version__",
@@ -33,6 +35,7 @@ __all__ = [
     "plan_expansion",
     "read_checkpoint",
     "save_checkpoint",
+    "start_apart_",
     "train_on_bits_",
     "train_plain_",
 ]

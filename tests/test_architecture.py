@@ -32,12 +32,12 @@ CORE: dict[str, tuple[str, str]] = {
     "transforms": ("models packed units layers errors", ""),
     "checkpoint": ("transforms models packed layers errors files version", "safetensors"),
     "lit": (
-        "checkpoint transforms models packed training layers errors files",
+        "checkpoint transforms models packed training units layers errors files",
         "lightning numpy PIL jsonargparse yaml",
     ),
     "onnx": ("packed kernels models errors files version", "onnx onnx_ir onnxruntime onnxscript numpy"),
     "cli": ("onnx checkpoint transforms counting packed models kernels errors version", ""),
-    "__init__": ("checkpoint counting transforms models training errors version", ""),
+    "__init__": ("checkpoint counting transforms models training units errors version", ""),
 }
 # inside a task and inside tasks/reproduce: rooms from the ground floor up, each knows those before it alone
 STACKS = {

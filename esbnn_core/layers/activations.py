@@ -74,6 +74,8 @@ class RSign(Sign):
         super().__init__(ste, clip, channel_dim)
         start = thermometer_shift(channels, copies, copy_spread) if copy_spread else torch.zeros(channels)
         self.shift = nn.Parameter(start)
+        self.copies = copies
+        self.order: Tensor | None = None  # place of each channel in the tiled map, where expand_ found another
 
 
 class PositiveSign(Sign):

@@ -61,6 +61,8 @@ class TimestepShift(nn.Module):
         check_counts(timestep_groups=timestep_groups)
         start = thermometer_shift(channels, copies, copy_spread) if copy_spread else torch.zeros(channels)
         self.shifts = nn.ParameterList(nn.Parameter(start.clone()) for _ in range(timestep_groups))
+        self.copies = copies
+        self.order: Tensor | None = None  # as RSign
 
     def forward(self, x: Tensor, group: Tensor) -> Tensor:
         """x (N, C, H, W), group int64 (N,) or (1,)."""

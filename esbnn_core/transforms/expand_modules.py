@@ -95,8 +95,12 @@ def widen(
         setattr(new, "shape", tuple(len(order) if size == channels else size for size in shape))  # noqa: B010
     if hasattr(new, "normalized_shape"):
         setattr(new, "normalized_shape", (len(order),))  # noqa: B010  (not an attribute of every module)
-    if isinstance(new, RSign) and expansion.copy_spread:
-        _spread_shift(name, new, channels, expansion, order, in_copies or expansion.copies)
+    if isinstance(new, RSign):
+        new.copies = in_copies or expansion.copies
+        trivial = torch.equal(order.cpu(), torch.arange(len(order)))
+        new.order = None if trivial else order.cpu()
+        if expansion.copy_spread:
+            _spread_shift(name, new, channels, expansion, order, new.copies)
     return new
 
 

@@ -172,10 +172,10 @@ class ClassificationDataModule(L.LightningDataModule):
 
     def _check_on_device(self) -> None:
         odd = [name for name in ("rand_augment", "erasing", "lighting") if getattr(self.augmentation, name)]
-        if self.info.size > SMALL or (self.image_size or self.info.size) != self.info.size:
+        if self.info.size > SMALL:
             raise InputError(
-                f"images for data.on_device must be of at most {SMALL} pixels and of their own size, got "
-                f"{self.dataset} at {self.image_size or self.info.size} pixels: set it to false"
+                f"images for data.on_device must be of at most {SMALL} pixels, got {self.dataset} of {self.info.size} "
+                f"pixels: set it to false"
             )
         if odd:
             raise InputError(
@@ -193,6 +193,7 @@ class ClassificationDataModule(L.LightningDataModule):
                 a.std or self.info.std,
                 pad=padding(self.info.size) if train else 0,
                 flip=a.flip if train else 0.0,
+                size=self.image_size if self.image_size != self.info.size else None,
                 mix=batch_mixture(a, self.num_classes) if train and a.mixes else None,
             )
         return self._resident[part]

@@ -64,6 +64,7 @@ class ResidentImages:
         std: of the normalisation.
         pad: pixels of black around a training image before it is cropped to its size, 0 for no crop.
         flip: probability of a mirror.
+        size: side of the images that a batch has, scaled after crop and mirror, or None for their own.
         mix: mixture of a training batch and its labels, or None.
 
     Raises:
@@ -78,6 +79,7 @@ class ResidentImages:
         *,
         pad: int = 0,
         flip: float = 0.0,
+        size: int | None = None,
         mix: Mix | None = None,
     ) -> None:
         pairs = [items[index] for index in range(len(items))]
@@ -92,7 +94,7 @@ class ResidentImages:
         self.pixels = (pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)).contiguous()
         self.labels = torch.tensor([int(label) for _, label in pairs])
         self.mean, self.std = list(mean), list(std)
-        self.pad, self.flip, self.mix = pad, flip, mix
+        self.pad, self.flip, self.size, self.mix = pad, flip, size, mix
 
     def batch(self, keys: Keys, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) and labels, int64 (B,) or mixed (B, classes), on `device`.
@@ -103,6 +105,8 @@ class ResidentImages:
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
         places, seed = keys.places.to(device), int(keys.seed)
         images = self._crop(self.pixels[places.clamp(min=0)], seed)
+        if self.size is not None:
+            images = v2.functional.resize(images, [self.size, self.size], antialias=True)
         images = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, True), self.mean, self.std)
         labels = torch.where(places < 0, IGNORE, self.labels[places.clamp(min=0)])
         if self.mix is None:

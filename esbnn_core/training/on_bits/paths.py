@@ -71,6 +71,8 @@ def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
         return "its weights are real"
     if not signs(layer.quantizer):
         return "its weights are not in sign mode, " + layer.quantizer.to_sign_mode.split(":")[0]
+    if layer.sign is not None and (layer.sign._forward_hooks or layer.sign._forward_pre_hooks):
+        return "its sign has a hook, which would not be called"
     rule = sign_rule(layer.sign)
     if rule is None:
         return f"its sign must be a Sign or RSign, got {type(layer.sign).__name__}"

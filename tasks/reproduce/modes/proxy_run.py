@@ -50,7 +50,7 @@ class ProxyRun:
         proxy, variant = self.proxy, self.variant
         identity = {
             **{"task": proxy.task, "metric": proxy.metric, "root": proxy.root, "network": variant.network},
-            **{"options": dict(variant.options), "words": list(variant.words), "seed": self.seed},
+            **{"options": dict(variant.options), "words": variant.all_words, "seed": self.seed},
             "epochs": proxy.epochs_of(variant),
             "configs": digest_configs(ROOT, proxy.recipe_of(variant)),
         }
@@ -80,7 +80,7 @@ def fit_command(proxy: Proxy, variant: Variant, seed: int, folder: Path, data: s
             words += ["--model.network_options", json.dumps(dict(variant.options))]
     if variant.epochs is not None:
         words += ["--trainer.max_epochs", str(variant.epochs)]
-    words += variant.words
+    words += variant.all_words
     if proxy.root:
         words += ["--data.root", os.path.normpath(os.path.join(data, proxy.root))]
     words += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]

@@ -1,5 +1,6 @@
 """configs/proxy/SYSTEM.yaml: which small networks stand in for a system and how they are trained, read strictly."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class Variant:
         configs: read before those of the system.
         words: further words of the command.
         epochs: if not those of the system.
+        start: arguments of esbnn_core.lit.start.StartApart, empty for the papers' start.
     """
 
     name: str
@@ -36,6 +38,18 @@ class Variant:
     configs: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     epochs: int | None = None
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_words(self) -> list[str]:
+        """`words`, and those that add the callback of `start`."""
+        if not self.start:
+            return list(self.words)
+        callback = ["--trainer.callbacks+=esbnn_core.lit.start.StartApart"]
+        arguments = [
+            f"--trainer.callbacks.{key}={json.dumps(value).strip(chr(34))}" for key, value in self.start.items()
+        ]
+        return [*self.words, *callback, *arguments]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,19 @@ from tasks.reproduce.tables.published import Cell, Key, find_cell, read_publishe
 
 TABLES = ROOT / "configs" / "tables"
 NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "ops")
-SYSTEMS = ("reactnet", "bnext", "binaryvit", "bidet", "bidiffsr", "recu", "ablation", "spread", "rates", "width")
+SYSTEMS = (
+    "reactnet",
+    "bnext",
+    "binaryvit",
+    "bidet",
+    "bidiffsr",
+    "recu",
+    "ablation",
+    "spread",
+    "rates",
+    "width",
+    "start",
+)
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""
 METRICS = {
