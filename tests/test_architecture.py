@@ -30,7 +30,7 @@ CORE: dict[str, tuple[str, str]] = {
     "training": ("kernels units layers errors", ""),
     "counting": ("packed layers errors", ""),
     "transforms": ("models packed units layers errors", ""),
-    "checkpoint": ("transforms models packed layers errors files version", "safetensors"),
+    "checkpoint": ("transforms models packed units layers errors files version", "safetensors"),
     "lit": (
         "checkpoint transforms models packed training units layers errors files",
         "lightning numpy PIL jsonargparse yaml",

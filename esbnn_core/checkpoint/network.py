@@ -26,9 +26,12 @@ from esbnn_core.models import model_spec
 from esbnn_core.packed.layers import HALF
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.transforms.real_weights import real_weights_
+from esbnn_core.units.start import Start
 
 
-def create_model(name: str, pretrained: bool | str = False, **options: Any) -> nn.Module:
+def create_model(
+    name: str, pretrained: bool | str = False, *, start: Start | None = None, **options: Any
+) -> nn.Module:
     """Build a network by name, or load a released one with its weights.
 
     A pretrained network is what its file holds: a file of this project is packed and gives a packed network, for
@@ -39,6 +42,7 @@ def create_model(name: str, pretrained: bool | str = False, **options: Any) -> n
         name: of the network, as `esbnn models` lists them.
         pretrained: False for new weights; True for the network's released file; or the name of one in the catalogue,
             which is always looked up there, even if a file of that name exists.
+        start: where the thresholds and gains of a new network start (esbnn_core.start_apart_); None for the papers'.
         **options: of the network's builder, e.g. num_classes, in_channels, tau, groups. With `pretrained` they must
             be those of the file.
 
@@ -48,10 +52,14 @@ def create_model(name: str, pretrained: bool | str = False, **options: Any) -> n
 
     Raises:
         InputError: an unknown name or option; a width that tau*groups does not divide; with `pretrained` no released
-            file or several, one of another network or with other options, or one that cannot be fetched or read.
+            file or several, a start, one of another network or with other options, or one that cannot be fetched or read.
     """
     if pretrained is False:
-        return build_model(name, **options)
+        return build_model(name, start, **options)
+    if start is not None:
+        raise InputError(
+            f"start must be None with pretrained={pretrained!r}, got {start}: a trained network has its thresholds"
+        )
     with torch.device("meta"):
         build_model(name, **options)  # refuses unknown names and options before anything is fetched
         entry = _choose_entry(name, pretrained)

@@ -10,6 +10,7 @@ from torch import nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers.widths import PLAIN, Expansion
+from esbnn_core.units.start import Start, start_apart_
 
 Kind = Literal["classifier", "trunk"]
 """What forward returns: logits (N, num_classes), or the feature maps that a detector reads."""
@@ -135,11 +136,12 @@ def list_models(pattern: str = "", kind: Kind | None = None) -> list[str]:
     return sorted(name for name, entry in _BUILDERS.items() if pattern in name and kind in (None, entry.kind))
 
 
-def create_model(name: str, **options: Any) -> nn.Module:
+def create_model(name: str, start: Start | None = None, **options: Any) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: one of list_models().
+        start: where thresholds and gains start, see start_apart_; None for the papers' start.
         options: those of the network's builder, e.g. num_classes, in_channels, tau, groups.
 
     Returns:
@@ -148,7 +150,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
     Raises:
         InputError: an unknown name (the nearest ones are named) or option (all are named); a width that tau*groups
-            does not divide.
+            does not divide; a start for a network without a place for it.
     """
     entry = _BUILDERS.get(name)
     if entry is None:
@@ -161,6 +163,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
             raise InputError(f"network {name} has no option {option!r}: its options are {', '.join(known)}")
     bound = {key: options.get(key, parameter.default) for key, parameter in known.items()}
     model = entry.build(**bound)
+    if start is not None:
+        start_apart_(model, start)
     channels = bound.get("in_channels", 3)
     side = bound.get("image_size", STEM_SIDES.get(bound.get("stem", ""), entry.size))
     model.model_spec = ModelSpec(name, bound, (channels, side, side), entry.kind)  # type: ignore[assignment]

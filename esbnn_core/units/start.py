@@ -36,8 +36,8 @@ class Start:
             N(0, s).
         deviations: whether s counts in standard deviations of the channel-wise input, each layer's own, which are
             measured on the first training batch.
-        gains: factor of the weights of the norms behind the units. "alternate": unit l of the network (in the order of
-            its modules, from 0) gives copy q of n the sign (-1)^popcount(q AND (l mod m)), m the power of two from n
+        gains: factor of the weights of the norms behind the units. "alternate": unit l of those that have copies (in
+            the order of the modules, from 0) gives copy q of n the sign (-1)^popcount(q AND (l mod m)), m the power of two from n
             on: over depth the copies become different signed sums. "drawn": signs that are drawn, but for each fourth
             unit, from the first on. In a plain network both change nothing but the sign of a filter.
         seed: of what is drawn.
@@ -88,6 +88,8 @@ def start_apart_(model: nn.Module, start: Start) -> nn.Module:
             _start_thresholds(sign, start, draw)
     if start.gains != "ones":
         units = list(_units_with_norm(model))
+        if start.gains == "alternate":
+            units = [(unit, weight) for unit, weight in units if unit.copies > 1] or units
         if not units:
             raise InputError(
                 f"gains of a start must be 'ones' for a network without a unit that has a norm with weights, got "

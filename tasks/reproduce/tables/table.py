@@ -13,7 +13,7 @@ from esbnn_core.files import ROOT
 from tasks.reproduce.tables.published import Cell, Key, find_cell, read_published
 
 TABLES = ROOT / "configs" / "tables"
-NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "ops")
+NAMES = ("figure1", "imagenet", "cifar10", "voc", "sr", "ablation", "study", "ops")
 SYSTEMS = (
     "reactnet",
     "bnext",

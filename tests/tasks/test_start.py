@@ -1,0 +1,71 @@
+"""StartApart in a fit: thresholds start apart once, and a run that has thresholds already keeps them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from esbnn_core import InputError, Start, save_checkpoint, start_apart_
+from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.start import StartApart
+from tasks.classification.data import ClassificationDataModule
+from tests.helpers.classification import make_module
+
+MakeData = Callable[..., ClassificationDataModule]
+MakeTrainer = Callable[..., L.Trainer]
+
+
+def still(**options: Any) -> Any:
+    """A module whose parameters no step moves."""
+    return make_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0), **options)
+
+
+def shifts(module: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.network.named_parameters() if name.endswith("sign.shift")}
+
+
+@pytest.mark.slow
+def test_it_starts_once_also_over_a_resume(tmp_path: Path, make_trainer: MakeTrainer, make_data: MakeData) -> None:
+    found = []
+    for seed, epochs, resumed in ((5, 1, None), (5, 2, "last.ckpt"), (6, 1, None)):
+        module = still()
+        before = shifts(module)
+        keep = ModelCheckpoint(dirpath=tmp_path / f"seed{seed}", save_last=True)
+        callbacks = [EpochSeed(0), StartApart(0.5, "drawn"), keep]
+        options = {"callbacks": callbacks, "enable_checkpointing": True, "limit_train_batches": 1, "limit_val_batches": 0}
+        trainer = make_trainer(max_epochs=epochs, **options)
+        L.seed_everything(seed, verbose=False)
+        path = None if resumed is None else str(tmp_path / f"seed{seed}" / resumed)
+        trainer.fit(module, make_data(), ckpt_path=path)
+        assert trainer.current_epoch == epochs
+        found.append({name: shift - before[name] for name, shift in shifts(module).items()})
+    first, again, other = found
+    for name, apart in first.items():
+        assert 0.2 < apart.std() < 0.9, name
+        assert torch.equal(again[name], apart), name
+        assert not torch.equal(other[name], apart), name
+
+
+def test_what_starts_from_a_file_keeps_its_thresholds(
+    tmp_path: Path, make_trainer: MakeTrainer, make_data: MakeData, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = still()
+    start_apart_(trained, Start(0.25, gains="alternate"))
+    save_checkpoint(trained.network, tmp_path / "trained.safetensors")
+    module = still(weights=str(tmp_path / "trained.safetensors"))
+    with caplog.at_level("INFO"):
+        make_trainer(max_steps=1, limit_val_batches=0, callbacks=[StartApart(0.5)]).fit(module, make_data())
+    assert "StartApart changes nothing: thresholds are those of" in caplog.text
+    for name, shift in shifts(trained).items():
+        assert torch.equal(shifts(module)[name], shift)
+
+
+def test_deviations_of_a_compiled_network_are_refused(make_trainer: MakeTrainer, make_data: MakeData) -> None:
+    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[StartApart(0.5, deviations=True)])
+    with pytest.raises(InputError, match="deviations of StartApart must be false with model.compile_backend"):
+        trainer.fit(still(compile_backend="eager"), make_data())
