@@ -109,7 +109,8 @@ def save_checkpoint(
     """Write the model's state_dict, latent or packed, with what rebuilds the network.
 
     Args:
-        model: from create_model, whose name and options are saved too, or any module, which reading then needs.
+        model: from create_model, whose name and options are saved too, or any module, which reading then needs. One
+            with an attribute `saved_options` has these written: what its tensors do not show.
         path: the file, replaced atomically.
         metric: e.g. {"top1": 87.5}.
         commit: default that of the source tree.
@@ -134,7 +135,7 @@ def save_checkpoint(
         "kind": "packed" if any(isinstance(m, PackedLayer) for m in model.modules()) else "latent",
         "weights": "real" if any(isinstance(b.quantizer, RealWeights) for _, b in binary_layers(model)) else "binary",
         "network": spec.name if spec else "",
-        "options": json.dumps(dict(spec.options) if spec else {}, sort_keys=True),
+        "options": json.dumps(dict(spec.options) if spec else saved_options(model) or {}, sort_keys=True),
         "input_size": json.dumps(spec.input_size if spec else None),
         "metric": json.dumps(dict(metric or {}), sort_keys=True),
         "commit": source_commit() if commit is None else commit,
@@ -142,6 +143,12 @@ def save_checkpoint(
     data = save(tensors, metadata={**metadata, "digest": _digest(tensors, metadata)})
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def saved_options(model: nn.Module) -> dict[str, Any] | None:
+    """What a network that is not of the catalogue wants a file to remember, None where it says nothing."""
+    found = getattr(model, "saved_options", None)
+    return None if found is None else dict(found)
 
 
 def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoint:

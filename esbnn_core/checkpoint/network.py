@@ -18,6 +18,7 @@ from esbnn_core.checkpoint.format import (
     load_state,
     read_checkpoint,
     save_checkpoint,
+    saved_options,
 )
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError
@@ -29,9 +30,7 @@ from esbnn_core.transforms.real_weights import real_weights_
 from esbnn_core.units.start import Start
 
 
-def create_model(
-    name: str, pretrained: bool | str = False, *, start: Start | None = None, **options: Any
-) -> nn.Module:
+def create_model(name: str, pretrained: bool | str = False, *, start: Start | None = None, **options: Any) -> nn.Module:
     """Build a network by name, or load a released one with its weights.
 
     A pretrained network is what its file holds: a file of this project is packed and gives a packed network, for
@@ -52,7 +51,8 @@ def create_model(
 
     Raises:
         InputError: an unknown name or option; a width that tau*groups does not divide; with `pretrained` no released
-            file or several, a start, one of another network or with other options, or one that cannot be fetched or read.
+            file or several, a start, one of another network or with other options, or one that cannot be fetched or
+            read.
     """
     if pretrained is False:
         return build_model(name, start, **options)
@@ -119,8 +119,8 @@ def build_network(
         device: where the network goes.
 
     Raises:
-        InputError: a file without a network name and no `model`, options that cannot be built, or what load_state
-            refuses; a given network is then as it was.
+        InputError: a file without a network name and no `model`, options that cannot be built or are not those that
+            the given network says of itself, or what load_state refuses; a given network is then as it was.
     """
     if model is None:
         # shapes are compared without memory first: the options of a damaged or hostile file may ask for any amount
@@ -130,6 +130,12 @@ def build_network(
         load_state(model, checkpoint.tensors, str(checkpoint.path))
         return model.to(device).eval()
     check_values(model)
+    wanted = saved_options(model)
+    if wanted is not None and model_spec(model) is None and wanted != checkpoint.options:
+        raise InputError(
+            f"checkpoint {checkpoint.path} must be of a network with the options {wanted or 'of its paper'}, got "
+            f"{checkpoint.options or 'those of its paper'}: build the network with the options of the file"
+        )
     if checkpoint.kind == "packed":
         # checked on a copy without data: a file that does not fit must not leave the caller's network packed
         layout = pack_layout_(copy.deepcopy(model).to("meta"))

@@ -37,9 +37,9 @@ class Start:
         deviations: whether s counts in standard deviations of the channel-wise input, each layer's own, which are
             measured on the first training batch.
         gains: factor of the weights of the norms behind the units. "alternate": unit l of those that have copies (in
-            the order of the modules, from 0) gives copy q of n the sign (-1)^popcount(q AND (l mod m)), m the power of two from n
-            on: over depth the copies become different signed sums. "drawn": signs that are drawn, but for each fourth
-            unit, from the first on. In a plain network both change nothing but the sign of a filter.
+            the order of the modules, from 0) gives copy q of n the sign (-1)^popcount(q AND (l mod m)), m the power of
+            two from n on: over depth the copies become different signed sums. "drawn": signs that are drawn, but for
+            each fourth unit, from the first on. In a plain network both change nothing but the sign of a filter.
         seed: of what is drawn.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from diffusers.training_utils import compute_snr
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,6 +61,8 @@ class SuperResolutionModule(TaskModule):
         sampler_options: of the sampler, besides the noise that the network is trained on.
         num_inference_steps: of test and predict.
         val_steps: of validation, default num_inference_steps.
+        min_snr: gamma of the weights of the loss (papers.md#min-snr), None for the paper's mean over all timesteps. The
+            published weights are for squares; the loss is of absolute errors and has their square roots.
         strength: of validation, test and predict, as SuperResolutionPipeline's; 1 is the paper's.
         sample_batch: images of one size that are sampled together.
         eval_seed: of the noise that evaluation starts from; the noise of an image depends on it and on its name.
@@ -93,6 +97,7 @@ class SuperResolutionModule(TaskModule):
         sampler_options: dict[str, Any] | None = None,
         num_inference_steps: int = 50,
         val_steps: int | None = None,
+        min_snr: float | None = None,
         strength: float = 1.0,
         sample_batch: int = 1,
         eval_seed: int = 10,
@@ -104,13 +109,16 @@ class SuperResolutionModule(TaskModule):
             scale=scale, num_inference_steps=num_inference_steps, val_steps=val_steps, sample_batch=sample_batch
         )
         self.network: Any = make_network({**(unet or {}), **(overrides or {})})
-        self.noise_schedule: Any = default_scheduler()
+        self.noise_schedule: Any = default_scheduler(self.network.target)
         total, trained = self.network.config.total_steps, self.noise_schedule.config.num_train_timesteps
         if total != trained:
             raise InputError(f"total_steps of model.unet must be the {trained} of training, got {total}: leave it out")
-        self.sampler = make_scheduler(sampler, sampler_options)
+        self.sampler = make_scheduler(sampler, sampler_options, self.network.target)
         for steps in (val_steps, num_inference_steps):
             check_sampling(steps, strength, trained)
+        if min_snr is not None and not 0 < min_snr < math.inf:
+            raise InputError(f"min_snr must be a finite number above 0, got {min_snr}: its paper has 5")
+        self.min_snr = min_snr
         self.begun = weights is not None
         if weights is not None:
             load_weights_(self.network, weights)
@@ -158,7 +166,7 @@ class SuperResolutionModule(TaskModule):
         return noise
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean absolute error of the predicted noise; stops the run at the first loss that is not finite."""
+        """Mean absolute error of the prediction; stops the run at the first loss that is not finite."""
         image, condition = batch["hr"], batch["condition"]
         number = len(image)
         # drawn on the CPU, whose generator EpochSeed seeds for every step: equal on every device
@@ -167,11 +175,26 @@ class SuperResolutionModule(TaskModule):
         shared = self.network.config.group_rule == "first"
         t = torch.randint(steps, (1 if shared else number,)).expand(number).to(image.device)
         noisy = self.noise_schedule.add_noise(image, noise, t)
-        loss = F.l1_loss(self(noisy, t, condition), noise)
+        errors = F.l1_loss(self(noisy, t, condition), self._target_of(image, noise, t), reduction="none")
+        loss = errors.mean() if self.min_snr is None else (self._weights_of(t) * errors.flatten(1).mean(1)).mean()
         check_finite(loss, self.global_step, self.network, (noisy, condition), lambda: self(noisy, t, condition))
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=number)
         self.log("train_loss_epoch", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=number)
         return loss
+
+    def _target_of(self, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict."""
+        kind = self.network.target.prediction_type
+        if kind == "v_prediction":
+            velocity: Tensor = self.noise_schedule.get_velocity(image, noise, t)
+            return velocity
+        return noise if kind == "epsilon" else image
+
+    def _weights_of(self, t: Tensor) -> Tensor:
+        """Square roots of min(SNR, min_snr), over what the error of the prediction is to that of the image; (N,)."""
+        snr = compute_snr(self.noise_schedule, t)
+        error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+        return (snr.clamp(max=self.min_snr) / error[self.network.target.prediction_type]).sqrt()
 
     def validation_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Lightning's hook."""
@@ -280,5 +303,10 @@ def load_weights_(network: BIDiffSRUNet, path: str) -> None:
     """Load a file of this project, latent or packed, or an official one, in place. Raises InputError."""
     if Path(path).suffix == ".safetensors":
         load_weights(path, network).train()
-    else:
-        load_official(network, path)
+        return
+    if network.saved_options:
+        raise InputError(
+            f"weights of a network that predicts {network.target.prediction_type} must be a .safetensors file of this "
+            f"project, got the official {path}, which predicts the noise"
+        )
+    load_official(network, path)

@@ -21,7 +21,7 @@ from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.checksums import check_sums, write_sums
 from tasks.super_resolution.pipeline_images import Images, Pixels, read_pipeline_images, to_pil
 from tasks.super_resolution.resize import cubic_upsample
-from tasks.super_resolution.schedulers import default_scheduler
+from tasks.super_resolution.schedulers import PAPER, check_target, default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 __all__ = ["SuperResolutionPipeline", "default_scheduler"]
@@ -37,7 +37,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
     Args:
         unet: latent, or packed by esbnn_core.pack_; a packed one is saved by esbnn_core.save_checkpoint only.
-        scheduler: default_scheduler() is the original's.
+        scheduler: default_scheduler(unet.target) is the original's.
     """
 
     model_cpu_offload_seq = "unet"
@@ -80,8 +80,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
             profile, which saving keeps, and its dpi.
 
         Raises:
-            InputError: something other than an image, an option out of its range, or a number of generators that is
-                not that of the images.
+            InputError: something other than an image, an option out of its range, a number of generators that is
+                not that of the images, or a scheduler that samples another prediction than the network's.
         """
         check_choice("output_type", output_type, get_args(Output))
         sources = read_pipeline_images(image)
@@ -119,8 +119,10 @@ class SuperResolutionPipeline(DiffusionPipeline):
             strength: as in __call__.
 
         Raises:
-            InputError: an option out of its range.
+            InputError: an option out of its range; a scheduler for another prediction.
         """
+        # a network of somebody else's that says nothing predicts the noise
+        check_target(self.scheduler, getattr(self.unet, "target", PAPER))
         check_counts(scale=scale, batch_size=batch_size)
         check_sampling(steps, strength, int(self.scheduler.config.num_train_timesteps))
         skipped = steps - int(steps * strength)

@@ -22,6 +22,7 @@ from esbnn_core.layers.widths import Expansion, tile
 from tasks.super_resolution.blocks import CPDown, CPUp, CSFusion, ResidualBlock, TimeCode
 from tasks.super_resolution.checksums import check_sums, write_sums
 from tasks.super_resolution.conv_variants import ConvStyle, CopyRule, Moment, RealPath, Variant
+from tasks.super_resolution.schedulers import PAPER, Prediction, Target
 
 GroupRule = Literal["sample", "first"]
 UNetOutput = UNet2DOutput
@@ -29,6 +30,8 @@ UNetOutput = UNet2DOutput
 
 class BIDiffSRUNet(ModelMixin, ConfigMixin):
     """Predicts the noise in an image, given the upscaled low resolution; the defaults are the official network.
+
+    With another prediction_type it predicts the image or a mixture of both.
 
     Levels of widths C = inner_channels * channel_mults at H, H/2, H/4, ...: `res_blocks` residual blocks a level on the
     way down, one more a level on the way up, each after a CS-Fusion, CP-Down and CP-Up between levels, attention in the
@@ -64,6 +67,9 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         copy_spread: > 0 starts the copies of every shift as a thermometer code
             (esbnn_core.layers.widths.thermometer_shift).
             Differs from the paper: there all copies start equal.
+        prediction_type: what it is trained to predict, see tasks.super_resolution.schedulers.Target. The forward does
+            not depend on it; training and every sampler do, and a file remembers it.
+        zero_terminal_snr: whether it is trained on betas that end in pure noise, likewise.
 
     Raises:
         InputError: an option of the wrong kind or out of range; widths that norm_groups or tau*groups do not divide.
@@ -93,8 +99,16 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         real_path: RealPath = "slice",
         copy_rule: CopyRule = "block",
         copy_spread: float = 0.0,
+        prediction_type: Prediction = "epsilon",
+        zero_terminal_snr: bool = False,
     ) -> None:
         super().__init__()
+        check_choice("prediction_type", prediction_type, get_args(Prediction))
+        if zero_terminal_snr and prediction_type == "epsilon":
+            raise InputError(
+                "prediction_type must be sample or v_prediction with zero_terminal_snr, got epsilon: the last step is "
+                "pure noise, which says nothing of the image"
+            )
         check_counts(in_channels=in_channels, out_channels=out_channels, inner_channels=inner_channels)
         check_counts(res_blocks=res_blocks, norm_groups=norm_groups)
         check_counts(total_steps=total_steps, timestep_groups=timestep_groups)
@@ -153,6 +167,16 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
         self.norm = nn.GroupNorm(norm_groups, inner_channels)
         self.head = nn.Conv2d(inner_channels, out_channels, 3, padding=1)
 
+    @property
+    def target(self) -> Target:
+        """What it is trained to predict."""
+        return Target(self.config.prediction_type, self.config.zero_terminal_snr)
+
+    @property
+    def saved_options(self) -> dict[str, Any]:
+        """What a checkpoint says of its training, besides the paper's: tensors alone do not show it."""
+        return {key: value for key, value in self.target._asdict().items() if value != PAPER._asdict()[key]}
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """As ModelMixin.from_pretrained, but strict: diffusers initialises tensors that are missing and continues.
@@ -200,7 +224,7 @@ class BIDiffSRUNet(ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, condition: Tensor, return_dict: bool = True
     ) -> UNetOutput | tuple[Tensor]:
-        """Predict the noise in `sample`.
+        """Predict the noise in `sample`, or what prediction_type says.
 
         Args:
             sample: noisy images (N, 3, H, W); H and W are multiples of 2^(levels - 1).

@@ -29,7 +29,9 @@ NAMES = {"resnet": "reactnet_resnet8", "vit": "binaryvit_micro", "bnext": "bnext
 
 def thresholds(model: nn.Module) -> dict[str, Tensor]:
     """Of every RSign, by name."""
-    return {name: -m.shift.detach() for name, m in model.named_modules() if isinstance(m, RSign) and m.shift is not None}
+    return {
+        name: -m.shift.detach() for name, m in model.named_modules() if isinstance(m, RSign) and m.shift is not None
+    }
 
 
 def quantiles(number: int, spread: float) -> Tensor:

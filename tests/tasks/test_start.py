@@ -37,7 +37,12 @@ def test_it_starts_once_also_over_a_resume(tmp_path: Path, make_trainer: MakeTra
         before = shifts(module)
         keep = ModelCheckpoint(dirpath=tmp_path / f"seed{seed}", save_last=True)
         callbacks = [EpochSeed(0), StartApart(0.5, "drawn"), keep]
-        options = {"callbacks": callbacks, "enable_checkpointing": True, "limit_train_batches": 1, "limit_val_batches": 0}
+        options = {
+            "callbacks": callbacks,
+            "enable_checkpointing": True,
+            "limit_train_batches": 1,
+            "limit_val_batches": 0,
+        }
         trainer = make_trainer(max_epochs=epochs, **options)
         L.seed_everything(seed, verbose=False)
         path = None if resumed is None else str(tmp_path / f"seed{seed}" / resumed)
@@ -67,5 +72,5 @@ def test_what_starts_from_a_file_keeps_its_thresholds(
 
 def test_deviations_of_a_compiled_network_are_refused(make_trainer: MakeTrainer, make_data: MakeData) -> None:
     trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[StartApart(0.5, deviations=True)])
-    with pytest.raises(InputError, match="deviations of StartApart must be false with model.compile_backend"):
+    with pytest.raises(InputError, match=r"deviations of StartApart must be false with model\.compile_backend"):
         trainer.fit(still(compile_backend="eager"), make_data())
