@@ -183,12 +183,7 @@ def _export_onnx(source: str, target: str, options: dict[str, Any]) -> None:
         options["classes"] = Path(options["classes"]).read_text(encoding="utf-8").splitlines()
     network = load_checkpoint(source)
     written = export_onnx(network if is_packed(network) else pack_(network), target, **options)
-    print(
-        f"{target}: {written.size:,} bytes, {'standard operators' if 'standard' in options else 'operators of esbnn'}"
-    )
-    for direction, values in (("in", written.inputs), ("out", written.outputs)):
-        for name, shape in values.items():
-            print(f"  {direction:3} {name} ({', '.join(map(str, shape))})")
+    print(written)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,21 @@ class Exported:
         size: of the file, bytes.
         inputs: for each input its name and shape, a name in it for a size that may change: ("batch", 3, 32, 32).
         outputs: likewise.
+        standard: whether its operators are all standard ones.
     """
 
     path: Path
     size: int
     inputs: Mapping[str, tuple[int | str, ...]]
     outputs: Mapping[str, tuple[int | str, ...]]
+    standard: bool = False
+
+    def __str__(self) -> str:
+        """The file and its size, then a line for each input and output."""
+        lines = [f"{self.path}: {self.size:,} bytes, {'standard operators' if self.standard else 'operators of esbnn'}"]
+        for direction, values in (("in", self.inputs), ("out", self.outputs)):
+            lines += [f"  {direction:3} {name} ({', '.join(map(str, shape))})" for name, shape in values.items()]
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -108,7 +117,7 @@ def export_onnx(
     written.producer_name, written.producer_version = "esbnn", __version__
     written.metadata_props.clear()
     written.metadata_props.update(metadata)
-    return _write(written, Path(path))
+    return _write(written, Path(path), standard)
 
 
 def _prepared(model: nn.Module) -> nn.Module:
@@ -241,12 +250,12 @@ def _drop_traces(model: Any) -> None:
             value.metadata_props.clear()
 
 
-def _write(model: Any, path: Path) -> Exported:
+def _write(model: Any, path: Path, standard: bool) -> Exported:
     from onnx_ir import serde
 
     data = seal(serde.serialize_model(model).SerializeToString())
     write_atomically(path, data)
-    return Exported(path, len(data), _shapes(model.graph.inputs), _shapes(model.graph.outputs))
+    return Exported(path, len(data), _shapes(model.graph.inputs), _shapes(model.graph.outputs), standard)
 
 
 def _shapes(values: Sequence[Any]) -> dict[str, tuple[int | str, ...]]:

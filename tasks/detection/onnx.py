@@ -1,5 +1,10 @@
-"""A packed single-stage detector as an ONNX file, up to the logits and boxes of its priors."""
+"""A packed single-stage detector as an ONNX file, up to the logits and boxes of its priors; from Python or by
 
+python -m tasks.detection.onnx OUT.onnx --config RECIPE --model.weights packed.safetensors [--size 300 300] [--standard]
+"""
+
+import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esbnn_core import pack_
 from esbnn_core.errors import InputError
+from esbnn_core.lit.cli import export_command
 from esbnn_core.onnx import Exported, export_onnx
+from esbnn_core.packed.layers import is_packed
+from tasks.detection.data import VOCDataModule
+from tasks.detection.module import DetectionModule
 
 
 class _Boxes(nn.Module):
@@ -72,3 +82,24 @@ def export_detector(
     return export_onnx(
         network, path, (example,), standard=standard, dynamic=((0,),), output_names=names, input_names=["images"]
     )
+
+
+def write(detector: Any, path: Path, options: Any) -> str:
+    """Write a latent or packed detector; returns what was written, in words."""
+    network = detector if is_packed(detector) else pack_(detector)
+    return str(export_detector(network, path, tuple(options.size), options.standard))
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command beside those of the task."""
+    parser.add_argument("--size", type=int, nargs=2, default=(300, 300), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--standard", action="store_true", help="standard ONNX operators alone, slower")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return export_command(DetectionModule, VOCDataModule, write, args, options=add_options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

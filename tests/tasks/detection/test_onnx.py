@@ -1,12 +1,14 @@
 """A packed detector as an ONNX file: the logits and boxes that its own prediction chooses from."""
 
+import re
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from esbnn_core import InputError, pack_
+from esbnn_core import InputError, pack_, save_checkpoint
 from tasks.detection.mmdet import api as mm
 from tests.helpers.detection.faster_rcnn import made
 from tests.helpers.detection.small_bidet import TINY_BIDET
@@ -16,14 +18,16 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from esbnn_core.onnx import operators_library, session
-from tasks.detection.onnx import export_detector
+from tasks.detection.onnx import export_detector, main
 
 SIDE = 64
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_predicted_boxes_are_among_those_of_the_file(tmp_path: Path) -> None:
+def test_the_predicted_boxes_are_among_those_of_the_commands_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     try:
         operators_library()
     except InputError as error:
@@ -33,13 +37,18 @@ def test_the_predicted_boxes_are_among_those_of_the_file(tmp_path: Path) -> None
     x = 40 * torch.randn(3, 3, SIDE, SIDE, generator=generator)
     model = mm.build(mm.load_config(TINY_BIDET).to_dict()["model"])
     detector = pack_(warmed(model, x))
+    path, weights = tmp_path / "net.onnx", tmp_path / "packed.safetensors"
+    save_checkpoint(detector, weights)
+    monkeypatch.setattr(sys, "argv", ["onnx"])  # LightningCLI warns of arguments beside those of the process
+    words = [str(path), "--model.model", TINY_BIDET, "--model.weights", str(weights)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter
-        written = export_detector(detector, tmp_path / "net.onnx", (SIDE, SIDE))
-    priors = written.outputs["boxes"][1]
-    assert written.inputs == {"images": ("batch", 3, SIDE, SIDE)}
-    assert written.outputs == {"logits": ("batch", priors, 21), "boxes": ("batch", priors, 4)}
-    runs = session(written.path, 1)
+        assert main([*words, "--size", str(SIDE), str(SIDE)]) == 0
+    images, logits, boxes = capsys.readouterr().out.splitlines()[-3:]
+    assert images == f"  in  images (batch, 3, {SIDE}, {SIDE})"
+    priors = re.sub(r"  out boxes \(batch, (\d+), 4\)", r"\1", boxes)
+    assert priors.isdigit() and logits == f"  out logits (batch, {priors}, 21)"
+    runs = session(path, 1)
     for batch in (x, x[1:2]):
         logits, boxes = (torch.from_numpy(array) for array in runs.run(None, {"images": batch.numpy()}))
         assert len(logits) == len(batch) and boxes.min() >= 0 and boxes.max() <= SIDE

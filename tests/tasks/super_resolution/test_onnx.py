@@ -1,35 +1,47 @@
 """A packed UNet as an ONNX file: its noise at any batch, size and timestep."""
 
+import json
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from esbnn_core import InputError, pack_
-from tests.helpers.super_resolution.unet import small
+from esbnn_core import InputError, pack_, save_checkpoint
+from tests.helpers.super_resolution.unet import SMALL, small
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from esbnn_core.onnx import operators_library, session
-from tasks.super_resolution.onnx import export_unet
+from tasks.super_resolution.onnx import main
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_noise_is_the_packed_networks(tmp_path: Path) -> None:
+def test_the_noise_of_the_commands_file_is_the_packed_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     try:
         operators_library()
     except InputError as error:
         pytest.skip(str(error))
     unet = pack_(small(tau=2, channel_mults=(1, 2)).float())
+    path, weights = tmp_path / "net.onnx", tmp_path / "packed.safetensors"
+    save_checkpoint(unet, weights)
+    options = json.dumps({**SMALL, "tau": 2, "channel_mults": [1, 2]})
+    monkeypatch.setattr(sys, "argv", ["onnx"])  # LightningCLI warns of arguments beside those of the process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter
-        written = export_unet(unet, tmp_path / "net.onnx")
-    maps = ("batch", 3, "height", "width")
-    assert written.inputs == {"sample": maps, "timestep": (1,), "condition": maps}
-    runs = session(written.path, 1)
+        assert main([str(path), "--model.unet", options, "--model.weights", str(weights)]) == 0
+    maps = "(batch, 3, height, width)"
+    inputs = [f"  in  sample {maps}", "  in  timestep (1)", f"  in  condition {maps}"]
+    *told, noise_told = capsys.readouterr().out.splitlines()[-4:]
+    assert told == inputs and noise_told.startswith("  out noise (batch, 3, ")
+    assert main([str(path), "--model.unet", options]) == 2
+    assert "there are no trained weights to export" in capsys.readouterr().err
+    runs = session(path, 1)
 
     def noise(sample: torch.Tensor, timestep: float, condition: torch.Tensor) -> torch.Tensor:
         feed = {"sample": sample.numpy(), "timestep": torch.tensor([timestep]).numpy(), "condition": condition.numpy()}
