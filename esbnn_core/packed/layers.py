@@ -207,14 +207,17 @@ class PackedConv2d(PackedConvolution):
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.
         """
+        own = self._buffers  # each would be searched for by name at every call
         if bits is None:
-            source, shift = x, self.shift if shift is None else shift
+            source, shift = x, own["shift"] if shift is None else shift
         else:
             source, shift = bits, None
         sign_shift, sign_groups = (None, 0) if following is None else (following.shift, following.geometry.groups)
-        bias = self.bias if bias is None else bias
-        epilogue = Epilogue(self.scale, bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
-        y, handed = kernels.binary_conv2d(source, self.weight_bits, self.geometry, epilogue, shift, self.lanes)
+        bias = own["bias"] if bias is None else bias
+        epilogue = Epilogue(own["scale"], bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
+        weight = own["weight_bits"]
+        assert weight is not None
+        y, handed = kernels.binary_conv2d(source, weight, self.geometry, epilogue, shift, own["lanes"])
         return _laid_out_as(x, y), handed
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class PackedUnit(PackedConv2d):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve` takes them."""
         residual = None if self.shortcut is None else self.shortcut(x)
-        y, handed = self.convolve(x, bits, self.prelu, residual, self.rprelu, following)
+        y, handed = self.convolve(x, bits, self._buffers["prelu"], residual, self._buffers["rprelu"], following)
         return self.act(y) if following is None else (y, handed)
 
 
