@@ -52,7 +52,10 @@ class PackedUnit(PackedConv2d):
 
     def hands_to(self, following: nn.Module | None) -> bool:
         """Whether this unit can pack the signs of its output for `following`."""
-        fits = isinstance(following, PackedUnit) and following.geometry.channels == len(self.scale)
+        fits = (
+            isinstance(following, PackedUnit)
+            and following.geometry.channels == self.geometry.copies * self.weight_shape[0]
+        )
         return fits and isinstance(self.act, nn.Identity)
 
     def forward(  # type: ignore[override]

@@ -47,3 +47,15 @@ API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64
 // Runs the innermost loop of a path alone, on data that stays in the first cache; returns the +-1 products that it
 // made, 0 for a path without such a loop.
 API int64_t esbnn_spin(int path, int64_t words, int64_t times);
+
+// Real float32 maps with their channels last; shape: images, in h, w, channels, out h, w, kernel h, w, stride h, w,
+// padding h, w, filters. Weights and bias as in real_kernels.h, the taps in the order (kernel h, kernel w, channels).
+// 0, or 1 where memory is short.
+API int esbnn_real_conv(int path, const int64_t *shape, const float *x, const float *weights, const float *bias,
+                        float *y, int threads);
+API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y, int threads);
+
+// A convolution and the max-pooling of its output; scale and offset (copies * filters), or null for one plain copy.
+API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t *pool_shape, const float *x,
+                             const float *weights, const float *bias, int64_t copies, const float *scale,
+                             const float *offset, float *y, int threads);

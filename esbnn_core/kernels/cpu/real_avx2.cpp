@@ -1,0 +1,4 @@
+#define ISA real_avx2_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_avx2 = {esbnn::ISA::conv, esbnn::ISA::pool};

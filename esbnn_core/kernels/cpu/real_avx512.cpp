@@ -1,0 +1,4 @@
+#define ISA real_avx512_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_avx512 = {esbnn::ISA::conv, esbnn::ISA::pool};

@@ -1,0 +1,4 @@
+#define ISA real_neon_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_neon = {esbnn::ISA::conv, esbnn::ISA::pool};

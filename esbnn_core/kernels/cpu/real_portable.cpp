@@ -1,0 +1,4 @@
+#define ISA real_portable_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_portable = {esbnn::ISA::conv, esbnn::ISA::pool};
