@@ -59,3 +59,13 @@ API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y
 API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t *pool_shape, const float *x,
                              const float *weights, const float *bias, int64_t copies, const float *scale,
                              const float *offset, float *y, int threads);
+
+// Steps after a layer: x, scale, bias, slope, gate (images, channels), factor and residual (maps), null for those that are
+// left out (real_kernels.h); and the mean of each channel (images, channels).
+API void esbnn_tail(int path, int64_t images, int64_t pixels, int64_t channels, int64_t copies, const float *const *given,
+                    float *y, int64_t shares, esbnn_run run, void *pool);
+API void esbnn_means(int path, int64_t images, int64_t pixels, int64_t channels, const float *x, float *y, esbnn_run run,
+                     void *pool);
+
+// Means over windows without the padding; shape as esbnn_max_pool.
+API void esbnn_average_pool(int path, const int64_t *shape, const float *x, float *y, esbnn_run run, void *pool);

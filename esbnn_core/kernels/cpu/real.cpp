@@ -159,3 +159,43 @@ API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t 
   });
   return failed;
 }
+
+// In shares of a few pixels, for `run` as in esbnn_conv_in.
+API void esbnn_tail(int path, int64_t images, int64_t pixels, int64_t channels, int64_t copies, const float *const *given,
+                    float *y, int64_t shares, esbnn_run run, void *pool) {
+  const RealKernels &kernels = kernels_of(path);
+  const RealTail c{channels, copies, given[1], given[2], given[3]};
+  const int64_t all = channels * copies;
+  spread({1, run, pool}, images * shares, [&](int64_t i) {
+    const int64_t n = i / shares, from = i % shares * pixels / shares, to = (i % shares + 1) * pixels / shares;
+    const int64_t first = n * pixels + from;
+    const auto map = [&](const float *of) { return of ? of + first * all : nullptr; };
+    kernels.tail(c, given[0] + first * channels, given[4] ? given[4] + n * all : nullptr, map(given[5]), map(given[6]),
+                 to - from, y + first * all);
+  });
+}
+
+API void esbnn_average_pool(int path, const int64_t *shape, const float *x, float *y, esbnn_run run, void *pool) {
+  const Sizes &s = sizes_of(shape);
+  const RealPool c = pool_of(s, 1, nullptr, nullptr);
+  const auto average = kernels_of(path).average;
+  spread({1, run, pool}, s.images * s.out_h, [&](int64_t i) {
+    const float *image = x + i / s.out_h * s.in_h * s.in_w * s.channels;
+    average(c, image, i % s.out_h, y + i * s.out_w * s.channels);
+  });
+}
+
+// The sums of a few pixels at a time are float32, their sum is float64.
+API void esbnn_means(int path, int64_t images, int64_t pixels, int64_t channels, const float *x, float *y, esbnn_run run,
+                     void *pool) {
+  const RealKernels &kernels = kernels_of(path);
+  spread({1, run, pool}, images, [&](int64_t n) {
+    std::vector<float> part(channels);
+    std::vector<double> total(channels);
+    for (int64_t from = 0; from < pixels; from += 64) {
+      kernels.sum(x + (n * pixels + from) * channels, std::min<int64_t>(64, pixels - from), channels, part.data());
+      for (int64_t c = 0; c < channels; c++) total[c] += double(part[c]);
+    }
+    for (int64_t c = 0; c < channels; c++) y[n * channels + c] = float(total[c] / double(pixels));
+  });
+}

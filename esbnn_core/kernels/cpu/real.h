@@ -2,6 +2,8 @@
 // ISA and includes this. Products may be fused with the addition, so sums depend on the instruction set in their last
 // bits; a maximum does not.
 #pragma once
+#include <algorithm>
+
 #include "half.h"
 #include "real_kernels.h"
 
@@ -111,6 +113,60 @@ static void pool(const RealPool &c, const float *x, int64_t base, int64_t out_ro
       most<together>(c, at, rows, pixels, channel, LANES, y);
     for (; channel < c.channels; channel += LANES)
       most<1>(c, at, rows, pixels, channel, c.channels - channel < LANES ? int(c.channels - channel) : LANES, y);
+  }
+}
+
+// One row of means over windows, of the pixels of the image alone.
+static void average(const RealPool &c, const float *x, int64_t out_row, float *y) {
+  const int64_t top = out_row * c.stride_h - c.pad_h, from_h = top < 0 ? 0 : top;
+  const int64_t to_h = top + c.kernel_h < c.in_h ? top + c.kernel_h : c.in_h;
+  for (int64_t column = 0; column < c.out_w; column++, y += c.channels) {
+    const int64_t left = column * c.stride_w - c.pad_w, from_w = left < 0 ? 0 : left;
+    const int64_t to_w = left + c.kernel_w < c.in_w ? left + c.kernel_w : c.in_w;
+    const float count = float((to_h - from_h) * (to_w - from_w));
+    for (int64_t channel = 0; channel < c.channels; channel += LANES) {
+      const int lanes = c.channels - channel < LANES ? int(c.channels - channel) : LANES;
+      Floats total{};
+      for (int64_t row = from_h; row < to_h; row++)
+        for (int64_t place = from_w; place < to_w; place++)
+          total = total + load(x, (row * c.in_w + place) * c.channels + channel, FLOAT32, lanes);
+      for (int i = 0; i < PARTS; i++) total.of[i] = total.of[i] / count;
+      store(y, channel, FLOAT32, lanes, total);
+    }
+  }
+}
+
+static void tail(const RealTail &c, const float *x, const float *gate, const float *factor, const float *residual,
+                 int64_t pixels, float *y) {
+  const int64_t all = c.copies * c.channels;
+  for (int64_t pixel = 0; pixel < pixels; pixel++, x += c.channels)
+    for (int64_t copy = 0; copy < c.copies; copy++)
+      for (int64_t channel = 0; channel < c.channels; channel += LANES) {
+        const int lanes = c.channels - channel < LANES ? int(c.channels - channel) : LANES;
+        const int64_t j = copy * c.channels + channel, at = pixel * all + j;
+        const auto of = [&](const float *from, int64_t place) { return load(from, place, FLOAT32, lanes); };
+        Floats v = of(x, channel);
+        if (gate) v = v * of(gate, j);
+        if (factor) v = v * of(factor, at);
+        if (c.scale) v = v * of(c.scale, j) + of(c.bias, j);
+        if (c.slope) v = positive_or(v, v * of(c.slope, j));
+        if (residual) v = v + of(residual, at);
+        store(y, at, FLOAT32, lanes, v);
+      }
+}
+
+// Up to four blocks of channels at once, so that additions do not wait for each other.
+static void sum(const float *x, int64_t pixels, int64_t channels, float *to) {
+  for (int64_t first = 0; first < channels; first += 4 * LANES) {
+    Floats total[4]{};
+    const int64_t blocks = (std::min<int64_t>(channels - first, 4 * LANES) + LANES - 1) / LANES;
+    const int left = int(std::min<int64_t>(channels - first - (blocks - 1) * LANES, LANES));
+    for (int64_t pixel = 0; pixel < pixels; pixel++)
+      for (int64_t b = 0; b < blocks; b++) {
+        const int lanes = b == blocks - 1 ? left : LANES;
+        total[b] = total[b] + load(x, pixel * channels + first + b * LANES, FLOAT32, lanes);
+      }
+    for (int64_t b = 0; b < blocks; b++) store(to, first + b * LANES, FLOAT32, b == blocks - 1 ? left : LANES, total[b]);
   }
 }
 

@@ -20,9 +20,20 @@ struct RealPool {
   const float *scale, *offset; // (copies, channels)
 };
 
+// What follows a layer, each step null where it is left out: y[j] = x[j mod channels] * gate[j] * factor[j], then
+// * scale[j] + bias[j], then PReLU, then + residual[j]. Maps have copies * channels channels, vectors as many numbers.
+struct RealTail {
+  int64_t channels, copies;
+  const float *scale, *bias, *slope;
+};
+
 struct RealKernels {
   void (*conv)(const RealConv &, const float *x, int64_t line_step, int64_t lines, int64_t pixels, float *y);
   void (*pool)(const RealPool &, const float *x, int64_t base, int64_t out_row, float *y);
+  void (*average)(const RealPool &, const float *x, int64_t out_row, float *y);
+  void (*tail)(const RealTail &, const float *x, const float *gate, const float *factor, const float *residual,
+               int64_t pixels, float *y);
+  void (*sum)(const float *x, int64_t pixels, int64_t channels, float *to); // of each channel
 };
 
 extern const RealKernels real_portable;
