@@ -207,6 +207,22 @@ class PackedConv2d(PackedConvolution):
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.
         """
+        call = self.call(x, bits, prelu, residual, rprelu, following, shift, bias)
+        y, handed = kernels.binary_conv2d(*call)
+        return _laid_out_as(x, y), handed
+
+    def call(
+        self,
+        x: Tensor,
+        bits: Tensor | None,
+        prelu: Tensor | None,
+        residual: Tensor | None,
+        rprelu: Tensor | None,
+        following: PackedLayer | None,
+        shift: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> kernels.ConvCall:
+        """What `convolve` asks of the operator, from the same arguments."""
         own = self._buffers  # each would be searched for by name at every call
         if bits is None:
             source, shift = x, own["shift"] if shift is None else shift
@@ -217,8 +233,7 @@ class PackedConv2d(PackedConvolution):
         epilogue = Epilogue(own["scale"], bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
         weight = own["weight_bits"]
         assert weight is not None
-        y, handed = kernels.binary_conv2d(source, weight, self.geometry, epilogue, shift, own["lanes"])
-        return _laid_out_as(x, y), handed
+        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, own["lanes"])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]

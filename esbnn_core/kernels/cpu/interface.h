@@ -39,6 +39,9 @@ API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t f
 API int esbnn_conv(int path, const int64_t *shape, void *const *pointers);
 API int esbnn_conv_in(int path, const int64_t *shape, void *const *pointers, esbnn_run run, void *pool);
 
+// `count` calls of esbnn_conv, one after the other; their arguments side by side.
+API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers);
+
 // Images of `pixels` pixels each; steps in values.
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
                     int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,

@@ -157,6 +157,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     handle.esbnn_spin.restype = ctypes.c_int64
     handle.esbnn_spin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    handle.esbnn_conv_row.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
