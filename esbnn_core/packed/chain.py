@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.row import Row
 from esbnn_core.packed.units import PackedUnit
 
 
@@ -16,10 +18,17 @@ class PackedChain(nn.Sequential):
     the next. Any other module between two units runs as usual, and the unit after it packs its own input.
     """
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.row = Row()
+
     def forward(  # type: ignore[override]
         self, x: Tensor, bits: Tensor | None = None, following: PackedLayer | None = None
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """The output alone, or with `following` the output and its signs packed for that unit, None where not known."""
+        done = self.row.run(self, x, bits, following)
+        if done is not None:
+            return done if following is not None else done[0]
         children = list(self)
         handed: Tensor | None = bits
         for index, child in enumerate(children):

@@ -207,15 +207,33 @@ class PackedConv2d(PackedConvolution):
         Returns:
             y in x's memory format, and its signs packed for `following`, empty without one.
         """
+        call = self.call(x, bits, prelu, residual, rprelu, following, shift, bias)
+        y, handed = kernels.binary_conv2d(*call)
+        return _laid_out_as(x, y), handed
+
+    def call(
+        self,
+        x: Tensor,
+        bits: Tensor | None,
+        prelu: Tensor | None,
+        residual: Tensor | None,
+        rprelu: Tensor | None,
+        following: PackedLayer | None,
+        shift: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> kernels.ConvCall:
+        """What `convolve` asks of the operator, from the same arguments."""
+        own = self._buffers  # each would be searched for by name at every call
         if bits is None:
-            source, shift = x, self.shift if shift is None else shift
+            source, shift = x, own["shift"] if shift is None else shift
         else:
             source, shift = bits, None
         sign_shift, sign_groups = (None, 0) if following is None else (following.shift, following.geometry.groups)
-        bias = self.bias if bias is None else bias
-        epilogue = Epilogue(self.scale, bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
-        y, handed = kernels.binary_conv2d(source, self.weight_bits, self.geometry, epilogue, shift, self.lanes)
-        return _laid_out_as(x, y), handed
+        bias = own["bias"] if bias is None else bias
+        epilogue = Epilogue(own["scale"], bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
+        weight = own["weight_bits"]
+        assert weight is not None
+        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, own["lanes"])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]

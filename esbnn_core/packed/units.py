@@ -52,7 +52,10 @@ class PackedUnit(PackedConv2d):
 
     def hands_to(self, following: nn.Module | None) -> bool:
         """Whether this unit can pack the signs of its output for `following`."""
-        fits = isinstance(following, PackedUnit) and following.geometry.channels == len(self.scale)
+        fits = (
+            isinstance(following, PackedUnit)
+            and following.geometry.channels == self.geometry.copies * self.weight_shape[0]
+        )
         return fits and isinstance(self.act, nn.Identity)
 
     def forward(  # type: ignore[override]
@@ -60,7 +63,7 @@ class PackedUnit(PackedConv2d):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """y alone, or with `following` y and its signs packed for that unit; arguments as `convolve` takes them."""
         residual = None if self.shortcut is None else self.shortcut(x)
-        y, handed = self.convolve(x, bits, self.prelu, residual, self.rprelu, following)
+        y, handed = self.convolve(x, bits, self._buffers["prelu"], residual, self._buffers["rprelu"], following)
         return self.act(y) if following is None else (y, handed)
 
 

@@ -7,27 +7,33 @@ from esbnn_core.errors import InputError
 from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.chain import chained
 from esbnn_core.packed.match import packed_like
-from esbnn_core.transforms.replace import check_no_hooks, replace_modules
+from esbnn_core.packed.real import PackedMaxPool2d
+from esbnn_core.transforms.fold_real import fold_real_
+from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
 from esbnn_core.units.conv import BinaryUnit
 
 
-def pack_(model: nn.Module) -> nn.Module:
+def pack_(model: nn.Module, *, fold_real: bool = False) -> nn.Module:
     """Swap every binary unit, convolution and linear layer for its packed module, in place, and set eval mode.
 
     In evaluation the packed network computes the numbers of the latent one, bit for bit on a CPU. Units in a row in an
     nn.Sequential pass packed signs on (esbnn_core.packed.chain). `.bfloat16()` of the packed network narrows its
     real-valued layers and the tensors between the units; the sums stay exact. Modules with parts for training alone (a
-    method drop_training_parts_, as latent_resnet18 has) lose them.
+    method drop_training_parts_, as latent_resnet18 has) lose them. Max-pooling runs on our own kernel, with the same
+    numbers.
 
     Args:
         model: a latent network, unit or layer.
+        fold_real: also call fold_real_, which makes the network faster and rounds its real layers differently: it is
+            then no longer the latent one bit for bit.
 
     Returns:
         The same model without latent weights; for a bare binary layer or unit its packed module.
 
     Raises:
         InputError: no binary layer; a layer with a hook, or whose weights are not in sign mode, not finite or on the
-            meta device (named). The model is then unchanged.
+            meta device (named). The model is then unchanged. With fold_real also what fold_real_ refuses; the model is
+            then packed.
     """
     filled: dict[nn.Module, nn.Module] = {}
     covered: set[nn.Module] = set()
@@ -46,7 +52,8 @@ def pack_(model: nn.Module) -> nn.Module:
     drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: filled.get(module)):
         pass
-    return _chain(filled.get(model, model)).eval()
+    made = _finish(filled.get(model, model))
+    return fold_real_(made) if fold_real else made
 
 
 def _check_can_be_packed(name: str, module: nn.Module) -> None:
@@ -60,11 +67,17 @@ def _check_can_be_packed(name: str, module: nn.Module) -> None:
             )
 
 
-def _chain(model: nn.Module) -> nn.Module:
-    """Let consecutive packed units pass their signs on; names and tensors stay as they are."""
-    for _ in replace_modules(model, lambda _, module: chained(module)):
-        pass
-    return chained(model) or model
+def _finish(model: nn.Module) -> nn.Module:
+    """Let consecutive packed units pass their signs on, and pools run on our kernel; names and tensors stay."""
+    for replace in (chained, _pooled):
+        for _ in replace_modules(model, lambda _, module, replace=replace: replace(module)):  # type: ignore[misc]
+            pass
+    return (chained(model) or model).eval()
+
+
+def _pooled(module: nn.Module) -> nn.Module | None:
+    """Our pooling for torch's, None for other modules and for one with a hook, which would be lost."""
+    return None if has_hooks(module) else PackedMaxPool2d.of(module)
 
 
 def pack_layout_(model: nn.Module) -> nn.Module:
@@ -75,4 +88,4 @@ def pack_layout_(model: nn.Module) -> nn.Module:
     drop_training_parts_(model)
     for _ in replace_modules(model, lambda _, module: packed_like(module)):
         pass
-    return _chain(model).eval()
+    return _finish(model)

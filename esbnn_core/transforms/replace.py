@@ -41,6 +41,11 @@ def replace_modules(
     yield from walk(model, "")
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module itself has a hook of any kind."""
+    return any(getattr(module, kind) for kind in _HOOKS)
+
+
 def check_no_hooks(verb: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
     """Raise InputError for the first module with a hook, which would be dropped with it and may change its output.
 

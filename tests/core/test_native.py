@@ -224,11 +224,11 @@ def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     if library.compiler() is None:
         pytest.skip("no C++ compiler here")
-    # the path that every machine has, so that each compiles two small files
+    # the path that every machine has, so that each compiles a few small files
     code = (
         "from esbnn_core.kernels import cpu; from esbnn_core.kernels.cpu import library as l;"
-        "two = 'portable', 'driver';"
-        "l.units = lambda: [(l.SOURCES / f'{name}.cpp', [*l.FLAGS, '-O0']) for name in two];"
+        "names = 'portable', 'driver', 'real', 'real_portable';"
+        "l.units = lambda: [(l.SOURCES / f'{name}.cpp', [*l.FLAGS, '-O0']) for name in names];"
         "print(cpu.choose()[1].serving)"
     )
     both = [

@@ -130,11 +130,15 @@ def test_the_program_in_cpp_prints_the_networks_class(objects: list[Path], tmp_p
 def test_each_machine_compiles_the_paths_that_it_has(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units(machine)}
-    assert list(flags)[:3] == ["portable", "driver", "ort_operators"]
-    own = {"aarch64": {"neon"}, "arm64": {"neon"}, "x86_64": set(library.X86), "riscv64": set()}[machine]
-    assert set(flags) == {"portable", "driver", "ort_operators", *own}
+    everywhere = ["portable", "driver", "ort_operators", "real", "real_portable"]
+    assert list(flags)[:5] == everywhere
+    arm = {"neon", "real_neon"}
+    own = {"aarch64": arm, "arm64": arm, "x86_64": set(library.X86), "riscv64": set()}[machine]
+    assert set(flags) == {*everywhere, *own}
     for name, more in flags.items():
         assert (name in own) == any(flag.startswith("-m") for flag in more)
-        assert "-ffp-contract=off" in more  # Arm compilers join a product and a sum without it
+        # Arm compilers join a product and a sum without it
+        contract = [flag for flag in more if flag.startswith("-ffp-contract=")][-1]
+        assert contract == f"-ffp-contract={'fast' if name.startswith('real_') and name in own else 'off'}"
     if machine == platform.machine():
         assert library.units() == library.units(machine)

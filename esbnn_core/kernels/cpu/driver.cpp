@@ -9,6 +9,7 @@
 #include "conv.h"
 #include "interface.h"
 #include "scratch.h"
+#include "workers.h"
 
 namespace {
 
@@ -58,24 +59,6 @@ bool serves(const Kernels *k) {
 thread_local Scratch scratch; // the padded activations
 
 int64_t even(int64_t words) { return words + words % 2; }
-
-// Who does the shares of a call: `threads` of OpenMP, or a caller's own pool, which `run` hands them to.
-struct Workers {
-  int threads;
-  esbnn_run run = nullptr;
-  void *pool = nullptr;
-};
-
-// Calls share(i) for every i below `count`.
-template <typename Share> void spread(const Workers &workers, int64_t count, const Share &share) {
-  if (workers.run) {
-    const auto call = [](void *of, size_t i) { (*static_cast<const Share *>(of))(int64_t(i)); };
-    workers.run(workers.pool, call, size_t(count), const_cast<Share *>(&share));
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(workers.threads) if (workers.threads > 1)
-  for (int64_t i = 0; i < count; i++) share(i);
-}
 
 // Calls line(n, y, to) for every row of the images inside the ring; `to` is the place of its first pixel, set to 0.
 template <typename Line> void ringed(uint32_t *to, const Conv &c, const Workers &workers, const Line &line) {
@@ -258,6 +241,13 @@ API int esbnn_conv_in(int path, const int64_t *s, void *const *p, esbnn_run run,
 }
 
 API int esbnn_conv(int path, const int64_t *s, void *const *p) { return esbnn_conv_in(path, s, p, nullptr, nullptr); }
+
+API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers) {
+  int failed = 0;
+  for (int i = 0; i < count && !failed; i++)
+    failed = esbnn_conv(path, shapes + i * SHAPE_LENGTH, pointers + i * POINTER_LENGTH);
+  return failed;
+}
 
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
                     int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,

@@ -39,6 +39,9 @@ API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t f
 API int esbnn_conv(int path, const int64_t *shape, void *const *pointers);
 API int esbnn_conv_in(int path, const int64_t *shape, void *const *pointers, esbnn_run run, void *pool);
 
+// `count` calls of esbnn_conv, one after the other; their arguments side by side.
+API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers);
+
 // Images of `pixels` pixels each; steps in values.
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
                     int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,
@@ -47,3 +50,25 @@ API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64
 // Runs the innermost loop of a path alone, on data that stays in the first cache; returns the +-1 products that it
 // made, 0 for a path without such a loop.
 API int64_t esbnn_spin(int path, int64_t words, int64_t times);
+
+// Real float32 maps with their channels last; shape: images, in h, w, channels, out h, w, kernel h, w, stride h, w,
+// padding h, w, filters. Weights and bias as in real_kernels.h, the taps in the order (kernel h, kernel w, channels).
+// 0, or 1 where memory is short.
+API int esbnn_real_conv(int path, const int64_t *shape, const float *x, const float *weights, const float *bias,
+                        float *y, int threads);
+API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y, int threads);
+
+// A convolution and the max-pooling of its output; scale and offset (copies * filters), or null for one plain copy.
+API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t *pool_shape, const float *x,
+                             const float *weights, const float *bias, int64_t copies, const float *scale,
+                             const float *offset, float *y, int threads);
+
+// Steps after a layer: x, scale, bias, slope, gate (images, channels), factor and residual (maps), null for those that are
+// left out (real_kernels.h); and the mean of each channel (images, channels).
+API void esbnn_tail(int path, int64_t images, int64_t pixels, int64_t channels, int64_t copies, const float *const *given,
+                    float *y, int64_t shares, esbnn_run run, void *pool);
+API void esbnn_means(int path, int64_t images, int64_t pixels, int64_t channels, const float *x, float *y, esbnn_run run,
+                     void *pool);
+
+// Means over windows without the padding; shape as esbnn_max_pool.
+API void esbnn_average_pool(int path, const int64_t *shape, const float *x, float *y, esbnn_run run, void *pool);

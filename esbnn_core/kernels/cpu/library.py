@@ -28,8 +28,12 @@ SOURCES = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
 AMX = ["-mamx-tile", "-mamx-int8"]
-X86 = {"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]}
-ARM = {"neon": ["-march=armv8-a"]}
+FUSED = "-ffp-contract=fast"
+X86 = {
+    **{"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]},
+    **{"real_avx512": [*AVX512, FUSED], "real_avx2": ["-mavx2", "-mfma", FUSED]},
+}
+ARM = {"neon": ["-march=armv8-a"], "real_neon": ["-march=armv8-a", FUSED]}
 MORE_FLAGS = "ESBNN_CXXFLAGS"
 """Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
 
@@ -66,7 +70,7 @@ def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
     elif machine in ("aarch64", "arm64"):
         define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = ["portable", "driver", "ort_operators", *own]
+    names = ["portable", "driver", "ort_operators", "real", "real_portable", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 
@@ -153,9 +157,13 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     handle.esbnn_spin.restype = ctypes.c_int64
     handle.esbnn_spin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    handle.esbnn_conv_row.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
+    handle.esbnn_real_conv.argtypes = [number, *[pointer] * 5, number]
+    handle.esbnn_real_conv_pool.argtypes = [number, *[pointer] * 5, ctypes.c_int64, *[pointer] * 3, number]
+    handle.esbnn_max_pool.argtypes = [number, *[pointer] * 3, number]
     threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(compiler())}"
     return handle, f"{reason}{threads}"
 

@@ -6,30 +6,11 @@
 #include <thread>
 #include <vector>
 
-#include "interface.h"
-#include "ort_node.h"
+#include "ort_real.h"
 
 namespace {
 
 using namespace esbnn;
-
-// The kernels' path: the best that this processor has, or the one that ESBNN_BACKEND names.
-int choose_path() {
-  const char *wanted = std::getenv("ESBNN_BACKEND");
-  std::string usable;
-  const char *name;
-  for (int i = 0, here; (name = esbnn_path(i, &here)); i++) {
-    if (here && (!wanted || !*wanted || std::string(name) == wanted)) return i;
-    if (here) usable += (usable.empty() ? "" : ", ") + std::string(name);
-  }
-  throw Refusal{"ESBNN_BACKEND must be one of " + usable + " in ONNX Runtime on this machine, got " + wanted};
-}
-
-// Threads that `work` steps of the inner loop are worth, each of 32 products; the runtime gives as many as it has.
-int64_t worth(int64_t work) {
-  static const int64_t most = std::max(1u, std::thread::hardware_concurrency());
-  return std::max<int64_t>(1, std::min(most, work >> 18));
-}
 
 int64_t words_of(int64_t channels) { return (channels + 31) / 32; }
 
@@ -181,6 +162,9 @@ struct PackSign {
 struct Domain {
   Operator<BinaryConv2d> convolution;
   Operator<PackSign> sign;
+  Operator<Tail> tail;
+  Operator<Means> means;
+  Operator<AveragePool> average;
   OrtCustomOpDomain *of = nullptr;
   OrtStatus *failed = nullptr;
 
@@ -188,6 +172,9 @@ struct Domain {
     failed = ort::CreateCustomOpDomain(api)("esbnn", &of);
     if (!failed) failed = ort::CustomOpDomain_Add(api)(of, &convolution);
     if (!failed) failed = ort::CustomOpDomain_Add(api)(of, &sign);
+    if (!failed) failed = ort::CustomOpDomain_Add(api)(of, &tail);
+    if (!failed) failed = ort::CustomOpDomain_Add(api)(of, &means);
+    if (!failed) failed = ort::CustomOpDomain_Add(api)(of, &average);
   }
 };
 

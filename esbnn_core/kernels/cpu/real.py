@@ -1,0 +1,124 @@
+"""Real convolutions and max-pooling on the CPU: float32 maps with their channels last, through the C library.
+
+Each function returns None where the library does not serve and torch has to. The maximum is torch's in every bit. A
+convolution may fuse products with additions and adds in an order of its own: it is for callers that ask for that.
+"""
+
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esbnn_core.kernels import cpu
+
+SHAPE = struct.Struct("13q")
+LANES, ROW = 16, 64
+
+
+def real_lanes(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (O, C, KH, KW) and bias (O,) as the library reads them, with zeros up to a multiple of 16 filters.
+
+    For every 64 filters their taps, (KH*KW*C, 64), one after the other; the last filters are fewer side by side.
+    """
+    missing = -len(weight) % LANES
+    rows = F.pad(weight.permute(0, 2, 3, 1).flatten(1), (0, 0, 0, missing))
+    return torch.cat([part.t().flatten() for part in rows.split(ROW)]), F.pad(bias, (0, missing))
+
+
+class Window(NamedTuple):
+    """What a kernel is laid over: height and width of each."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output, not positive where the kernel has no place."""
+        (kh, kw), (sh, sw), (ph, pw) = self
+        return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
+
+
+class RealFilters(NamedTuple):
+    """Weight and bias of real_lanes, and how many filters they are."""
+
+    lanes: Tensor
+    bias: Tensor
+    number: int
+
+
+def real_conv2d(
+    x: Tensor,
+    filters: RealFilters,
+    window: Window,
+    pool: Window | None = None,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> Tensor | None:
+    """Convolution without groups and dilation: (N, C, H, W) -> (N, O, H', W') in channels_last.
+
+    Args:
+        x: in any layout, read in channels_last.
+        filters: of C channels.
+        window: of the convolution, padded with zeros.
+        pool: a max-pooling of the output.
+        affine: only with a pool: factor and offset (copies*O,) of as many copies of what it gives.
+    """
+    library = cpu.choose()[0]
+    if library is None or library.name == "portable" or x.dim() != 4:  # torch has faster code than plain C++
+        return None
+    tensors = (x, filters.lanes, filters.bias, *(affine or ()))
+    if not all(t.is_cpu and t.dtype == torch.float32 for t in tensors):
+        return None
+    images, channels, height, width = x.shape
+    size = window.output(height, width)
+    out_size = size if pool is None else pool.output(*size)
+    copies = 1 if affine is None else len(affine[0]) // filters.number
+    if min(*size, *out_size, x.numel(), filters.number) < 1 or (pool is not None and not _fits(pool)):
+        return None
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = _empty(images, copies * filters.number, out_size)
+    shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), filters.number)
+    pointers = (x.data_ptr(), filters.lanes.data_ptr(), filters.bias.data_ptr())
+    threads = torch.get_num_threads()
+    if pool is None:
+        failed = library.handle.esbnn_real_conv(library.path, shape, *pointers, y.data_ptr(), threads)
+    else:
+        scale, offset = (0, 0) if affine is None else (t.data_ptr() for t in affine)
+        pooled = SHAPE.pack(images, *size, filters.number, *out_size, *_flat(pool), filters.number)
+        more = (*pointers, copies, scale, offset, y.data_ptr(), threads)
+        failed = library.handle.esbnn_real_conv_pool(library.path, shape, pooled, *more)
+    if failed:
+        raise MemoryError(f"no memory for some rows of an image of {height}x{width}")
+    return y
+
+
+def max_pool2d(x: Tensor, window: Window) -> Tensor | None:
+    """torch's max_pool2d without dilation and ceil_mode, every bit and NaN of it, in the memory format of x."""
+    library = cpu.choose()[0]
+    if library is None or not x.is_cpu or x.dtype != torch.float32 or x.dim() != 4 or not _fits(window):
+        return None
+    images, channels, height, width = x.shape
+    size = window.output(height, width)
+    if min(*size, x.numel()) < 1:
+        return None
+    last = x.contiguous(memory_format=torch.channels_last)
+    y = _empty(images, channels, size)
+    shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), channels)
+    library.handle.esbnn_max_pool(library.path, shape, last.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    return y if last is x else y.contiguous()
+
+
+def _fits(window: Window) -> bool:
+    """Whether torch takes the padding of a pooling."""
+    return all(2 * pad <= side for pad, side in zip(window.padding, window.kernel, strict=True))
+
+
+def _flat(window: Window) -> tuple[int, ...]:
+    return (*window.kernel, *window.stride, *window.padding)
+
+
+def _empty(images: int, channels: int, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    strides = (height * width * channels, 1, width * channels, channels)
+    return torch.empty_strided((images, channels, height, width), strides, dtype=torch.float32)

@@ -1,0 +1,5 @@
+#define ISA real_avx512_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_avx512 = {
+    esbnn::ISA::conv, esbnn::ISA::pool, esbnn::ISA::average, esbnn::ISA::tail, esbnn::ISA::sum};

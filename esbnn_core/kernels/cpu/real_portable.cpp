@@ -1,0 +1,5 @@
+#define ISA real_portable_code
+#include "real.h"
+
+const esbnn::RealKernels esbnn::real_portable = {
+    esbnn::ISA::conv, esbnn::ISA::pool, esbnn::ISA::average, esbnn::ISA::tail, esbnn::ISA::sum};

@@ -1,0 +1,201 @@
+"""Real layers of a packed network on our own kernels: max-pooling, and what fold_real_ makes of the others."""
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core.kernels.cpu.real import RealFilters, Window, max_pool2d, real_conv2d, real_lanes
+from esbnn_core.kernels.direct import unwatched
+
+
+class PackedMaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d with the same numbers in every bit, without the positions that torch notes beside them.
+
+    Wherever the kernel does not serve, torch does: while something traces or compiles, on another device or in another
+    type than float32.
+    """
+
+    @classmethod
+    def of(cls, pool: nn.Module) -> "PackedMaxPool2d | None":
+        """The same pooling, None for any other module and for what the kernel does not do."""
+        if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices or _pair(pool.dilation) != (1, 1):
+            return None
+        return cls(pool.kernel_size, pool.stride, pool.padding)
+
+    @property
+    def window(self) -> Window:
+        """As the kernel takes it."""
+        return Window(_pair(self.kernel_size), _pair(self.stride), _pair(self.padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = max_pool2d(x, self.window) if unwatched(x) else None
+        return super().forward(x) if y is None else y
+
+
+class TiledAffine(nn.Module):
+    """Copies of the channels, each with its own factor and offset: y[j] = x[j mod C] * scale[j] + offset[j].
+
+    (N, C, H, W) -> (N, copies*C, H, W) in channels_last.
+
+    Args:
+        scale: (copies*C,).
+        offset: (copies*C,).
+        channels: C.
+        positions: (copies*C,) int64; y[j] then reads x[positions[j]].
+    """
+
+    scale: Tensor
+    offset: Tensor
+    positions: Tensor | None
+
+    def __init__(self, scale: Tensor, offset: Tensor, channels: int, positions: Tensor | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+        self.register_buffer("positions", positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # the copies of a channel are in one pixel
+        if self.positions is not None:
+            y = torch.addcmul(self.offset, x.index_select(3, self.positions), self.scale)
+        else:
+            rows = (-1, self.channels)
+            y = torch.addcmul(self.offset.view(rows), x.unsqueeze(3), self.scale.view(rows)).flatten(3)
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, copies={len(self.scale) // self.channels}"
+
+
+class _OnLanes(nn.Module):
+    """A layer with weight (O, C, ...) and bias (O,) that it also holds as our kernel reads them.
+
+    Attributes:
+        lanes: buffer that is not saved; load_state_dict makes it anew.
+        lane_bias: likewise.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    lanes: Tensor
+    lane_bias: Tensor
+
+    def _hold(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        """Take weight and bias, float64, each number rounded once."""
+        self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.register_buffer("lanes", None, persistent=False)
+        self.register_buffer("lane_bias", None, persistent=False)
+        self.make_lanes_()
+        self.register_load_state_dict_post_hook(_make_lanes)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def make_lanes_(self) -> None:
+        """Make the kernel's weight and bias anew."""
+        self.lanes, self.lane_bias = real_lanes(self.weight, self.bias)
+
+    def _filters(self) -> RealFilters:
+        lanes, bias = self._buffers["lanes"], self._buffers["lane_bias"]
+        assert lanes is not None and bias is not None
+        return RealFilters(lanes, bias, len(self.weight))
+
+
+def _make_lanes(layer: nn.Module, _: object = None) -> None:
+    """Hook of load_state_dict."""
+    assert isinstance(layer, _OnLanes)
+    layer.make_lanes_()
+
+
+class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
+    """A convolution with an affine map per channel folded in, then a max-pooling and copies where there are such.
+
+    (N, C, H, W) -> (N, O, H', W') in channels_last, O*copies channels with copies. Without groups and dilation it is
+    one call of our own kernel, which fuses products with additions. Elsewhere, and wherever PackedMaxPool2d leaves the
+    work to torch, it is torch's convolution. The two round differently.
+
+    Args:
+        conv: whose weight it starts from.
+        scale: (O,), or None for 1.
+        offset: (O,), added after the scale, or None for 0.
+        positions: (O,), the filters of `conv` to have, default each once.
+        pool: of the output, or None.
+        copies: of that, or None.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+        positions: Tensor | None = None,
+        pool: nn.MaxPool2d | None = None,
+        copies: TiledAffine | None = None,
+    ) -> None:
+        out = conv.out_channels if positions is None else len(positions)
+        shape = (conv.in_channels, out, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+        nn.Conv2d.__init__(self, *shape, padding_mode=conv.padding_mode, device="meta")  # type: ignore[arg-type]
+        weight = conv.weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+        if positions is not None:
+            weight, bias = weight[positions], bias[positions]
+        if scale is not None:
+            weight, bias = weight * scale.double().view(-1, 1, 1, 1), bias * scale.double()
+        self._hold(weight, bias if offset is None else bias + offset.double(), conv.weight.dtype)
+        self.pool, self.copies = pool, copies
+        plain = conv.groups == 1 and _pair(conv.dilation) == (1, 1) and conv.padding_mode == "zeros"
+        self.direct = plain and not isinstance(conv.padding, str)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool, copies = self.pool, self.copies
+        if self.direct and x.dim() == 4 and x.shape[1] == self.in_channels and unwatched(x):
+            window = Window(self.kernel_size, self.stride, self.padding)  # type: ignore[arg-type]
+            fused = pool.window if isinstance(pool, PackedMaxPool2d) else None
+            affine = None
+            if fused is not None and copies is not None and copies.positions is None:
+                affine, copies = (copies.scale, copies.offset), None
+            y = real_conv2d(x, self._filters(), window, fused, affine)
+            if y is not None:
+                y = pool(y) if pool is not None and fused is None else y
+                return y if copies is None else copies(y)
+            copies = self.copies
+        last = torch.channels_last
+        y = nn.Conv2d.forward(self, x.contiguous(memory_format=last)).contiguous(memory_format=last)
+        y = y if pool is None else pool(y)
+        return y if copies is None else copies(y)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, folded"  # type: ignore[no-untyped-call]
+
+
+class FoldedLinear(_OnLanes, nn.Linear):  # type: ignore[misc]
+    """A linear layer on our own kernel, which adds in an order of its own: (..., I) -> (..., O)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Linear.__init__(self, linear.in_features, linear.out_features, device="meta")
+        weight = linear.weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double()
+        self._hold(weight, bias, linear.weight.dtype)
+
+    @torch.no_grad()
+    def make_lanes_(self) -> None:
+        self.lanes, self.lane_bias = real_lanes(self.weight[:, :, None, None], self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2 and x.shape[1] == self.in_features and unwatched(x):
+            # rows are the pixels of an image of one column
+            y = real_conv2d(x.t()[None, :, :, None], self._filters(), ONE)
+            if y is not None:
+                return y[0, :, :, 0].t()
+        return nn.Linear.forward(self, x)
+
+
+def is_folded(network: nn.Module) -> bool:
+    """Whether fold_real_ folded real layers of the network."""
+    return any(isinstance(module, _OnLanes) for module in network.modules())
+
+
+ONE = Window((1, 1), (1, 1), (0, 0))
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
