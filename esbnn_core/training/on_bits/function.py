@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
-from esbnn_core.training.on_bits.rows import map_of, pieces, rows_of, without_autocast, work_dtype
-from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
-from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
+from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
+from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, through_mask, unpack
+from esbnn_core.training.on_bits.tail import Kind, Tail, add_statistics, finish, unfinish
 
 
 class Plan(NamedTuple):
@@ -156,7 +156,7 @@ class UnitOnBits(torch.autograd.Function):
             sums_grad = map_of(rows, grad)
         channels, groups = geometry.channels, geometry.groups
         signs = signs_of(x, shift, plan.narrow) if bits is None else _signs(bits, channels, groups, plan.narrow)
-        weight = unpack(weight_bits, ctx.weight_shape[1], 1, (-1.0, 1.0), plan.narrow).permute(0, 3, 1, 2)
+        weight = unpack(weight_bits, ctx.weight_shape[1], 1, plan.narrow).permute(0, 3, 1, 2)
         wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
         wanted = (wants_x or wants_shift, wants_weight)
         x_grad, weight_grad = gradients(geometry, sums_grad.to(plan.narrow), signs, weight, wanted)
@@ -168,7 +168,7 @@ class UnitOnBits(torch.autograd.Function):
             if bits is None:
                 rows, shift_grad = through(plan.rule, rows, x, shift, onto)
             else:
-                rows, shift_grad = _through_mask(plan, rows, mask, shift, onto)
+                rows, shift_grad = _through_bits(plan, rows, mask, shift, onto, ctx.x_dtype)
             x_grad = rows.to(ctx.x_dtype).view(ctx.x_shape[0], *ctx.x_shape[2:], -1).permute(0, 3, 1, 2)
         if residual is not None or ctx.residual_dtype is not None:
             assert residual_rows is not None
@@ -191,16 +191,15 @@ def _double(tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
 
 
 def _signs(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
-    return unpack(bits, channels, groups, (-1.0, 1.0), dtype).permute(0, 3, 1, 2)
+    return unpack(bits, channels, groups, dtype).permute(0, 3, 1, 2)
 
 
-def _through_mask(
-    plan: Plan, grad: Tensor, mask: Tensor | None, shift: Tensor | None, onto: Tensor | None
+def _through_bits(
+    plan: Plan, grad: Tensor, mask: Tensor | None, shift: Tensor | None, onto: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """As signs.through, from the estimator's mask or, without one, for the identity."""
+    """As signs.through where bits are kept: from the estimator's mask or, without one, for the identity."""
     if mask is not None:
-        geometry = plan.geometry
-        grad = grad * unpack(mask, geometry.channels, geometry.groups, (0.0, 1.0), grad.dtype).flatten(0, 2)
+        return through_mask(mask, plan.geometry.groups, grad, shift, onto, dtype)
     shift_grad = None if shift is None else grad.sum(0, dtype=work_dtype(grad.dtype))
     return (grad if onto is None else onto.add_(grad)), shift_grad
 
@@ -231,6 +230,7 @@ def _through_tail(
         if plan.reduce is not None:
             plan.reduce(both)
         constant, slope = (both * both.new_tensor([[-1.0], [2.0]]) / plan.rows).to(ctx.work)
-        for piece in pieces(part.sums):
-            part.sums[piece].add_(constant).addcmul_(tail.centred(sums[piece]), slope)
-    return part.sums, part.residual, [scale_grad, gamma_grad, part.offset, *part[4:]]
+        sums_grad = add_statistics(tail, part.sums, sums, constant, slope, plan.narrow)
+    else:
+        sums_grad = part.sums
+    return sums_grad, part.residual, [scale_grad, gamma_grad, part.offset, *part[4:]]

@@ -220,7 +220,8 @@ class UnitPath:
             if reduce is None and sums.numel() == sums.shape[1]:
                 return None  # one value for each channel, which the norm itself refuses
             with torch.no_grad():
-                found = batch_statistics(rows_of(sums), reduce, work_dtype(narrow, x.dtype))
+                work = work_dtype(narrow, x.dtype)
+                found = batch_statistics(rows_of(sums), reduce, work, weight[0].numel())
                 track_(norm, found, scale, copies)
             mean, var, rows, eps = found.mean, found.var, found.rows, norm.eps
             gamma, beta = norm.weight, norm.bias

@@ -1,0 +1,366 @@
+// The loops of training.h for one instruction set. As in body.h, every step is rounded on its own. The loops walk GROUP
+// rows at once, channel vector by channel vector: nearly the order of memory, with the parameters in registers.
+#include "half.h"
+#include "training.h"
+
+namespace esbnn {
+namespace ISA {
+
+static inline Floats zeros() { return Floats{}; }
+
+static inline Floats choose(const Ints &mask, const Floats &yes, const Floats &no) {
+  const Words m = as<Words>(mask);
+  return as<Floats>((as<Words>(yes) & m) | (as<Words>(no) & ~m));
+}
+
+static inline Floats magnitude(const Floats &a) { return as<Floats>(as<Words>(a) & 0x7FFFFFFFu); }
+
+// `at`[index...] of a vector of parameters
+static inline Floats vector_of(const float *at, int64_t index, int lanes) { return load(at, index, FLOAT32, lanes); }
+
+static inline Floats load_sums(const void *sums, SumsKind kind, int64_t index, int lanes) {
+  if (kind == CENTRED) return load(sums, index, FLOAT32, lanes);
+  if (kind == INT32) {
+    const int32_t *from = static_cast<const int32_t *>(sums) + index;
+    return convert<float>(lanes == LANES ? load_vector<int32_t>(from) : load_some<int32_t>(from, lanes));
+  }
+  const int16_t *from = static_cast<const int16_t *>(sums) + index;
+  return convert<float>(convert<int32_t>(lanes == LANES ? load_vector<int16_t>(from) : load_some<int16_t>(from, lanes)));
+}
+
+static inline void add_to(float *total, const Floats &more, int lanes) {
+  store(total, 0, FLOAT32, lanes, load(total, 0, FLOAT32, lanes) + more);
+}
+
+// Flags of a loop, so that its innermost part has no branch. ANY decides at run time: partial groups, partial vectors
+// and narrow types.
+enum TailFlag { WITH_INNER = 1, WITH_RESIDUAL = 2, WITH_PRELU = 4, WITH_HARDTANH = 8, ANY_TAIL = 16, TAIL_FLAGS = 32 };
+
+// Up to GROUP rows of one channel vector; the sums' rows are counted from another place than the maps'.
+struct Place {
+  int64_t row, sums_row, filter;
+  int rows, lanes;
+};
+
+static inline Floats centred(const Tail &t, const Place &p, int r, int lanes, const Floats &centre) {
+  return load_sums(t.sums, t.sums_kind, (p.sums_row + r) * t.filters + p.filter, lanes) - centre;
+}
+
+template <int FLAGS> static void forward_vector(const Tail &given, const Place &p, float *) {
+  constexpr bool any = (FLAGS & ANY_TAIL) != 0;
+  const Tail t = given; // a copy, which no store can alias
+  const int lanes = any ? p.lanes : LANES, rows = any ? p.rows : GROUP;
+  const Kind residual_kind = any ? t.residual_kind : FLOAT32, y_kind = any ? t.y_kind : FLOAT32;
+  const Floats centre = t.centre ? vector_of(t.centre, p.filter, lanes) : zeros();
+  const Floats low = zeros() + t.low, high = zeros() + t.high;
+  Floats d[GROUP];
+  for (int r = 0; r < rows; r++) d[r] = centred(t, p, r, lanes, centre);
+  for (int64_t copy = 0; copy < t.copies; copy++) {
+    const int64_t channel = copy * t.filters + p.filter;
+    const Floats factor = vector_of(t.factor, channel, lanes), offset = vector_of(t.offset, channel, lanes);
+    const Floats inner = FLAGS & WITH_INNER ? vector_of(t.inner, channel, lanes) : zeros();
+    const Floats in = vector_of(t.shift_in, channel, lanes), slope = vector_of(t.slope, channel, lanes);
+    const Floats out = vector_of(t.shift_out, channel, lanes);
+    for (int r = 0; r < rows; r++) {
+      const int64_t at = (p.row + r) * t.channels() + channel;
+      Floats z = d[r] * factor + offset;
+      if (FLAGS & WITH_INNER) z = positive_or(z, inner * z);
+      if (FLAGS & WITH_RESIDUAL) z = z + load(t.residual, at, residual_kind, lanes);
+      z = z + in;
+      if (FLAGS & WITH_PRELU) z = positive_or(z, slope * z) + out;
+      if (FLAGS & WITH_HARDTANH) z = choose(z < low, low, choose(high < z, high, z));
+      store(t.y, at, y_kind, lanes, z);
+    }
+  }
+}
+
+// totals: (TOTALS, channels)
+template <int FLAGS> static void backward_vector(const Tail &given, const Place &p, float *totals) {
+  constexpr bool any = (FLAGS & ANY_TAIL) != 0, acts = (FLAGS & (WITH_PRELU | WITH_HARDTANH)) != 0;
+  constexpr bool inner_act = (FLAGS & WITH_INNER) != 0;
+  const Tail t = given;
+  const int lanes = any ? p.lanes : LANES, rows = any ? p.rows : GROUP;
+  const Kind residual_kind = any ? t.residual_kind : FLOAT32, y_kind = any ? t.y_kind : FLOAT32;
+  const Floats centre = t.centre ? vector_of(t.centre, p.filter, lanes) : zeros();
+  const Floats low = zeros() + t.low, high = zeros() + t.high;
+  Floats d[GROUP], sums_grad[GROUP];
+  for (int r = 0; r < rows; r++) d[r] = centred(t, p, r, lanes, centre), sums_grad[r] = zeros();
+  for (int64_t copy = 0; copy < t.copies; copy++) {
+    const int64_t channels = t.channels(), channel = copy * t.filters + p.filter;
+    const Floats factor = vector_of(t.factor, channel, lanes), offset = vector_of(t.offset, channel, lanes);
+    const Floats inner = inner_act ? vector_of(t.inner, channel, lanes) : zeros();
+    const Floats in = vector_of(t.shift_in, channel, lanes), slope = vector_of(t.slope, channel, lanes);
+    Floats total[TOTALS] = {};
+    for (int r = 0; r < rows; r++) {
+      const int64_t at = (p.row + r) * channels + channel;
+      Floats g = load(t.y, at, y_kind, lanes);
+      const Floats affine = d[r] * factor + offset;
+      if (acts) {
+        Floats z = inner_act ? positive_or(affine, inner * affine) : affine;
+        if (FLAGS & WITH_RESIDUAL) z = z + load(t.residual, at, residual_kind, lanes);
+        z = z + in;
+        total[SHIFT_OUT] = total[SHIFT_OUT] + g;
+        if (FLAGS & WITH_PRELU) {
+          const Ints above = zeros() < z;
+          total[SLOPE] = total[SLOPE] + choose(above, zeros(), g * z);
+          g = choose(above, g, g * slope);
+        } else {
+          g = as<Floats>(as<Words>(g) & as<Words>((low < z) & (z < high))); // strictly inside, as in torch
+        }
+        if (inner_act) total[SHIFT_IN] = total[SHIFT_IN] + g;
+      }
+      if (t.residual_grad) store(t.residual_grad, at, FLOAT32, lanes, g);
+      if (inner_act) {
+        const Ints above = zeros() < affine;
+        total[INNER_SLOPE] = total[INNER_SLOPE] + choose(above, zeros(), g * affine);
+        g = choose(above, g, g * inner);
+      }
+      total[OFFSET] = total[OFFSET] + g;
+      total[FACTOR] = total[FACTOR] + g * d[r];
+      sums_grad[r] = sums_grad[r] + g * factor;
+    }
+    const auto add = [&](Total which) { add_to(totals + which * channels + channel, total[which], lanes); };
+    add(OFFSET), add(FACTOR);
+    if (FLAGS & WITH_PRELU) add(SLOPE);
+    if (acts) add(SHIFT_OUT);
+    if (inner_act) add(INNER_SLOPE), add(SHIFT_IN);
+  }
+  for (int r = 0; r < rows; r++)
+    store(t.sums_grad, (p.sums_row + r) * t.filters + p.filter, FLOAT32, lanes, sums_grad[r]);
+}
+
+using TailLoop = void (*)(const Tail &, const Place &, float *);
+struct TailLoops {
+  TailLoop forward[TAIL_FLAGS], backward[TAIL_FLAGS];
+  TailLoops() { fill<TAIL_FLAGS - 1>(); }
+
+private:
+  template <int FLAGS> void fill() {
+    if constexpr (FLAGS >= 0) {
+      if constexpr ((FLAGS & WITH_PRELU) && (FLAGS & WITH_HARDTANH)) {
+        forward[FLAGS] = backward[FLAGS] = nullptr;
+      } else {
+        forward[FLAGS] = forward_vector<FLAGS>;
+        backward[FLAGS] = backward_vector<FLAGS>;
+      }
+      fill<FLAGS - 1>();
+    }
+  }
+};
+
+// Calls the loop for every channel vector of up to GROUP rows.
+static void walk(const TailLoop *loops, const Tail &t, int64_t row, int64_t sums_row, int rows, float *totals) {
+  const int flags = (t.inner ? WITH_INNER : 0) | (t.residual ? WITH_RESIDUAL : 0) |
+                    (t.act == PRELU_ACT ? WITH_PRELU : 0) | (t.act == HARDTANH ? WITH_HARDTANH : 0);
+  const bool narrow = t.y_kind != FLOAT32 || (t.residual && t.residual_kind != FLOAT32);
+  for (int64_t filter = 0; filter < t.filters; filter += LANES) {
+    const int lanes = t.filters - filter < LANES ? int(t.filters - filter) : LANES;
+    const bool any = narrow || rows < GROUP || lanes < LANES;
+    loops[flags | (any ? ANY_TAIL : 0)](t, Place{row, sums_row, filter, rows, lanes}, totals);
+  }
+}
+
+// Where vectors of filters would be partial the sums are tiled first, and vectors of channels walk the tiled ones.
+// buffers: twice (GROUP, channels), for the tiled sums and for the gradients of each of them.
+static void walk_tiled(const TailLoop *loops, const Tail &t, int64_t row, int rows, float *totals, float *buffers) {
+  const int64_t channels = t.channels();
+  Tail wide = t;
+  wide.filters = channels, wide.copies = 1;
+  wide.sums = buffers, wide.sums_kind = CENTRED, wide.centre = nullptr, wide.sums_grad = buffers + GROUP * channels;
+  for (int r = 0; r < rows; r++) {
+    float *to = buffers + r * channels;
+    for (int64_t f = 0; f < t.filters; f++) {
+      const int64_t at = (row + r) * t.filters + f;
+      const float sum = t.sums_kind == INT32 ? float(static_cast<const int32_t *>(t.sums)[at])
+                                             : float(static_cast<const int16_t *>(t.sums)[at]);
+      to[f] = sum - (t.centre ? t.centre[f] : 0.0f);
+    }
+    for (int64_t copy = 1; copy < t.copies; copy++) std::memcpy(to + copy * t.filters, to, t.filters * sizeof(float));
+  }
+  walk(loops, wide, row, 0, rows, totals);
+  if (!totals) return;
+  for (int r = 0; r < rows; r++) {
+    const float *from = wide.sums_grad + r * channels;
+    float *to = t.sums_grad + (row + r) * t.filters;
+    std::memcpy(to, from, t.filters * sizeof(float));
+    for (int64_t copy = 1; copy < t.copies; copy++)
+      for (int64_t f = 0; f < t.filters; f++) to[f] += from[copy * t.filters + f];
+  }
+}
+
+static void rows_of_tail(const TailLoop *loops, const Tail &t, int64_t row0, int64_t row1, float *totals,
+                         float *buffers) {
+  for (int64_t row = row0; row < row1; row += GROUP) {
+    const int rows = row1 - row < GROUP ? int(row1 - row) : GROUP;
+    if (t.filters % LANES == 0 || t.copies == 1)
+      walk(loops, t, row, row, rows, totals);
+    else
+      walk_tiled(loops, t, row, rows, totals, buffers);
+  }
+}
+
+static const TailLoops &tail_loops() {
+  static const TailLoops all;
+  return all;
+}
+
+static void forward(const Tail &t, int64_t row0, int64_t row1, float *scratch) {
+  rows_of_tail(tail_loops().forward, t, row0, row1, nullptr, scratch);
+}
+
+// Adds `few` to `total` and sets it to 0 again.
+static void flush(float *few, int64_t count, double *total) {
+  for (int64_t i = 0; i < count; i++) total[i] += few[i];
+  std::memset(few, 0, count * sizeof(float));
+}
+
+static void backward(const Tail &t, int64_t row0, int64_t row1, double *totals, float *scratch) {
+  const int64_t count = TOTALS * t.channels();
+  std::memset(scratch, 0, count * sizeof(float));
+  for (int64_t row = row0; row < row1; row += FLUSH) {
+    rows_of_tail(tail_loops().backward, t, row, row1 - row < FLUSH ? row1 : row + FLUSH, scratch, scratch + count);
+    flush(scratch, count, totals);
+  }
+}
+
+template <bool ANY> static void statistics_vector(const Statistics &given, const Place &p) {
+  const Statistics s = given;
+  const int lanes = ANY ? p.lanes : LANES;
+  const Kind kind = ANY ? s.y_kind : FLOAT32;
+  const Floats centre = vector_of(s.centre, p.filter, lanes), slope = vector_of(s.slope, p.filter, lanes);
+  const Floats constant = vector_of(s.constant, p.filter, lanes);
+  for (int r = 0; r < p.rows; r++) {
+    const int64_t at = (p.row + r) * s.filters + p.filter;
+    const Floats d = load_sums(s.sums, s.sums_kind, at, lanes) - centre;
+    store(s.y, at, kind, lanes, load(s.sums_grad, at, FLOAT32, lanes) + constant + d * slope);
+  }
+}
+
+static void statistics(const Statistics &s, int64_t row0, int64_t row1) {
+  for (int64_t row = row0; row < row1; row += GROUP) {
+    const int rows = row1 - row < GROUP ? int(row1 - row) : GROUP;
+    for (int64_t filter = 0; filter < s.filters; filter += LANES) {
+      const int lanes = s.filters - filter < LANES ? int(s.filters - filter) : LANES;
+      const bool any = lanes < LANES || s.y_kind != FLOAT32;
+      (any ? statistics_vector<true> : statistics_vector<false>)(s, Place{row, row, filter, rows, lanes});
+    }
+  }
+}
+
+// All bits where the bit of a channel is 1, for the channels from `channel` on of a row of packed words.
+static inline Ints spread_bits(const uint32_t *words, int64_t channel, int64_t size, int64_t group_words, int lanes) {
+  static const int32_t lane_bit[LANES] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  const int64_t within = channel % size;
+  uint32_t bits = 0;
+  if (within % LANES == 0 && within + lanes <= size) {
+    bits = words[channel / size * group_words + within / 32] >> within % 32;
+  } else {
+    for (int l = 0; l < lanes; l++) {
+      const int64_t at = (channel + l) % size;
+      bits |= (words[(channel + l) / size * group_words + at / 32] >> at % 32 & 1) << l;
+    }
+  }
+  return ((Ints{} + int32_t(bits & 0xFFFF)) & load_vector<int32_t>(lane_bit)) != Ints{};
+}
+
+template <Rule RULE, bool ANY> static void estimator_vector(const Estimator &given, const Place &p, float *total) {
+  const Estimator e = given;
+  const int lanes = ANY ? p.lanes : LANES, rows = ANY ? p.rows : GROUP;
+  const Kind grad_kind = ANY ? e.grad_kind : FLOAT32, x_kind = ANY ? e.x_kind : FLOAT32;
+  const Kind onto_kind = ANY ? e.onto_kind : FLOAT32, y_kind = ANY ? e.y_kind : FLOAT32;
+  const int64_t channel = p.filter;
+  const Floats shift = vector_of(e.shift, channel, lanes), clip = zeros() + e.clip;
+  Floats sum = zeros();
+  for (int r = 0; r < rows; r++) {
+    const int64_t at = (p.row + r) * e.channels + channel;
+    Floats g = load(e.grad, at, grad_kind, lanes);
+    if (RULE == CLIP) {
+      const Floats a = magnitude(load(e.x, at, x_kind, lanes) + shift);
+      g = as<Floats>(as<Words>(g) & as<Words>(clip >= a));
+    } else if (RULE == POLY2) {
+      const Floats a = magnitude(load(e.x, at, x_kind, lanes) + shift);
+      const Floats slope = (zeros() + 2.0f) - a * 2.0f;
+      g = g * choose(slope < zeros(), zeros(), slope); // a NaN stays one
+    } else if (RULE == MASKED) {
+      const uint32_t *words = e.mask + (p.row + r) * e.groups * e.words;
+      g = as<Floats>(as<Words>(g) & as<Words>(spread_bits(words, channel, e.channels / e.groups, e.words, lanes)));
+    }
+    sum = sum + g;
+    if (e.onto) g = g + load(e.onto, at, onto_kind, lanes);
+    store(e.y, at, y_kind, lanes, g);
+  }
+  add_to(total + channel, sum, lanes);
+}
+
+using EstimatorLoop = void (*)(const Estimator &, const Place &, float *);
+
+static void estimator(const Estimator &e, int64_t row0, int64_t row1, double *total, float *few) {
+  static const EstimatorLoop loops[][2] = {
+      {estimator_vector<IDENTITY, false>, estimator_vector<IDENTITY, true>},
+      {estimator_vector<CLIP, false>, estimator_vector<CLIP, true>},
+      {estimator_vector<POLY2, false>, estimator_vector<POLY2, true>},
+      {estimator_vector<MASKED, false>, estimator_vector<MASKED, true>}};
+  const bool reads_x = e.rule == CLIP || e.rule == POLY2;
+  const bool narrow = e.grad_kind != FLOAT32 || (reads_x && e.x_kind != FLOAT32) ||
+                      (e.onto && e.onto_kind != FLOAT32) || e.y_kind != FLOAT32;
+  std::memset(few, 0, e.channels * sizeof(float));
+  for (int64_t row = row0; row < row1; row += GROUP) {
+    const int rows = row1 - row < GROUP ? int(row1 - row) : GROUP;
+    for (int64_t channel = 0; channel < e.channels; channel += LANES) {
+      const int lanes = e.channels - channel < LANES ? int(e.channels - channel) : LANES;
+      const bool any = narrow || rows < GROUP || lanes < LANES;
+      loops[e.rule][any](e, Place{row, row, channel, rows, lanes}, few);
+    }
+    if ((row + GROUP - row0) % FLUSH == 0 || row + GROUP >= row1) flush(few, e.channels, total);
+  }
+}
+
+static inline Floats plus_minus_one(const Ints &positive) {
+  return as<Floats>((~as<Words>(positive) & 0x80000000u) | 0x3F800000u);
+}
+
+static void signs(const Signs &given, int64_t row0, int64_t row1) {
+  const Signs s = given;
+  for (int64_t row = row0; row < row1; row++)
+    for (int64_t channel = 0; channel < s.channels; channel += LANES) {
+      const int lanes = s.channels - channel < LANES ? int(s.channels - channel) : LANES;
+      const int64_t at = row * s.channels + channel;
+      Ints positive;
+      if (s.x)
+        positive = load(s.x, at, s.x_kind, lanes) + vector_of(s.shift, channel, lanes) >= 0.0f;
+      else
+        positive = spread_bits(s.bits + row * s.groups * s.words, channel, s.channels / s.groups, s.words, lanes);
+      store(s.y, at, s.y_kind, lanes, plus_minus_one(positive));
+    }
+}
+
+static void moments(const void *sums, SumsKind kind, int64_t filters, int64_t largest, int64_t row0, int64_t row1,
+                    int64_t *total, int64_t *squares) {
+  const int64_t square = largest * largest, most = 0x7FFFFFFF; // of an int32
+  const int64_t fit = square ? most / square : most, few = fit < 128 ? fit : 128;
+  for (int64_t start = row0; start < row1; start += few) {
+    const int64_t end = row1 - start < few ? row1 : start + few;
+    for (int64_t filter = 0; filter < filters; filter += LANES) {
+      const int lanes = filters - filter < LANES ? int(filters - filter) : LANES;
+      Ints sum{}, squared{};
+      for (int64_t row = start; row < end; row++) {
+        const int64_t at = row * filters + filter;
+        Ints s;
+        if (kind == INT32) {
+          const int32_t *from = static_cast<const int32_t *>(sums) + at;
+          s = lanes == LANES ? load_vector<int32_t>(from) : load_some<int32_t>(from, lanes);
+        } else {
+          const int16_t *from = static_cast<const int16_t *>(sums) + at;
+          s = convert<int32_t>(lanes == LANES ? load_vector<int16_t>(from) : load_some<int16_t>(from, lanes));
+        }
+        sum = sum + s, squared = squared + s * s;
+      }
+      int32_t both[2][LANES];
+      std::memcpy(both[0], &sum, sizeof(sum)), std::memcpy(both[1], &squared, sizeof(squared));
+      for (int l = 0; l < lanes; l++) total[filter + l] += both[0][l], squares[filter + l] += both[1][l];
+    }
+  }
+}
+
+} // namespace ISA
+} // namespace esbnn
