@@ -62,7 +62,7 @@ API int esbnn_tail_backward(int path, const int64_t *numbers, void *const *point
 // pointers: sums, centre, constant, slope, from (float32), to.
 API void esbnn_statistics(int path, const int64_t *numbers, void *const *pointers);
 
-// to = grad * estimator(x + shift) + onto, and total (channels), the sum over the rows of its first term. numbers: rows,
+// to = grad * estimator(x + shift) + onto, and total (channels) or null, the sum over the rows of its first term. numbers: rows,
 // channels, groups, words of a group, rule, kinds of grad, x, onto and `to`, threads. pointers: grad, x, shift, mask,
 // onto, to. 0, or 1 where memory is short.
 API int esbnn_estimator(int path, const int64_t *numbers, void *const *pointers, float clip, double *total);

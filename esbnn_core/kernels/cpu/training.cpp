@@ -117,6 +117,13 @@ API int esbnn_estimator(int path, const int64_t *n, void *const *p, float clip, 
     if (scratch) training_of(path).estimator(e, row0, row1, sums, scratch);
     return scratch != nullptr;
   };
+  if (!total) {
+    std::atomic<int> failed{0};
+    each_block(n[0], block_rows(n[0], e.channels), int(n[9]), [&](int64_t row0, int64_t row1, int64_t) {
+      if (!part(row0, row1, nullptr)) failed = 1;
+    });
+    return failed;
+  }
   return !summed(n[0], block_rows(n[0], e.channels), int(n[9]), e.channels, total, part);
 }
 

@@ -74,7 +74,7 @@ struct Training {
   // adds to totals (TOTALS, channels); both need scratch_floats(channels) numbers of scratch
   void (*backward)(const Tail &, int64_t row0, int64_t row1, double *totals, float *scratch);
   void (*statistics)(const Statistics &, int64_t row0, int64_t row1);
-  // adds to total (channels)
+  // adds to total (channels), or null; scratch as long
   void (*estimator)(const Estimator &, int64_t row0, int64_t row1, double *total, float *scratch);
   void (*signs)(const Signs &, int64_t row0, int64_t row1);
   // adds sums and sums of squares of rows of filters; |sum| <= largest <= 46340

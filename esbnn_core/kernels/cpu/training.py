@@ -184,6 +184,7 @@ def estimator(
     mask: tuple[Tensor, int] | None,
     onto: Tensor | None,
     dtype: torch.dtype,
+    with_total: bool = True,
 ) -> tuple[Tensor, Tensor] | None:
     """From the gradient of signs to that of their input, plus `onto`.
 
@@ -196,9 +197,10 @@ def estimator(
         mask: bits (..., words) as pack_sign packs them, and the groups.
         onto: rows (M, C) to which the gradient is added, or None; may be written over.
         dtype: of the result.
+        with_total: whether to add up the rows.
 
     Returns:
-        Rows (M, C), and the sum over rows without `onto`, (C,) float64.
+        Rows (M, C), and the sum over rows without `onto`, (C,) float64, or an empty one.
     """
     kinds = [torch.float32 if t is None else t.dtype for t in (grad, x, onto)]
     bits, groups = mask if mask is not None else (None, 1)
@@ -213,8 +215,9 @@ def estimator(
     words = 0 if bits is None else bits.shape[-1] // groups
     numbers = _numbers(rows, channels, groups, words, RULES[rule], *(KINDS[kind] for kind in kinds), KINDS[dtype])
     pointers = _addresses(grad, x, shift, bits, onto, to)
-    total = torch.empty(channels, dtype=torch.float64)
-    short = _prepared(library).esbnn_estimator(library.path, numbers, pointers, clip, total.data_ptr())
+    total = torch.empty(channels if with_total else 0, dtype=torch.float64)
+    at = total.data_ptr() if with_total else None
+    short = _prepared(library).esbnn_estimator(library.path, numbers, pointers, clip, at)
     _check_memory(short, rows, channels)
     return to, total
 

@@ -311,7 +311,7 @@ static void estimator(const Estimator &e, int64_t row0, int64_t row1, double *to
       const bool any = narrow || rows < GROUP || lanes < LANES;
       loops[e.rule][any](e, Place{row, row, channel, rows, lanes}, few);
     }
-    if ((row + GROUP - row0) % FLUSH == 0 || row + GROUP >= row1) flush(few, e.channels, total);
+    if (total && ((row + GROUP - row0) % FLUSH == 0 || row + GROUP >= row1)) flush(few, e.channels, total);
   }
 }
 

@@ -1,8 +1,9 @@
 """The autograd function of a unit on bits: its forward starts from exact sums, its backward keeps bits.
 
-Kept for backward: what esbnn_core.training.on_bits.signs describes of the input, the weight's bits, one vector a
-channel long for each step, and a shortcut module's output where an activation follows it. Backward convolves the bits
-again for the sums (or keeps these in 16 bits) and computes everything after them again.
+Kept for backward: what esbnn_core.training.on_bits.signs describes of the input, the weight's bits and, where its
+estimator reads them, its values (the parameter itself, unless it is centred first), one vector a channel long for each
+step, and a shortcut module's output where an activation follows it. Backward convolves the bits again for the sums (or
+keeps these in 16 bits) and computes everything after them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
 from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, through_mask, unpack
 from esbnn_core.training.on_bits.tail import Kind, Tail, add_statistics, finish, unfinish
+from esbnn_core.training.on_bits.weights import through_weight
 
 
 class Plan(NamedTuple):
@@ -35,6 +37,7 @@ class Plan(NamedTuple):
         narrow: dtype of the plain convolution, in which the gradients of its two operands are computed.
         out: dtype of the result.
         keep_sums: see TrainOnBits.
+        weight_rule: of the sign of the weight.
     """
 
     geometry: AnyGeometry
@@ -50,6 +53,7 @@ class Plan(NamedTuple):
     narrow: torch.dtype
     out: torch.dtype
     keep_sums: bool
+    weight_rule: SignRule
 
 
 class Vectors(NamedTuple):
@@ -88,8 +92,8 @@ def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, d
 class UnitOnBits(torch.autograd.Function):
     """(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *Vectors) -> y (N, C', H', W').
 
-    sums (N, O, H', W') int32 are those of sign(x + shift) and of the +-1 weight; mean and var (O,) float64 are theirs
-    over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
+    sums (N, O, H', W') int32 are those of sign(x + shift) and of the weight's signs; mean and var (O,) float64 are
+    theirs over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
     Differentiable: x and what follows it. y is channels_last.
     """
 
@@ -131,6 +135,7 @@ class UnitOnBits(torch.autograd.Function):
             kept_sums,
             residual if plan.act != "none" else None,
             *(weight_bits, mean, var, shift),
+            weight if plan.weight_rule.ste != "identity" else None,
             *vectors,
         )
         return y
@@ -139,7 +144,7 @@ class UnitOnBits(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
-        x, bits, mask, sums, residual, weight_bits, mean, var, shift, *numbers = ctx.saved_tensors
+        x, bits, mask, sums, residual, weight_bits, mean, var, shift, latent, *numbers = ctx.saved_tensors
         vectors, geometry = Vectors(*numbers), plan.geometry
         (grad,) = grads
         residual_rows: Tensor | None = None
@@ -161,6 +166,8 @@ class UnitOnBits(torch.autograd.Function):
         wanted = (wants_x or wants_shift, wants_weight)
         x_grad, weight_grad = gradients(geometry, sums_grad.to(plan.narrow), signs, weight, wanted)
         del signs
+        if weight_grad is not None and latent is not None:
+            weight_grad = through_weight(plan.weight_rule, weight_grad, latent)
         onto = residual_rows if plan.identity else None
         shift_grad: Tensor | None = None
         if x_grad is not None:
