@@ -26,14 +26,13 @@ LARGEST = 46340
 @functools.cache
 def _prepared(library: Library) -> ctypes.CDLL:
     """The library's handle with the types of the calls."""
-    handle, pointer = library.handle, ctypes.c_void_p
-    start = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p]
-    handle.esbnn_tail.argtypes = start
-    handle.esbnn_tail_backward.argtypes = [*start, pointer]
-    handle.esbnn_statistics.argtypes = start
-    handle.esbnn_estimator.argtypes = [*start, ctypes.c_float, pointer]
-    handle.esbnn_signs.argtypes = start
-    handle.esbnn_moments.argtypes = [ctypes.c_int, ctypes.c_char_p, pointer, pointer]
+    handle, path, packed, pointer = library.handle, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
+    handle.esbnn_tail.argtypes = [path, packed, packed]
+    handle.esbnn_tail_backward.argtypes = [path, packed, packed, pointer]
+    handle.esbnn_statistics.argtypes = [path, packed, packed]
+    handle.esbnn_estimator.argtypes = [path, packed, packed, ctypes.c_float, pointer]
+    handle.esbnn_signs.argtypes = [path, packed, packed]
+    handle.esbnn_moments.argtypes = [path, packed, pointer, pointer]
     return handle
 
 

@@ -3,6 +3,9 @@
 #include "half.h"
 #include "training.h"
 
+#ifndef HINT
+#define HINT 2
+#endif
 namespace esbnn {
 namespace ISA {
 
@@ -32,6 +35,13 @@ static inline void add_to(float *total, const Floats &more, int lanes) {
   store(total, 0, FLOAT32, lanes, load(total, 0, FLOAT32, lanes) + more);
 }
 
+// Asks for what the same place of the next group reads (WRITE: or writes): the order of the loops has steps of a row,
+// which the processor does not foresee.
+template <int WRITE = 0> static inline void ahead(const void *at, int64_t index, int64_t channels, Kind kind) {
+  const int64_t bytes = kind == FLOAT32 ? 4 : 2;
+  __builtin_prefetch(static_cast<const char *>(at) + (index + GROUP * channels) * bytes, WRITE, 2); // into the second cache
+}
+
 // Flags of a loop, so that its innermost part has no branch. ANY decides at run time: partial groups, partial vectors
 // and narrow types.
 enum TailFlag { WITH_INNER = 1, WITH_RESIDUAL = 2, WITH_PRELU = 4, WITH_HARDTANH = 8, ANY_TAIL = 16, TAIL_FLAGS = 32 };
@@ -43,7 +53,9 @@ struct Place {
 };
 
 static inline Floats centred(const Tail &t, const Place &p, int r, int lanes, const Floats &centre) {
-  return load_sums(t.sums, t.sums_kind, (p.sums_row + r) * t.filters + p.filter, lanes) - centre;
+  const int64_t at = (p.sums_row + r) * t.filters + p.filter;
+  ahead(t.sums, at, t.filters, t.sums_kind == INT16 ? FLOAT16 : FLOAT32);
+  return load_sums(t.sums, t.sums_kind, at, lanes) - centre;
 }
 
 template <int FLAGS> static void forward_vector(const Tail &given, const Place &p, float *) {
@@ -63,6 +75,8 @@ template <int FLAGS> static void forward_vector(const Tail &given, const Place &
     const Floats out = vector_of(t.shift_out, channel, lanes);
     for (int r = 0; r < rows; r++) {
       const int64_t at = (p.row + r) * t.channels() + channel;
+      if (FLAGS & WITH_RESIDUAL) ahead(t.residual, at, t.channels(), residual_kind);
+      ahead<1>(t.y, at, t.channels(), y_kind);
       Floats z = d[r] * factor + offset;
       if (FLAGS & WITH_INNER) z = positive_or(z, inner * z);
       if (FLAGS & WITH_RESIDUAL) z = z + load(t.residual, at, residual_kind, lanes);
@@ -93,6 +107,9 @@ template <int FLAGS> static void backward_vector(const Tail &given, const Place 
     Floats total[TOTALS] = {};
     for (int r = 0; r < rows; r++) {
       const int64_t at = (p.row + r) * channels + channel;
+      ahead(t.y, at, channels, y_kind);
+      if (acts && FLAGS & WITH_RESIDUAL) ahead(t.residual, at, channels, residual_kind);
+      if (t.residual_grad) ahead<1>(t.residual_grad, at, channels, FLOAT32);
       Floats g = load(t.y, at, y_kind, lanes);
       const Floats affine = d[r] * factor + offset;
       if (acts) {
@@ -125,8 +142,11 @@ template <int FLAGS> static void backward_vector(const Tail &given, const Place 
     if (acts) add(SHIFT_OUT);
     if (inner_act) add(INNER_SLOPE), add(SHIFT_IN);
   }
-  for (int r = 0; r < rows; r++)
-    store(t.sums_grad, (p.sums_row + r) * t.filters + p.filter, FLOAT32, lanes, sums_grad[r]);
+  for (int r = 0; r < rows; r++) {
+    const int64_t at = (p.sums_row + r) * t.filters + p.filter;
+    ahead<1>(t.sums_grad, at, t.filters, FLOAT32);
+    store(t.sums_grad, at, FLOAT32, lanes, sums_grad[r]);
+  }
 }
 
 using TailLoop = void (*)(const Tail &, const Place &, float *);
@@ -236,7 +256,30 @@ template <bool ANY> static void statistics_vector(const Statistics &given, const
   }
 }
 
+// How many rows make one vector of LANES numbers, where that is a whole number above 1; else 1.
+static inline int64_t joined(int64_t filters) { return filters < LANES && LANES % filters == 0 ? LANES / filters : 1; }
+
+static void statistics(const Statistics &s, int64_t row0, int64_t row1);
+
+// Rows of few filters, `together` of them as one row.
+static void statistics_joined(const Statistics &s, int64_t row0, int64_t row1, int64_t together) {
+  float vectors[3][LANES];
+  for (int l = 0; l < LANES; l++) {
+    const int64_t filter = l % s.filters;
+    vectors[0][l] = s.centre[filter], vectors[1][l] = s.constant[filter], vectors[2][l] = s.slope[filter];
+  }
+  Statistics wide = s;
+  wide.filters = LANES, wide.centre = vectors[0], wide.constant = vectors[1], wide.slope = vectors[2];
+  statistics(wide, row0 / together, row1 / together);
+}
+
 static void statistics(const Statistics &s, int64_t row0, int64_t row1) {
+  const int64_t together = joined(s.filters);
+  if (together > 1 && row0 % together == 0) {
+    const int64_t whole = row1 / together * together;
+    statistics_joined(s, row0, whole, together);
+    row0 = whole;
+  }
   for (int64_t row = row0; row < row1; row += GROUP) {
     const int rows = row1 - row < GROUP ? int(row1 - row) : GROUP;
     for (int64_t filter = 0; filter < s.filters; filter += LANES) {
@@ -273,6 +316,9 @@ template <Rule RULE, bool ANY> static void estimator_vector(const Estimator &giv
   Floats sum = zeros();
   for (int r = 0; r < rows; r++) {
     const int64_t at = (p.row + r) * e.channels + channel;
+    ahead(e.grad, at, e.channels, grad_kind);
+    if (RULE == CLIP || RULE == POLY2) ahead(e.x, at, e.channels, x_kind);
+    if (e.onto) ahead(e.onto, at, e.channels, onto_kind);
     Floats g = load(e.grad, at, grad_kind, lanes);
     if (RULE == CLIP) {
       const Floats a = magnitude(load(e.x, at, x_kind, lanes) + shift);
@@ -338,6 +384,14 @@ static void moments(const void *sums, SumsKind kind, int64_t filters, int64_t la
                     int64_t *total, int64_t *squares) {
   const int64_t square = largest * largest, most = 0x7FFFFFFF; // of an int32
   const int64_t fit = square ? most / square : most, few = fit < 128 ? fit : 128;
+  const int64_t together = joined(filters);
+  if (together > 1 && row0 % together == 0 && row1 - row0 > together) {
+    int64_t wide[2][LANES] = {};
+    const int64_t whole = row1 / together * together;
+    moments(sums, kind, LANES, largest, row0 / together, row1 / together, wide[0], wide[1]);
+    for (int l = 0; l < LANES; l++) total[l % filters] += wide[0][l], squares[l % filters] += wide[1][l];
+    row0 = whole;
+  }
   for (int64_t start = row0; start < row1; start += few) {
     const int64_t end = row1 - start < few ? row1 : start + few;
     for (int64_t filter = 0; filter < filters; filter += LANES) {
