@@ -78,6 +78,23 @@ def factor_of(plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tenso
     return factor if gamma is None else factor * gamma
 
 
+def through_factor(
+    plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """From the gradient (C') of factor_of to those of scale, gamma and var, None where these are; all float64.
+
+    With r = 1 / sqrt(scale^2 var + eps) the derivatives of scale * r are eps r^3 by scale and -(scale r)^3 / 2 by var.
+    """
+    if var is None or plan.eps is None:
+        return None, grad, None
+    root = ((var if scale is None else scale * scale * var) + plan.eps).rsqrt()
+    part = root if scale is None else root * scale
+    gamma_grad = None if gamma is None else grad * part.repeat(plan.copies)
+    total = (grad if gamma is None else grad * gamma).view(plan.copies, -1).sum(0)
+    scale_grad = None if scale is None else total * root.pow(3).mul_(plan.eps)
+    return scale_grad, gamma_grad, total * part.pow(3).mul_(-0.5)
+
+
 def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tail:
     """The tail with these vectors, in `dtype`."""
     cast = [None if t is None else t.to(dtype) for t in (mean, vectors.beta, *vectors[3:])]
@@ -220,19 +237,15 @@ def _through_tail(
     variance adds a term along the centred sums.
     """
     plan: Plan = ctx.plan
-    with torch.enable_grad():
-        # vectors are short: autograd does the algebra of scale, variance and norm weight
-        leaves = [None if t is None else t.detach().requires_grad_() for t in _double([*vectors[:2], var])]
-        factor = factor_of(plan, *leaves)
-    tail = tail_of(plan, vectors, mean, factor.detach(), ctx.work)
+    scale, gamma, var = _double([*vectors[:2], var])
+    factor = factor_of(plan, scale, gamma, var)
+    tail = tail_of(plan, vectors, mean, factor, ctx.work)
     wants_residual = plan.identity or ctx.residual_dtype is not None
     part = unfinish(tail, grad, sums, None if added is None else rows_of(added), wants_residual)
-    present = [t for t in leaves if t is not None]
-    found = iter(torch.autograd.grad(factor, present, part.factor))
-    scale_grad, gamma_grad, var_grad = (None if t is None else next(found) for t in leaves)
+    scale_grad, gamma_grad, var_grad = through_factor(plan, scale, gamma, var, part.factor)
     if var is not None:
         assert var_grad is not None
-        mean_grad = (factor.detach() * part.offset).view(plan.copies, -1).sum(0)
+        mean_grad = (factor * part.offset).view(plan.copies, -1).sum(0)
         both = torch.stack([mean_grad, var_grad])
         if plan.reduce is not None:
             plan.reduce(both)
