@@ -68,9 +68,10 @@ def test_neon_passes_it_under_emulation(
 def test_each_machine_compiles_the_paths_that_it_has(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units(machine)}
-    assert list(flags)[:3] == ["portable", "driver", "ort_operators"]
+    shared = ["portable", "training_portable", "driver", "ort_operators", "training"]
+    assert list(flags)[:5] == shared
     own = {"aarch64": {"neon"}, "arm64": {"neon"}, "x86_64": set(library.X86), "riscv64": set()}[machine]
-    assert set(flags) == {"portable", "driver", "ort_operators", *own}
+    assert set(flags) == {*shared, *own}
     for name, more in flags.items():
         assert (name in own) == any(flag.startswith("-m") for flag in more)
         assert "-ffp-contract=off" in more  # Arm compilers join a product and a sum without it

@@ -18,7 +18,7 @@ const Training &training_of(int path) {
   const char *name = esbnn_path(path, &usable);
 #ifdef ESBNN_X86
   if (!std::strncmp(name, "avx512", 6) || !std::strncmp(name, "amx", 3)) return avx512_training;
-  if (!std::strcmp(name, "avx2")) return avx2_training;
+  if (!std::strncmp(name, "avx2", 4)) return avx2_training;
 #endif
   (void)name;
   return portable_training;

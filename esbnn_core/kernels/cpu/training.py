@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.kernels.cpu.library import Library, choose
+from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu.library import Library
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = cpu.KINDS
 SUMS = {torch.int32: 0, torch.int16: 1}
 ACTIVATIONS = {"none": 0, "prelu": 1, "hardtanh": 2}
 RULES = {"identity": 0, "clip": 1, "poly2": 2, "mask": 3}
@@ -43,7 +44,7 @@ def _library(*tensors: Tensor | None) -> Library | None:
     for t in tensors:
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.is_contiguous()):
             return None
-    return choose()[0]
+    return cpu.choose()[0]
 
 
 def _single(*vectors: Tensor | None) -> bool:
