@@ -87,6 +87,16 @@ def test_a_tail_is_that_of_torch_in_float64(shape: tuple[int, int, int]) -> None
                 assert relative(value.double(), wanted) < 1e-6, (name, act, inner, with_residual)
 
 
+def test_the_limits_of_a_hardtanh_have_no_gradient() -> None:
+    sums = torch.arange(-40, 40, dtype=torch.int16).view(5, 16)
+    made = Tail(1, None, torch.full((16,), 0.25), torch.zeros(16), act="hardtanh", limits=(-1.0, 2.0))
+    leaf = (0.25 * sums.double()).requires_grad_()
+    torch.nn.functional.hardtanh(leaf, -1.0, 2.0).sum().backward()
+    assert leaf.grad is not None and leaf.grad.sum() == 11
+    for got in each_path(lambda: tail.unfinish(made, torch.ones(5, 16), sums, None, True)):
+        assert torch.equal(got.residual.double(), leaf.grad)
+
+
 def test_maps_of_narrow_types_are_widened_and_rounded_once() -> None:
     for dtype, act in itertools.product((torch.bfloat16, torch.float16), ("rprelu", "none")):
         made, (sums, residual, grad) = draw((27, 20, 4), act, False, True, torch.int32)

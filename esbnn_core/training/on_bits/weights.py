@@ -61,10 +61,7 @@ def through_weight(rule: SignRule, grad: Tensor, values: Tensor) -> Tensor:
     """
     if rule.ste == "identity":
         return grad.to(values.dtype)
-    if grad.stride() != values.stride():
-        # also a parameter's gradient has to have its layout in the end
-        grad = torch.empty_like(values, dtype=grad.dtype).copy_(grad)
-    last = _channels_last(values)
+    last = _channels_last(values)  # a parameter's gradient has to have its layout in the end, so grad gets it here
     rows, of = ((t.permute(0, 2, 3, 1) if last else t).flatten(1) for t in (grad, values))
     done = native.estimator(rule.ste, rule.clip, rows, of, None, None, None, values.dtype, with_total=False)
     if done is None:
