@@ -24,8 +24,9 @@ def taken_on(record: dict[str, Any]) -> str:
     """One line: machine, versions, settings."""
     m, s = record["machine"], record["settings"]
     flat = s | s.get("versions", {})
-    kept = [f"{key} {value}" for key, value in flat.items() if key not in ("compile", "names", "size", "versions")]
-    settings = ", ".join(kept)
+    left_out = ("compile", "names", "size", "versions")
+    shown = {key: value for key, value in flat.items() if key not in left_out and value is not None}
+    settings = ", ".join(f"{key} {value}" for key, value in shown.items())
     return f"{m['cpu']}, path {m['path']}, torch {m['torch']}, Python {m['python']}; {settings}."
 
 
@@ -86,7 +87,7 @@ def steps(record: dict[str, Any]) -> str:
     names = list(rows[0]["us"])
     kinds = list(rows[0]["throughput"])
     body = [
-        [f"{row['network']}, {row['size']}x{row['size']}"]
+        [f"{row['network']}, {row['size']}x{row['size']}" + (f", batch {row['batch']}" if "batch" in row else "")]
         + [f"{row['us'][n]['median'] / 1000:.0f}" for n in names]
         + [f"{row['throughput'][kind]:.2f}" for kind in kinds]
         for row in rows

@@ -15,6 +15,7 @@ from esbnn_core.checkpoint.run_file import NETWORK, OPTIONS, RUN, RunFile, check
 from esbnn_core.errors import InputError, check_output_folder
 from esbnn_core.lit.accumulation import GRADIENTS, note_gradients, take_gradients
 from esbnn_core.lit.export import check_new_folder, validation_metrics, write_folder, write_weights
+from esbnn_core.lit.malloc import keeps_freed_memory
 from esbnn_core.lit.precision import is_wide, set_precision_, warn_of_rounding, widen_
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
@@ -166,6 +167,7 @@ class TaskModule(L.LightningModule):
     def configure_model(self) -> None:
         """Lightning's hook, before a checkpoint is read and the network gets the precision of the run."""
         if self._trainer is not None:  # load_from_checkpoint calls it too
+            keeps_freed_memory(self.trainer)  # the command line did already, a Trainer of the user's own did not
             set_precision_(self.network, self.trainer.precision)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

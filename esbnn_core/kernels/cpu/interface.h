@@ -72,3 +72,30 @@ API void esbnn_means(int path, int64_t images, int64_t pixels, int64_t channels,
 
 // Means over windows without the padding; shape as esbnn_max_pool.
 API void esbnn_average_pool(int path, const int64_t *shape, const float *x, float *y, esbnn_run run, void *pool);
+
+// The steps of training on bits beside the sums (training.cpp), on rows of channels. Whole numbers, then addresses, null
+// for a step that is left out. Kinds of real tensors are those of conv.h, 0 int32 and 1 int16 those of sums.
+
+// numbers: rows, filters, copies, kind of the sums, activation, kinds of the residual and of y, threads.
+// pointers: sums, centre, factor, offset, inner slope, shift_in, slope, shift_out, two limits, residual, y, gradient of
+// the sums, of the residual. Backward reads the gradient of y in its place; totals (6, channels) are the gradients of
+// offset, factor, inner slope, shift_in, slope and shift_out. 0, or 1 where memory is short.
+API int esbnn_train_tail(int path, const int64_t *numbers, void *const *pointers);
+API int esbnn_train_tail_backward(int path, const int64_t *numbers, void *const *pointers, double *totals);
+
+// to = from + constant + slope * (sums - centre). numbers: rows, filters, kind of the sums, kind of `to`, threads.
+// pointers: sums, centre, constant, slope, from (float32), to.
+API void esbnn_statistics(int path, const int64_t *numbers, void *const *pointers);
+
+// to = grad * estimator(x + shift) + onto, and total (channels) or null, the sum over the rows of its first term. numbers: rows,
+// channels, groups, words of a group, rule, kinds of grad, x, onto and `to`, threads. pointers: grad, x, shift, mask,
+// onto, to. 0, or 1 where memory is short.
+API int esbnn_estimator(int path, const int64_t *numbers, void *const *pointers, float clip, double *total);
+
+// +-1: the signs of x + shift, or those of packed bits. numbers: rows, channels, groups, words of a group, kinds of x and
+// of the result, threads. pointers: x, shift, bits, result.
+API void esbnn_signs(int path, const int64_t *numbers, void *const *pointers);
+
+// both (2, filters): sums over the rows, and sums of squares. numbers: rows, filters, kind of the sums, the largest
+// |sum| that can be, at most 46340, threads. 0, or 1 where memory is short.
+API int esbnn_moments(int path, const int64_t *numbers, const void *sums, int64_t *both);

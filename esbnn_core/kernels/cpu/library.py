@@ -32,8 +32,10 @@ FUSED = "-ffp-contract=fast"
 X86 = {
     **{"amx": [*AVX512, *AMX], "avx512_popcnt": AVX512, "avx512_carry": AVX512, "avx2": ["-mavx2"]},
     **{"real_avx512": [*AVX512, FUSED], "real_avx2": ["-mavx2", "-mfma", FUSED]},
+    **{"training_avx512": AVX512, "training_avx2": ["-mavx2"]},
 }
 ARM = {"neon": ["-march=armv8-a"], "real_neon": ["-march=armv8-a", FUSED]}
+PORTABLE = ("portable", "real_portable", "training_portable")
 MORE_FLAGS = "ESBNN_CXXFLAGS"
 """Further compiler flags, e.g. of a sanitizer; part of the library's name in the cache."""
 
@@ -70,7 +72,7 @@ def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
     elif machine in ("aarch64", "arm64"):
         define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = ["portable", "driver", "ort_operators", "real", "real_portable", *own]
+    names = [*PORTABLE, "driver", "ort_operators", "real", "training", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 

@@ -1,8 +1,9 @@
 """The autograd function of a unit on bits: its forward starts from exact sums, its backward keeps bits.
 
-Kept for backward: what esbnn_core.training.on_bits.signs describes of the input, the weight's bits, one vector a
-channel long for each step, and a shortcut module's output where an activation follows it. Backward convolves the bits
-again for the sums (or keeps these in 16 bits) and computes everything after them again.
+Kept for backward: what esbnn_core.training.on_bits.signs describes of the input, the weight's bits and, where its
+estimator reads them, its values (the parameter itself, unless it is centred first), one vector a channel long for each
+step, and a shortcut module's output where an activation follows it. Backward convolves the bits again for the sums (or
+keeps these in 16 bits) and computes everything after them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
-from esbnn_core.training.on_bits.rows import map_of, pieces, rows_of, without_autocast, work_dtype
-from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, unpack
-from esbnn_core.training.on_bits.tail import Kind, Tail, finish, unfinish
+from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
+from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, through_mask, unpack
+from esbnn_core.training.on_bits.tail import Kind, Tail, add_statistics, finish, unfinish
+from esbnn_core.training.on_bits.weights import through_weight
 
 
 class Plan(NamedTuple):
@@ -35,6 +37,7 @@ class Plan(NamedTuple):
         narrow: dtype of the plain convolution, in which the gradients of its two operands are computed.
         out: dtype of the result.
         keep_sums: see TrainOnBits.
+        weight_rule: of the sign of the weight.
     """
 
     geometry: AnyGeometry
@@ -50,6 +53,7 @@ class Plan(NamedTuple):
     narrow: torch.dtype
     out: torch.dtype
     keep_sums: bool
+    weight_rule: SignRule
 
 
 class Vectors(NamedTuple):
@@ -74,6 +78,23 @@ def factor_of(plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tenso
     return factor if gamma is None else factor * gamma
 
 
+def through_factor(
+    plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """From the gradient (C') of factor_of to those of scale, gamma and var, None where these are; all float64.
+
+    With r = 1 / sqrt(scale^2 var + eps) the derivatives of scale * r are eps r^3 by scale and -(scale r)^3 / 2 by var.
+    """
+    if var is None or plan.eps is None:
+        return None, grad, None
+    root = ((var if scale is None else scale * scale * var) + plan.eps).rsqrt()
+    part = root if scale is None else root * scale
+    gamma_grad = None if gamma is None else grad * part.repeat(plan.copies)
+    total = (grad if gamma is None else grad * gamma).view(plan.copies, -1).sum(0)
+    scale_grad = None if scale is None else total * root.pow(3).mul_(plan.eps)
+    return scale_grad, gamma_grad, total * part.pow(3).mul_(-0.5)
+
+
 def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tail:
     """The tail with these vectors, in `dtype`."""
     cast = [None if t is None else t.to(dtype) for t in (mean, vectors.beta, *vectors[3:])]
@@ -88,8 +109,8 @@ def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, d
 class UnitOnBits(torch.autograd.Function):
     """(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *Vectors) -> y (N, C', H', W').
 
-    sums (N, O, H', W') int32 are those of sign(x + shift) and of the +-1 weight; mean and var (O,) float64 are theirs
-    over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
+    sums (N, O, H', W') int32 are those of sign(x + shift) and of the weight's signs; mean and var (O,) float64 are
+    theirs over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
     Differentiable: x and what follows it. y is channels_last.
     """
 
@@ -131,6 +152,7 @@ class UnitOnBits(torch.autograd.Function):
             kept_sums,
             residual if plan.act != "none" else None,
             *(weight_bits, mean, var, shift),
+            weight if plan.weight_rule.ste != "identity" else None,
             *vectors,
         )
         return y
@@ -139,7 +161,7 @@ class UnitOnBits(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
-        x, bits, mask, sums, residual, weight_bits, mean, var, shift, *numbers = ctx.saved_tensors
+        x, bits, mask, sums, residual, weight_bits, mean, var, shift, latent, *numbers = ctx.saved_tensors
         vectors, geometry = Vectors(*numbers), plan.geometry
         (grad,) = grads
         residual_rows: Tensor | None = None
@@ -156,11 +178,13 @@ class UnitOnBits(torch.autograd.Function):
             sums_grad = map_of(rows, grad)
         channels, groups = geometry.channels, geometry.groups
         signs = signs_of(x, shift, plan.narrow) if bits is None else _signs(bits, channels, groups, plan.narrow)
-        weight = unpack(weight_bits, ctx.weight_shape[1], 1, (-1.0, 1.0), plan.narrow).permute(0, 3, 1, 2)
+        weight = unpack(weight_bits, ctx.weight_shape[1], 1, plan.narrow).permute(0, 3, 1, 2)
         wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
         wanted = (wants_x or wants_shift, wants_weight)
         x_grad, weight_grad = gradients(geometry, sums_grad.to(plan.narrow), signs, weight, wanted)
         del signs
+        if weight_grad is not None and latent is not None:
+            weight_grad = through_weight(plan.weight_rule, weight_grad, latent)
         onto = residual_rows if plan.identity else None
         shift_grad: Tensor | None = None
         if x_grad is not None:
@@ -168,7 +192,7 @@ class UnitOnBits(torch.autograd.Function):
             if bits is None:
                 rows, shift_grad = through(plan.rule, rows, x, shift, onto)
             else:
-                rows, shift_grad = _through_mask(plan, rows, mask, shift, onto)
+                rows, shift_grad = _through_bits(plan, rows, mask, shift, onto, ctx.x_dtype)
             x_grad = rows.to(ctx.x_dtype).view(ctx.x_shape[0], *ctx.x_shape[2:], -1).permute(0, 3, 1, 2)
         if residual is not None or ctx.residual_dtype is not None:
             assert residual_rows is not None
@@ -191,16 +215,15 @@ def _double(tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
 
 
 def _signs(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
-    return unpack(bits, channels, groups, (-1.0, 1.0), dtype).permute(0, 3, 1, 2)
+    return unpack(bits, channels, groups, dtype).permute(0, 3, 1, 2)
 
 
-def _through_mask(
-    plan: Plan, grad: Tensor, mask: Tensor | None, shift: Tensor | None, onto: Tensor | None
+def _through_bits(
+    plan: Plan, grad: Tensor, mask: Tensor | None, shift: Tensor | None, onto: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """As signs.through, from the estimator's mask or, without one, for the identity."""
+    """As signs.through where bits are kept: from the estimator's mask or, without one, for the identity."""
     if mask is not None:
-        geometry = plan.geometry
-        grad = grad * unpack(mask, geometry.channels, geometry.groups, (0.0, 1.0), grad.dtype).flatten(0, 2)
+        return through_mask(mask, plan.geometry.groups, grad, shift, onto, dtype)
     shift_grad = None if shift is None else grad.sum(0, dtype=work_dtype(grad.dtype))
     return (grad if onto is None else onto.add_(grad)), shift_grad
 
@@ -214,23 +237,20 @@ def _through_tail(
     variance adds a term along the centred sums.
     """
     plan: Plan = ctx.plan
-    with torch.enable_grad():
-        # vectors are short: autograd does the algebra of scale, variance and norm weight
-        leaves = [None if t is None else t.detach().requires_grad_() for t in _double([*vectors[:2], var])]
-        factor = factor_of(plan, *leaves)
-    tail = tail_of(plan, vectors, mean, factor.detach(), ctx.work)
+    scale, gamma, var = _double([*vectors[:2], var])
+    factor = factor_of(plan, scale, gamma, var)
+    tail = tail_of(plan, vectors, mean, factor, ctx.work)
     wants_residual = plan.identity or ctx.residual_dtype is not None
     part = unfinish(tail, grad, sums, None if added is None else rows_of(added), wants_residual)
-    present = [t for t in leaves if t is not None]
-    found = iter(torch.autograd.grad(factor, present, part.factor))
-    scale_grad, gamma_grad, var_grad = (None if t is None else next(found) for t in leaves)
+    scale_grad, gamma_grad, var_grad = through_factor(plan, scale, gamma, var, part.factor)
     if var is not None:
         assert var_grad is not None
-        mean_grad = (factor.detach() * part.offset).view(plan.copies, -1).sum(0)
+        mean_grad = (factor * part.offset).view(plan.copies, -1).sum(0)
         both = torch.stack([mean_grad, var_grad])
         if plan.reduce is not None:
             plan.reduce(both)
         constant, slope = (both * both.new_tensor([[-1.0], [2.0]]) / plan.rows).to(ctx.work)
-        for piece in pieces(part.sums):
-            part.sums[piece].add_(constant).addcmul_(tail.centred(sums[piece]), slope)
-    return part.sums, part.residual, [scale_grad, gamma_grad, part.offset, *part[4:]]
+        sums_grad = add_statistics(tail, part.sums, sums, constant, slope, plan.narrow)
+    else:
+        sums_grad = part.sums
+    return sums_grad, part.residual, [scale_grad, gamma_grad, part.offset, *part[4:]]

@@ -22,6 +22,7 @@ from esbnn_core.training.on_bits.rows import rows_of, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, sign_rule
 from esbnn_core.training.on_bits.statistics import batch_statistics, reducer, track_
 from esbnn_core.training.on_bits.tail import Kind
+from esbnn_core.training.on_bits.weights import Weight, output_scale, weight_of
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.folding import folds
 
@@ -123,23 +124,22 @@ class Operands(NamedTuple):
         bits: of x, or None.
         weight_bits: as kernels.ConvCall.weight.
         shift: of x, or None.
-        weight: the +-1 weight (O, I, KH, KW).
+        weight: whose signs are the weight.
     """
 
     sums: Tensor
     bits: Tensor | None
     weight_bits: Tensor
     shift: Tensor | None
-    weight: Tensor
+    weight: Weight
 
 
 def _operands(layer: BinaryLayer, x: Tensor, geometry: AnyGeometry, keeps_input: bool) -> Operands:
     """What both paths start from, with bits where backward does not read the values of x."""
-    weight = layer.quantizer.binary(layer.filters)
-    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    weight = weight_of(layer)
     shift = getattr(layer.sign, "shift", None)
     with torch.no_grad():
-        weight_bits = kernels.pack_sign(weight, None, 1, 1)
+        weight_bits = kernels.pack_sign(weight.values, None, 1, 1)
         bits = None if keeps_input else pack(geometry, x, shift)
         sums = sums_of(geometry, x, shift, bits, weight_bits)
     return Operands(sums, bits, weight_bits, shift, weight)
@@ -172,9 +172,10 @@ class LayerPath:
         sums, bits, weight_bits, shift, weight = _operands(layer, x, geometry, rule.reads_values)
         plan = Plan(
             *(geometry, rule, 1, True, None, 0, None, False, "none", (-1.0, 1.0)),
-            *(narrow, narrow, self.config.keep_sums),
+            *(narrow, narrow, self.config.keep_sums, weight.rule),
         )
-        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, None, None, x, shift, weight, None, *[None] * 7)
+        operands = (x, shift, weight.values)
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, None, None, *operands, None, *[None] * 7)
         if isinstance(layer, BinaryLinear):
             return y.permute(0, 2, 3, 1).reshape(*shape[:-1], -1)
         return y
@@ -208,13 +209,13 @@ class UnitPath:
         # read by the estimator, or by the activation after an identity
         keeps_input = rule.reads_values or (identity and act != "none")
         sums, bits, weight_bits, shift, weight = _operands(conv, x, geometry, keeps_input)
-        scale, mean, var, rows, reduce, eps = conv.output_scale(), None, None, 0, None, None
+        scale, mean, var, rows, reduce, eps = output_scale(conv), None, None, 0, None, None
         gamma: Tensor | None
         beta: Tensor | None
         if folds(norm):
             gamma, beta = unit.affine()
             narrow_out = [t.dtype for t in (gamma, beta) if t is not None]
-            gamma = torch.ones(out_channels, dtype=weight.dtype, device=x.device) if gamma is None else gamma
+            gamma = torch.ones(out_channels, dtype=weight.values.dtype, device=x.device) if gamma is None else gamma
             scale = None
         else:
             assert isinstance(norm, _BatchNorm)
@@ -222,7 +223,8 @@ class UnitPath:
             if reduce is None and sums.numel() == sums.shape[1]:
                 return None  # one value for each channel, which the norm itself refuses
             with torch.no_grad():
-                found = batch_statistics(rows_of(sums), reduce, work_dtype(narrow, x.dtype))
+                work = work_dtype(narrow, x.dtype)
+                found = batch_statistics(rows_of(sums), reduce, work, weight.values[0].numel())
                 track_(norm, found, scale, copies)
             mean, var, rows, eps = found.mean, found.var, found.rows, norm.eps
             gamma, beta = norm.weight, norm.bias
@@ -235,10 +237,10 @@ class UnitPath:
         inner = _slopes(unit.inner_act, out_channels)
         plan = Plan(
             *(geometry, rule, copies, False, eps, rows, reduce, identity, act, limits),
-            *(narrow, out, self.config.keep_sums),
+            *(narrow, out, self.config.keep_sums, weight.rule),
         )
-        vectors = (scale, gamma, beta, inner, *ends)
-        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *vectors)
+        operands, vectors = (x, shift, weight.values), (scale, gamma, beta, inner, *ends)
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, mean, var, *operands, residual, *vectors)
         return y
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import kernels
+from esbnn_core.kernels.cpu import training as native
 from esbnn_core.layers import Sign
 from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE
-from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of
+from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of, work_dtype
 
 
 class SignRule(NamedTuple):
@@ -62,7 +63,15 @@ def _dtype(x: Tensor, shift: Tensor | None) -> torch.dtype:
     return x.dtype if shift is None else torch.promote_types(x.dtype, shift.dtype)
 
 
-def unpack(words: Tensor, channels: int, groups: int, values: tuple[float, float], dtype: torch.dtype) -> Tensor:
+def unpack(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """(..., words) as pack_sign packs them -> (..., channels) +-1 of `dtype`."""
+    done = native.unpack(words, channels, groups, dtype)
+    return unpack_in_torch(words, channels, groups, (-1.0, 1.0), dtype) if done is None else done
+
+
+def unpack_in_torch(
+    words: Tensor, channels: int, groups: int, values: tuple[float, float], dtype: torch.dtype
+) -> Tensor:
     """(..., words) as pack_sign packs them -> (..., channels) with values[bit].
 
     Eight bits at a time from a table; the bytes of a word come lowest first, as on every machine that torch serves.
@@ -77,11 +86,17 @@ def unpack(words: Tensor, channels: int, groups: int, values: tuple[float, float
 def signs_of(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
     """sign(x + shift) as +-1 (N, C, H, W) of `dtype`, channels_last."""
     rows = rows_of(x)
-    signs = torch.empty(rows.shape, dtype=dtype, device=x.device)
-    one = torch.ones((), dtype=_dtype(x, shift), device=x.device)
+    done = native.signs(rows, shift, dtype)
+    return map_of(signs_in_torch(rows, shift, dtype) if done is None else done, x)
+
+
+def signs_in_torch(rows: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """As signs_of, of rows (M, C) and in pieces of torch operators."""
+    signs = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    one = torch.ones((), dtype=_dtype(rows, shift), device=rows.device)
     for piece in pieces(rows):
         torch.copysign(one, shifted(rows[piece], shift), out=signs[piece])
-    return map_of(signs, x)
+    return signs
 
 
 def through(
@@ -91,7 +106,7 @@ def through(
 
     Args:
         rule: the estimator.
-        grad: rows (M, C).
+        grad: rows (M, C); may be written over.
         x: (N, C, H, W).
         shift: (C,) or None.
         onto: rows (M, C) to which the gradient of x is added, in place, or None.
@@ -102,19 +117,48 @@ def through(
     if rule.standardised:
         grad, shift_grad = _through_deviation(rule, grad, x, shift)
         return (grad if onto is None else onto.add_(grad)), shift_grad
-    dtype = _dtype(x, shift)
     rows = rows_of(x)
-    out = torch.empty(rows.shape, dtype=dtype, device=x.device) if onto is None else onto
-    total = ChannelSum(x.shape[1], x.device)
+    done = native.estimator(rule.ste, rule.clip, grad, rows, shift, None, onto, x.dtype)
+    found, total = through_in_torch(rule, grad, rows, shift, onto) if done is None else done
+    return found, None if shift is None else total
+
+
+def through_in_torch(
+    rule: SignRule, grad: Tensor, rows: Tensor, shift: Tensor | None, onto: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As through with x as rows (M, C), in pieces of torch operators; the second is the sum over rows in any case."""
+    dtype = _dtype(rows, shift)
+    out = torch.empty(rows.shape, dtype=dtype, device=rows.device) if onto is None else onto
+    total = ChannelSum(rows.shape[1], rows.device)
     for piece in pieces(rows):
         a = estimator_(rule, shifted(rows[piece], shift)).mul_(grad[piece])
-        if shift is not None:
-            total.add(a)
+        total.add(a)
         if onto is None:
             out[piece] = a
         else:
             out[piece].add_(a)  # `+=` would copy the sum onto itself
-    return out, None if shift is None else total.total
+    return out, total.total
+
+
+def through_mask(
+    mask: Tensor, groups: int, grad: Tensor, shift: Tensor | None, onto: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """As through, from the estimator's mask.
+
+    Args:
+        mask: as mask_bits makes it.
+        groups: that it is packed in.
+        grad: rows (M, C); may be written over.
+        shift: (C,) or None.
+        onto: as through.
+        dtype: of x.
+    """
+    done = native.estimator("mask", 0.0, grad, None, shift, (mask, groups), onto, dtype)
+    if done is None:
+        found = grad * unpack_in_torch(mask, grad.shape[1], groups, (0.0, 1.0), grad.dtype).flatten(0, -2)
+        total = found.sum(0, dtype=work_dtype(grad.dtype))
+        done = (found if onto is None else onto.add_(found)), total
+    return done[0], None if shift is None else done[1]
 
 
 def estimator_(rule: SignRule, a: Tensor) -> Tensor:

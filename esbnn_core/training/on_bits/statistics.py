@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esbnn_core.kernels.cpu import training as native
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 
@@ -37,12 +38,38 @@ def reducer(norm: nn.Module) -> Callable[[Tensor], Any] | None:
     return lambda tensor: dist.all_reduce(tensor, group=group)
 
 
-def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype: torch.dtype) -> BatchStatistics:
+def batch_statistics(
+    sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype: torch.dtype, largest: int
+) -> BatchStatistics:
     """The statistics of rows (M, O) int32 of sums; a channel's copies share them.
 
-    Differences from a whole number near the mean are added up, so that a large mean costs the variance no digits.
+    Args:
+        sums: none of them above `largest`.
+        reduce: see Plan.
+        dtype: of the steps after the sums.
+        largest: +-1 products of a sum.
     """
-    count, filters = sums.shape
+    both = native.moments(sums, largest)
+    count = sums.shape[0]
+    # whole numbers, so that a large mean costs the variance no digits
+    total, squares, near = moments_in_torch(sums, dtype) if both is None else (*both.double(), both.new_zeros(()))
+    if reduce is not None:
+        # each process has another base, and sums about two bases cannot be added: back to 0 first, in float64
+        squares = squares + 2 * near * total + count * near * near
+        total = total + count * near
+        shared = torch.stack([total, squares, torch.full_like(total, count)])
+        reduce(shared)
+        total, squares, count, near = shared[0], shared[1], int(shared[2, 0].item()), torch.zeros_like(near)
+    offset = total / count
+    return BatchStatistics(near + offset, (squares / count - offset * offset).clamp_(min=0), count, reduce)
+
+
+def moments_in_torch(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums and sums of squares of rows (M, O) less a whole number near their mean, and that number: (O,) float64 each.
+
+    Without that number a large mean would cost the variance digits, because pieces are added up in `dtype`.
+    """
+    filters = sums.shape[1]
     first = ChannelSum(filters, sums.device)
     second = ChannelSum(filters, sums.device)
     base: Tensor | None = None
@@ -53,16 +80,7 @@ def batch_statistics(sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype
         first.add(d)
         second.add(d.square_())
     assert base is not None
-    total, squares, near = first.total, second.total, base.double()
-    if reduce is not None:
-        # each process has another base, and sums about two bases cannot be added: back to 0 first, in float64
-        squares = squares + 2 * near * total + count * near * near
-        total = total + count * near
-        shared = torch.stack([total, squares, torch.full_like(total, count)])
-        reduce(shared)
-        total, squares, count, near = shared[0], shared[1], int(shared[2, 0].item()), torch.zeros_like(near)
-    offset = total / count
-    return BatchStatistics(near + offset, (squares / count - offset * offset).clamp_(min=0), count, reduce)
+    return first.total, second.total, base.double()
 
 
 @torch.no_grad()

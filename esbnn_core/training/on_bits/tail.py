@@ -1,7 +1,8 @@
 """The steps of a unit after its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
 
 They work on rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
-broadcast here, and what all copies share is computed once.
+broadcast here, and what all copies share is computed once. The native library does them in one pass where it serves;
+the torch code here defines what is right and serves everywhere.
 """
 
 from typing import Literal, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esbnn_core.kernels.cpu import training as native
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 Kind = Literal["none", "prelu", "hardtanh"]
@@ -41,6 +43,11 @@ class Tail(NamedTuple):
     slope: Tensor | None = None
     shift_out: Tensor | None = None
     limits: tuple[float, float] = (-1.0, 1.0)
+
+    def native(self) -> native.TailCall:
+        """The same for the native library."""
+        vectors = (self.factor, self.offset, self.inner, self.shift_in, self.slope, self.shift_out)
+        return native.TailCall(self.copies, self.centre, vectors, self.act, self.limits)
 
     def centred(self, sums: Tensor) -> Tensor:
         """A piece of the sums, (m, O) of any dtype, less the centre; a new tensor."""
@@ -86,6 +93,12 @@ class TailGrads(NamedTuple):
 
 def finish(tail: Tail, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
     """From sums (M, O) to y (M, C') of `dtype`; residual (M, C') or None."""
+    done = tail.native().forward(sums, residual, dtype)
+    return finish_in_torch(tail, sums, residual, dtype) if done is None else done
+
+
+def finish_in_torch(tail: Tail, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """As finish, in pieces of torch operators."""
     y = torch.empty(sums.shape[0], len(tail.factor), dtype=dtype, device=sums.device)
     for piece in pieces(y):
         z = tail.before_act(tail.affine(tail.centred(sums[piece])), None if residual is None else residual[piece])
@@ -110,6 +123,19 @@ def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wa
         residual: (M, C'), read only where an activation follows it, or None.
         wants_residual: whether to compute the gradient of the residual.
     """
+    done = tail.native().backward(grad, sums, residual, wants_residual)
+    if done is None:
+        return unfinish_in_torch(tail, grad, sums, residual, wants_residual)
+    sums_grad, residual_grad, totals = done
+    offset, factor, inner, shift_in, slope, shift_out = totals
+    shift_in = offset if tail.inner is None else shift_in
+    return TailGrads(sums_grad, residual_grad, factor, offset, inner, shift_in, slope, shift_out)
+
+
+def unfinish_in_torch(
+    tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
+) -> TailGrads:
+    """As unfinish, in pieces of torch operators."""
     channels, work = len(tail.factor), tail.factor.dtype
     sums_grad = torch.empty(sums.shape, dtype=work, device=grad.device)
     residual_grad = torch.empty(grad.shape, dtype=work, device=grad.device) if wants_residual else None
@@ -148,6 +174,31 @@ def unfinish(tail: Tail, grad: Tensor, sums: Tensor, residual: Tensor | None, wa
         shift_in = offset  # with no step between them, of both or of their sum
     totals = (part.total for part in (factor, offset, inner, shift_in, slope, shift_out))
     return TailGrads(sums_grad, residual_grad, *totals)
+
+
+def add_statistics(
+    tail: Tail, grad: Tensor, sums: Tensor, constant: Tensor, slope: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """grad + constant + slope * (sums - centre), rows (M, O): how the sums act through the batch's statistics.
+
+    Args:
+        tail: with a centre.
+        grad: written over.
+        sums: (M, O).
+        constant: (O,) in the dtype of grad.
+        slope: likewise.
+        dtype: that the result has to have in the end; a native one has it at once.
+    """
+    assert tail.centre is not None
+    done = native.add_statistics(grad, sums, tail.centre, constant, slope, dtype)
+    return add_statistics_in_torch(tail, grad, sums, constant, slope) if done is None else done
+
+
+def add_statistics_in_torch(tail: Tail, grad: Tensor, sums: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """As add_statistics, in pieces of torch operators and in place."""
+    for piece in pieces(grad):
+        grad[piece].add_(constant).addcmul_(tail.centred(sums[piece]), slope)
+    return grad
 
 
 def _through_prelu(g: Tensor, z: Tensor, slope: Tensor, slope_total: ChannelSum, out: Tensor | None) -> Tensor:

@@ -1,0 +1,92 @@
+// What training on bits computes beside the sums (esbnn_core.training.on_bits): the structs that training.cpp fills from
+// its C interface, and the loops that a build for one instruction set provides (training_body.h).
+//
+// Maps are rows of channels, contiguous. A loop does rows [row0, row1) of a call; sums over rows are added up in float32
+// over at most FLUSH rows, then in float64, in an order that depends on the shape alone.
+#pragma once
+#include "conv.h"
+
+namespace esbnn {
+
+constexpr int GROUP = 8;   // rows that are walked together, so that a channel's vectors are loaded once for them
+constexpr int FLUSH = 256; // rows, a multiple of GROUP
+
+enum SumsKind { INT32, INT16, CENTRED }; // CENTRED: float32, the centre is off already
+enum Activation { NO_ACT, PRELU_ACT, HARDTANH };
+enum Total { OFFSET, FACTOR, INNER_SLOPE, SHIFT_IN, SLOPE, SHIFT_OUT, TOTALS }; // sums over rows, by channel
+
+// affine -> [PReLU] -> [+ residual] -> [activation], forward and backward; a null pointer leaves a step out.
+// Channel j of copies * filters takes sum j mod filters.
+struct Tail {
+  int64_t filters, copies;
+  const void *sums; // (rows, filters)
+  SumsKind sums_kind;
+  const float *centre;                                                // (filters)
+  const float *factor, *offset, *inner, *shift_in, *slope, *shift_out; // (copies * filters), none of them null but inner
+  Activation act;
+  float low, high; // of the hardtanh
+  const void *residual;
+  void *y; // forward: the result; backward: its gradient, which is read alone
+  Kind residual_kind, y_kind;
+  float *sums_grad;     // (rows, filters), of the centred sums
+  float *residual_grad; // (rows, copies * filters) or null
+
+  int64_t channels() const { return copies * filters; }
+};
+
+// y = sums_grad + constant + slope * (sums - centre), rows of filters; y may be sums_grad itself.
+struct Statistics {
+  int64_t filters;
+  const void *sums;
+  SumsKind sums_kind;
+  const float *centre, *constant, *slope, *sums_grad;
+  void *y;
+  Kind y_kind;
+};
+
+// y = grad * estimator(x + shift) [+ onto], rows of channels; y may be grad or onto. MASKED reads the estimator from
+// bits in the order of packed signs.
+enum Rule { IDENTITY, CLIP, POLY2, MASKED };
+struct Estimator {
+  int64_t channels, groups, words; // words of a group
+  Rule rule;
+  float clip;
+  const void *grad, *x;
+  const float *shift; // never null
+  const uint32_t *mask;
+  const void *onto;
+  void *y;
+  Kind grad_kind, x_kind, onto_kind, y_kind;
+};
+
+// y = +-1, the sign of x + shift or, without x, of packed bits; rows of channels.
+struct Signs {
+  int64_t channels, groups, words;
+  const void *x;
+  const float *shift; // never null with x
+  const uint32_t *bits;
+  void *y;
+  Kind x_kind, y_kind;
+};
+
+struct Training {
+  void (*forward)(const Tail &, int64_t row0, int64_t row1, float *scratch);
+  // adds to totals (TOTALS, channels); both need scratch_floats(channels) numbers of scratch
+  void (*backward)(const Tail &, int64_t row0, int64_t row1, double *totals, float *scratch);
+  void (*statistics)(const Statistics &, int64_t row0, int64_t row1);
+  // adds to total (channels), or null; scratch as long
+  void (*estimator)(const Estimator &, int64_t row0, int64_t row1, double *total, float *scratch);
+  void (*signs)(const Signs &, int64_t row0, int64_t row1);
+  // adds sums and sums of squares of rows of filters; |sum| <= largest <= 46340
+  void (*moments)(const void *sums, SumsKind kind, int64_t filters, int64_t largest, int64_t row0, int64_t row1,
+                  int64_t *total, int64_t *squares);
+};
+
+inline int64_t scratch_floats(int64_t channels) { return (TOTALS + 2 * GROUP) * channels; }
+
+extern const Training portable_training;
+#ifdef ESBNN_X86
+extern const Training avx2_training, avx512_training;
+#endif
+
+} // namespace esbnn

@@ -1,0 +1,247 @@
+"""Steps of training on bits in the native library, on rows of channels (training.cpp; interface.h has the calls).
+
+The arithmetic is float32; maps may be float32, bfloat16 or float16. Sums over rows are the same for any number of
+threads. Each function returns None, or False, where the library does not serve and torch has to: another dtype or
+device, a traced tensor, or no library.
+"""
+
+import ctypes
+import functools
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu.library import Library
+
+KINDS = cpu.KINDS
+SUMS = {torch.int32: 0, torch.int16: 1}
+ACTIVATIONS = {"none": 0, "prelu": 1, "hardtanh": 2}
+RULES = {"identity": 0, "clip": 1, "poly2": 2, "mask": 3}
+LARGEST = 46340
+"""Of the sums whose squares `moments` adds up in int32."""
+
+
+@functools.cache
+def _prepared(library: Library) -> ctypes.CDLL:
+    """The library's handle with the types of the calls."""
+    handle, path, packed, pointer = library.handle, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
+    handle.esbnn_train_tail.argtypes = [path, packed, packed]
+    handle.esbnn_train_tail_backward.argtypes = [path, packed, packed, pointer]
+    handle.esbnn_statistics.argtypes = [path, packed, packed]
+    handle.esbnn_estimator.argtypes = [path, packed, packed, ctypes.c_float, pointer]
+    handle.esbnn_signs.argtypes = [path, packed, packed]
+    handle.esbnn_moments.argtypes = [path, packed, pointer, pointer]
+    return handle
+
+
+def _library(*tensors: Tensor | None) -> Library | None:
+    """The library, where all tensors are its to read: of torch's own class, on the CPU and contiguous."""
+    if torch.compiler.is_compiling():
+        return None
+    for t in tensors:
+        if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.is_contiguous()):
+            return None
+    return cpu.choose()[0]
+
+
+def _single(*vectors: Tensor | None) -> bool:
+    return all(t is None or t.dtype == torch.float32 for t in vectors)
+
+
+def _numbers(*numbers: int) -> bytes:
+    return struct.pack(f"{len(numbers) + 1}q", *numbers, torch.get_num_threads())
+
+
+def _addresses(*tensors: Tensor | None) -> bytes:
+    return struct.pack(f"{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
+
+
+def _check_memory(short: int, rows: int, channels: int) -> None:
+    if short:
+        raise MemoryError(f"no memory for the sums over {rows} rows of {channels} channels")
+
+
+def moments(sums: Tensor, largest: int) -> Tensor | None:
+    """Exact sums, and sums of squares, over rows: (2, O) int64.
+
+    Args:
+        sums: rows (M, O) int32 or int16.
+        largest: no |sum| is above it.
+    """
+    rows, filters = sums.shape
+    fits = rows * largest * largest < 1 << 63
+    library = _library(sums) if sums.dtype in SUMS and largest <= LARGEST and fits else None
+    if library is None:
+        return None
+    both = torch.empty(2, filters, dtype=torch.int64)
+    numbers = _numbers(rows, filters, SUMS[sums.dtype], largest)
+    short = _prepared(library).esbnn_moments(library.path, numbers, sums.data_ptr(), both.data_ptr())
+    _check_memory(short, rows, filters)
+    return both
+
+
+class TailCall:
+    """The tail of a unit as the library takes it: affine -> [PReLU] -> [+ residual] -> [activation].
+
+    Args:
+        copies: tiles.
+        centre: (O,) float32 subtracted from the sums, or None.
+        vectors: factor, offset, inner, shift_in, slope, shift_out (C',) float32, the last four None where left out.
+        act: "none", "prelu" or "hardtanh".
+        limits: of the hardtanh.
+    """
+
+    def __init__(
+        self,
+        copies: int,
+        centre: Tensor | None,
+        vectors: Sequence[Tensor | None],
+        act: str,
+        limits: tuple[float, float],
+    ) -> None:
+        factor, offset, inner, *ends = vectors
+        assert factor is not None
+        self.copies, self.act, self.channels = copies, ACTIVATIONS[act], len(factor)
+        self.served = _single(centre, *vectors)
+        self.vectors = [t if t is None else t.contiguous() for t in (centre, factor, offset, inner)]
+        self.vectors += [torch.zeros_like(factor) if t is None else t.contiguous() for t in ends]
+        self.limits = torch.tensor(limits, dtype=torch.float32)
+
+    def _serve(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> Library | None:
+        known = sums.dtype in SUMS and y.dtype in KINDS and (residual is None or residual.dtype in KINDS)
+        return _library(sums, y, residual, *self.vectors) if known else None
+
+    def _numbers(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> bytes:
+        kind = 0 if residual is None else KINDS[residual.dtype]
+        return _numbers(*sums.shape, self.copies, SUMS[sums.dtype], self.act, kind, KINDS[y.dtype])
+
+    def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """y (M, C') of `dtype` from sums (M, O) and the residual (M, C')."""
+        if not self.served or dtype not in KINDS:
+            return None
+        y = torch.empty(sums.shape[0], self.channels, dtype=dtype)
+        library = self._serve(sums, y, residual)
+        if library is None:
+            return None
+        pointers = _addresses(sums, *self.vectors, self.limits, residual, y, None, None)
+        short = _prepared(library).esbnn_train_tail(library.path, self._numbers(sums, y, residual), pointers)
+        _check_memory(short, *y.shape)
+        return y
+
+    def backward(
+        self, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """Gradients of forward.
+
+        Args:
+            grad: (M, C') of y.
+            sums: (M, O).
+            residual: (M, C'), read only where an activation follows it.
+            wants_residual: whether to compute its gradient.
+
+        Returns:
+            That of the centred sums (M, O) and of the residual (M, C') or None, float32, and those of offset, factor,
+            inner, shift_in, slope and shift_out (6, C') float64.
+        """
+        residual = None if self.act == 0 else residual
+        library = self._serve(sums, grad, residual) if self.served else None
+        if library is None:
+            return None
+        sums_grad = torch.empty(sums.shape, dtype=torch.float32)
+        residual_grad = torch.empty(grad.shape, dtype=torch.float32) if wants_residual else None
+        totals = torch.empty(6, self.channels, dtype=torch.float64)
+        pointers = _addresses(sums, *self.vectors, self.limits, residual, grad, sums_grad, residual_grad)
+        numbers = self._numbers(sums, grad, residual)
+        short = _prepared(library).esbnn_train_tail_backward(library.path, numbers, pointers, totals.data_ptr())
+        _check_memory(short, *grad.shape)
+        return sums_grad, residual_grad, totals
+
+
+def add_statistics(
+    grad: Tensor, sums: Tensor, centre: Tensor, constant: Tensor, slope: Tensor, dtype: torch.dtype
+) -> Tensor | None:
+    """grad + constant + slope * (sums - centre), rows (M, O) of `dtype`; in place where that is grad's, float32."""
+    vectors = (centre, constant, slope)
+    known = _single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
+    library = _library(grad, sums, *vectors) if known else None
+    if library is None:
+        return None
+    to = grad if dtype == torch.float32 else torch.empty(grad.shape, dtype=dtype)
+    numbers = _numbers(*sums.shape, SUMS[sums.dtype], KINDS[dtype])
+    _prepared(library).esbnn_statistics(library.path, numbers, _addresses(sums, *vectors, grad, to))
+    return to
+
+
+def estimator(
+    rule: str,
+    clip: float,
+    grad: Tensor,
+    x: Tensor | None,
+    shift: Tensor | None,
+    mask: tuple[Tensor, int] | None,
+    onto: Tensor | None,
+    dtype: torch.dtype,
+    with_total: bool = True,
+) -> tuple[Tensor, Tensor] | None:
+    """From the gradient of signs to that of their input, plus `onto`.
+
+    Args:
+        rule: "identity", "clip", "poly2" or, where the estimator is a mask of bits, "mask".
+        clip: half width of "clip".
+        grad: rows (M, C); may be written over.
+        x: rows (M, C), read by "clip" and "poly2".
+        shift: (C,) float32 or None.
+        mask: bits (..., words) as pack_sign packs them, and the groups.
+        onto: rows (M, C) to which the gradient is added, or None; may be written over.
+        dtype: of the result.
+        with_total: whether to add up the rows.
+
+    Returns:
+        Rows (M, C), and the sum over rows without `onto`, (C,) float64, or an empty one.
+    """
+    kinds = [torch.float32 if t is None else t.dtype for t in (grad, x, onto)]
+    bits, groups = mask if mask is not None else (None, 1)
+    known = all(kind in KINDS for kind in (*kinds, dtype)) and _single(shift)
+    library = _library(grad, x, shift, bits, onto) if known else None
+    if library is None:
+        return None
+    rows, channels = grad.shape
+    shift = torch.zeros(channels) if shift is None else shift
+    to = next((t for t in (onto, grad) if t is not None and t.dtype == dtype), None)
+    to = torch.empty(grad.shape, dtype=dtype) if to is None else to
+    words = 0 if bits is None else bits.shape[-1] // groups
+    numbers = _numbers(rows, channels, groups, words, RULES[rule], *(KINDS[kind] for kind in kinds), KINDS[dtype])
+    pointers = _addresses(grad, x, shift, bits, onto, to)
+    total = torch.empty(channels if with_total else 0, dtype=torch.float64)
+    at = total.data_ptr() if with_total else None
+    short = _prepared(library).esbnn_estimator(library.path, numbers, pointers, clip, at)
+    _check_memory(short, rows, channels)
+    return to, total
+
+
+def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """sign(x + shift) of rows (M, C) as +-1 of `dtype`; shift (C,) float32 or None."""
+    known = x.dtype in KINDS and dtype in KINDS and _single(shift)
+    library = _library(x, shift) if known else None
+    if library is None:
+        return None
+    y = torch.empty(x.shape, dtype=dtype)
+    shift = torch.zeros(x.shape[1]) if shift is None else shift
+    numbers = _numbers(*x.shape, 1, 0, KINDS[x.dtype], KINDS[dtype])
+    _prepared(library).esbnn_signs(library.path, numbers, _addresses(x, shift, None, y))
+    return y
+
+
+def unpack(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor | None:
+    """Packed bits (..., words) -> (..., channels) +-1 of `dtype`."""
+    library = _library(bits) if dtype in KINDS else None
+    if library is None:
+        return None
+    y = torch.empty(*bits.shape[:-1], channels, dtype=dtype)
+    words = bits.shape[-1] // groups
+    numbers = _numbers(y.numel() // channels, channels, groups, words, 0, KINDS[dtype])
+    _prepared(library).esbnn_signs(library.path, numbers, _addresses(None, None, bits, y))
+    return y

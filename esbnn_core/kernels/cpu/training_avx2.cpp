@@ -1,0 +1,6 @@
+// Training on bits with AVX2.
+#define ISA training_avx2
+#include "training_body.h"
+
+const esbnn::Training esbnn::avx2_training = {esbnn::ISA::forward,   esbnn::ISA::backward, esbnn::ISA::statistics,
+                                              esbnn::ISA::estimator, esbnn::ISA::signs,    esbnn::ISA::moments};

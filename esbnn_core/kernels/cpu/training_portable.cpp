@@ -1,0 +1,6 @@
+// Training on bits in plain C++, for processors without the other instruction sets; on Arm the compiler makes NEON of it.
+#define ISA training_portable
+#include "training_body.h"
+
+const esbnn::Training esbnn::portable_training = {esbnn::ISA::forward,   esbnn::ISA::backward, esbnn::ISA::statistics,
+                                              esbnn::ISA::estimator, esbnn::ISA::signs,    esbnn::ISA::moments};
