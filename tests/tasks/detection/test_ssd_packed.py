@@ -14,6 +14,8 @@ from esbnn_core.packed.units import PackedUnit
 from tasks.detection.models.bottleneck import Bottleneck
 from tests.helpers.detection.ssd300 import detector, images, sample, warmed
 
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
+
 
 @torch.no_grad()
 def predictions(model: nn.Module, x: torch.Tensor) -> list[Any]:
