@@ -30,7 +30,7 @@ model:
   network: NETWORK
   network_options: {in_channels: 1}
   optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
-data: {batch_size: 16, train_size: 64, val_size: 64, test_size: 32}
+data: {batch_size: 16, train_size: 32, val_size: 32, test_size: 32}
 """
 DETECTION = f"""
 model: {{model: {Path(detection.TINY).with_name("tiny_bidet_ssd.py")}, from_scratch: true}}
@@ -41,7 +41,7 @@ data:
   pipeline: {detection.TINY}
   batch_size: 2
   train_size: 2
-  test_size: 2
+  test_size: 1
 """
 SUPER_RESOLUTION = f"""
 model: {{unet: {{tau: 2}}, overrides: {super_resolution.OPTIONS}, num_inference_steps: 2}}
