@@ -33,7 +33,10 @@ model:
 data: {batch_size: 16, train_size: 32, val_size: 32, test_size: 32}
 """
 DETECTION = f"""
-model: {{model: {Path(detection.TINY).with_name("tiny_bidet_ssd.py")}, from_scratch: true}}
+model:
+  model: {Path(detection.TINY).with_name("tiny_bidet_ssd.py")}
+  from_scratch: true
+  overrides: {{bbox_head.in_channels: [128]}}
 data:
   root: {detection.EMBEDDED}
   train: [VOC2007/train]
@@ -88,6 +91,7 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow_trunks")
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [

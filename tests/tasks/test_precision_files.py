@@ -25,6 +25,7 @@ TINY_BIDET = str(Path(detection.TINY).with_name("tiny_bidet_ssd.py"))
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 RATE = 1.0 / 1001
 MakeTrainer = Callable[..., L.Trainer]
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
 
 
 def slow_sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -41,7 +42,8 @@ def detector(_: str, weights: str | None = None) -> tuple[Any, Any]:
     start = {"from_scratch": weights is None, "weights": weights}
     lists = {"root": str(detection.EMBEDDED), "train": ["VOC2007/train"]}
     data = VOCDataModule(**lists, pipeline=detection.TINY, batch_size=2, train_size=2, test_size=2)
-    return detection.make_detector(model=TINY_BIDET, optimizer=slow_sgd, **start), data
+    widths = {"bbox_head.in_channels": (128,)}
+    return detection.make_detector(model=TINY_BIDET, optimizer=slow_sgd, overrides=widths, **start), data
 
 
 def upsampler(root: str, weights: str | None = None) -> tuple[Any, Any]:
@@ -91,7 +93,9 @@ def test_files_go_round(tmp_path: Path, make: Make, make_trainer: MakeTrainer, p
     if precision == "64-true":
         assert trainer.test(make(packed)[0], data, verbose=False) == first
         return
-    results = [make_trainer(limit_test_batches=1).test(make(file)[0], data, verbose=False) for file in (weights, packed)]
+    results = [
+        make_trainer(limit_test_batches=1).test(make(file)[0], data, verbose=False) for file in (weights, packed)
+    ]
     assert results[0] == results[1] and results[0]
     if hasattr(module, "pipeline"):
         pipeline = SuperResolutionPipeline.from_pretrained(out / "pipeline")

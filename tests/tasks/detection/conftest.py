@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tasks.detection.data import VOCDataModule
-from tests.helpers.detection.narrow import narrow
 from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 
@@ -16,12 +15,6 @@ from tests.helpers.detection.tiny import EMBEDDED, TINY
 def voc(tmp_path: Path) -> Path:
     """A copy of the embedded VOCdevkit that a test may damage."""
     return Path(shutil.copytree(EMBEDDED, tmp_path / "VOCdevkit"))
-
-
-@pytest.fixture
-def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the widths of BiDet's detectors, for properties that do not depend on them."""
-    narrow(monkeypatch)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ SIDE = 64
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow_trunks")
 @torch.no_grad()
 def test_the_predicted_boxes_are_among_those_of_the_file(tmp_path: Path) -> None:
     try:
@@ -31,7 +32,9 @@ def test_the_predicted_boxes_are_among_those_of_the_file(tmp_path: Path) -> None
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(3)
     x = 40 * torch.randn(3, 3, SIDE, SIDE, generator=generator)
-    model = mm.build(mm.load_config(TINY_BIDET).to_dict()["model"])
+    config = mm.load_config(TINY_BIDET).to_dict()["model"]
+    config["bbox_head"].update(in_channels=(128,))
+    model = mm.build(config)
     detector = pack_(warmed(model, x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter
