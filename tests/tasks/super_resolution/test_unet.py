@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from esbnn_core import InputError, bit_training_report, train_on_bits_
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.units.timestep import TimestepUnit
 from tasks.super_resolution.blocks import PixelAttention
-from tasks.super_resolution.cost import count_unet
+from tasks.super_resolution.cost import UNetCost, count_unet
 from tasks.super_resolution.unet import BIDiffSRUNet
 from tests.helpers.super_resolution.unet import SMALL, meta, named, pair, randn, small
 from tests.helpers.units import relative
@@ -153,10 +154,15 @@ def test_the_published_cost() -> None:
     assert all(number in sentence for number in ("35.17 G at 256x256", "36.24 G", "51.280 M", "4.575 M"))
 
 
+@cache
+def base_cost() -> UNetCost:
+    return count_unet(small(), 32)
+
+
 @pytest.mark.parametrize(("tau", "groups"), [(4, 1), (2, 2)])
 @pytest.mark.parametrize("options", PATHS[:3], ids=str)
 def test_expansion_leaves_weights_and_operations_as_they_are(options: dict[str, Any], tau: int, groups: int) -> None:
-    base, unet = count_unet(small(), 32), count_unet(small(tau=tau, groups=groups, **options), 32)
+    base, unet = base_cost(), count_unet(small(tau=tau, groups=groups, **options), 32)
     assert (unet.layers.bops, unet.layers.flops, unet.attention) == (
         base.layers.bops,
         base.layers.flops,
