@@ -26,7 +26,7 @@ def make_data(data_root: str) -> Callable[..., ClassificationDataModule]:
 
     def make(**options: Any) -> ClassificationDataModule:
         return ClassificationDataModule(
-            **{"root": data_root, "batch_size": 32, "val_size": 50, "train_size": 128, "test_size": 100, **options}
+            **{"root": data_root, "batch_size": 16, "val_size": 25, "train_size": 64, "test_size": 50, **options}
         )
 
     return make

@@ -57,7 +57,7 @@ def test_bf16_lowers_the_loss_and_exports_what_packs(
 ) -> None:
     module = make_module(train_on_bits=True, channels_last=True)
     trainer = make_trainer(max_epochs=3, precision="bf16-mixed", callbacks=[ExportWeights(str(tmp_path / "out"))])
-    trainer.fit(module, make_data(train_size=256))
+    trainer.fit(module, make_data(train_size=256, batch_size=32, val_size=50))
     assert trainer.callback_metrics["train_loss_epoch"] < 2.2 - 0.6
     results = []
     for name in ("weights", "packed"):

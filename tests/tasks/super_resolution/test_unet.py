@@ -87,8 +87,7 @@ def copies_of(base: BIDiffSRUNet, unet: BIDiffSRUNet) -> BIDiffSRUNet:
     return unet
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize("options", PATHS, ids=str)
+@pytest.mark.parametrize(("options", "groups"), zip(PATHS, (2, 4, 4, 2), strict=True), ids=str)
 def test_groups_that_see_copies_of_one_map_compute_the_base_network(options: dict[str, Any], groups: int) -> None:
     """With tau = 1 group j holds the j-th part of the base's filters over the j-th copy of its channels: as long as the
     copies are copies, all of them are the base network's map. Mixing takes them apart."""
@@ -98,8 +97,7 @@ def test_groups_that_see_copies_of_one_map_compute_the_base_network(options: dic
     assert same == (options["copy_rule"] == "block")
 
 
-@pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2)])
-@pytest.mark.parametrize("options", PATHS, ids=str)
+@pytest.mark.parametrize(("options", "tau", "groups"), zip(PATHS, (2, 2, 2, 2), (1, 2, 2, 1), strict=True), ids=str)
 def test_an_expanded_network_carries_copies_that_learn_apart(options: dict[str, Any], tau: int, groups: int) -> None:
     unet = small(tau=tau, groups=groups, **options).train()
     noisy, condition = pair(batch=5)
