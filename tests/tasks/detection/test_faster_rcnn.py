@@ -109,6 +109,9 @@ def test_boxes_are_drawn_in_training_and_by_option_in_evaluation() -> None:
     regions = torch.randn(6, 256, 4, 4)
     box = model.roi_head.bbox_head
     assert torch.equal(box(regions)[1], box(regions)[1])
+    first = regions.clone()
+    first[:, 128:] = 0  # the first copy alone is read
+    assert all(torch.equal(one, other) for one, other in zip(box(regions), box(first), strict=True))
     assert not torch.equal(box.train()(regions)[1], box(regions)[1])
 
 
