@@ -114,7 +114,7 @@ def test_an_export_is_what_the_callbacks_wrote(
     assert {path.name for path in Path("of_last").iterdir()} == names
     same(Path("of_last"), folder)
     same(Path("best"), Path("of_best"))
-    assert read_checkpoint("of_best/weights.safetensors").metric
+    assert all(read_checkpoint(f"of_best/{kind}.safetensors").metric for kind in ("weights", "packed"))
 
 
 @pytest.mark.slow

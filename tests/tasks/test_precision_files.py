@@ -72,6 +72,7 @@ def holds(found: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     return found.keys() == want.keys() and all(torch.equal(found[k].double(), want[k].double()) for k in want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", list(DTYPES))
 def test_files_go_round(tmp_path: Path, make: Make, make_trainer: MakeTrainer, precision: Any) -> None:
     kind, out = DTYPES[precision], tmp_path / "out"

@@ -129,8 +129,7 @@ def test_a_compiled_network_learns_the_same(make_data: MakeData, make_trainer: M
     states = []
     for backend in (None, "eager"):
         trained = make_module(compile_backend=backend)
-        # without a validation, whose graphs are others: test_export.py and test_pack.py hold them
-        make_trainer(max_epochs=1, limit_val_batches=0).fit(trained, make_data(on_device=True, train_size=32))
+        make_trainer(max_epochs=1, limit_val_batches=1).fit(trained, make_data(on_device=True, train_size=32))
         states.append(trained.state_dict())
         assert (getattr(trained.network, "_compiled_call_impl", None) is not None) == (backend is not None)
     assert same(*states)

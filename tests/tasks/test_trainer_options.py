@@ -126,6 +126,7 @@ class Rates(L.Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_the_rate_that_was_found_is_trained_with(
     make_data: Callable[..., Any], make_trainer: MakeTrainer, scheduled: bool
