@@ -5,6 +5,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,18 @@ class TaskCLI(LightningCLI):
         self.links = tuple(links)
         self._resumed: tuple[str, Mapping[str, Tensor]] | None = None
         kwargs.setdefault("parser_class", RecipeParser)
+        words = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        self._first_word = words[0] if isinstance(words, Sequence) and words else None
         super().__init__(*args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's, without the options of a subcommand that the first word rules out: they take time to make.
+
+        An option as the first word rules out none: --help, or a --config, whose file may hold any subcommand.
+        """
+        if subcommand != self._first_word and self._first_word in self.subcommands():
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed, the links from the data, and the defaults of a run."""

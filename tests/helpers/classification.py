@@ -32,6 +32,7 @@ def quiet_trainer(folder: Path, **options: Any) -> L.Trainer:
         "enable_model_summary": False,
         "enable_checkpointing": False,
         "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
         "default_root_dir": str(folder),
         "callbacks": [EpochSeed(0)],
     }

@@ -1,4 +1,4 @@
-"""Shared pieces of the classification tests: the embedded real images and a trainer without noise."""
+"""Shared pieces of the tasks' tests: the embedded real images, a trainer without noise, detectors with few channels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ def make_data(data_root: str) -> Callable[..., ClassificationDataModule]:
 
     def make(**options: Any) -> ClassificationDataModule:
         return ClassificationDataModule(
-            **{"root": data_root, "batch_size": 32, "val_size": 50, "train_size": 128, "test_size": 100, **options}
+            **{"root": data_root, "batch_size": 16, "val_size": 25, "train_size": 64, "test_size": 50, **options}
         )
 
     return make
@@ -37,3 +37,12 @@ def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
     """A CPU trainer that writes under tmp_path and reseeds every epoch."""
 
     return partial(quiet_trainer, tmp_path)
+
+
+@pytest.fixture
+def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the widths of BiDet's detectors, for properties that do not depend on them."""
+    # here, because most tests of classification need no mmdet
+    from tests.helpers.detection.narrow import narrow
+
+    narrow(monkeypatch)

@@ -250,8 +250,8 @@ def test_evaluation_and_unaugmented_training_are_not_mixed(make_data: MakeData) 
     off = make_data(augment=False, **options)
     off.setup("fit")
     assert all(labels.dtype == torch.int64 for _, labels in off.train_dataloader())
-    assert len({index for index, _ in off.train_dataloader().sampler}) == 128
-    assert len({index for index, _ in data.train_dataloader().sampler}) == 32
+    assert len({index for index, _ in off.train_dataloader().sampler}) == 64
+    assert len({index for index, _ in data.train_dataloader().sampler}) == 16
 
 
 @pytest.mark.slow

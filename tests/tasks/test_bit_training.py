@@ -33,7 +33,7 @@ def test_a_fit_on_bits_is_the_plain_fit(make_data: MakeData, make_trainer: MakeT
     for on_bits in (False, True):
         module = make_module(train_on_bits=on_bits)
         trainer = make_trainer(max_epochs=2, precision="64-true", limit_val_batches=1)
-        found.append(fitted(module, make_data(train_size=32, batch_size=16), trainer))
+        found.append(fitted(module, make_data(train_size=16, batch_size=8), trainer))
         assert (set(bit_training_report(module.network).values()) == {""}) is on_bits
     assert "val_loss" in found[0] and found[1] == pytest.approx(found[0], rel=1e-8)
 
@@ -57,7 +57,7 @@ def test_bf16_lowers_the_loss_and_exports_what_packs(
 ) -> None:
     module = make_module(train_on_bits=True, channels_last=True)
     trainer = make_trainer(max_epochs=3, precision="bf16-mixed", callbacks=[ExportWeights(str(tmp_path / "out"))])
-    trainer.fit(module, make_data(train_size=256))
+    trainer.fit(module, make_data(train_size=256, batch_size=32, val_size=50))
     assert trainer.callback_metrics["train_loss_epoch"] < 2.2 - 0.6
     results = []
     for name in ("weights", "packed"):

@@ -146,7 +146,7 @@ def test_the_network_asked_for_is_exported(
     (tmp_path / "out" / "packed.safetensors").write_bytes(b"of an earlier run")
     trainer = make_trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks, num_sanity_val_steps=0)
     module = make_module(real_weights=real)
-    trainer.fit(module, make_data())
+    trainer.fit(module, make_data(train_size=16, val_size=8, batch_size=8))
     read = read_checkpoint(tmp_path / "out" / "weights.safetensors")
     want = score.states[0 if which == "best" else -1]
     assert read.tensors.keys() == want.keys() and all(torch.equal(read.tensors[k], want[k]) for k in want)

@@ -72,8 +72,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[s
     assert not left, left
 
 
-@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("config", "trainer"),
+    # every trainer with two of the recipes, every recipe with several trainers
+    [(CONFIGS[(place + one) % 3], trainer) for one in (0, 1) for place, trainer in enumerate(TRAINERS)],
+    ids=lambda path: path.stem,
+)
 def test_configs_parse_with_every_trainer(config: Path, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # parsed against the type hints, not run: the trainers of GPU machines do not build here
     monkeypatch.setattr(TaskCLI, "instantiate_classes", lambda self: None)
@@ -111,3 +115,20 @@ def test_half_an_option_is_refused(word: str, capsys: pytest.CaptureFixture[str]
         run_task(ClassificationModule, ClassificationDataModule, ["fit", "--config", str(CONFIGS[0]), word])
     assert stop.value.code == 2
     assert f"unrecognized arguments: {word}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["validate", "predict"])
+def test_a_config_in_front_may_hold_any_subcommand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The options of a subcommand are made where the first word does not rule it out."""
+    monkeypatch.setattr(sys, "argv", ["classification"])
+    monkeypatch.setattr(TaskCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(TaskCLI, "_run_subcommand", lambda self, subcommand: None)
+    config = tmp_path / "front.yaml"
+    config.write_text(f"{name}: {{model: {{network: reactnet_resnet8}}, data: {{batch_size: 3}}}}")
+    cli = TaskCLI(ClassificationModule, ClassificationDataModule, args=["--config", str(config)])
+    assert cli.subcommand == name and cli.config[name].data.batch_size == 3
+    with pytest.raises(SystemExit) as stop:
+        run_task(ClassificationModule, ClassificationDataModule, [name, "--help"])
+    assert stop.value.code == 0 and "--data.batch_size" in capsys.readouterr().out

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints about wor
 
 
 def command(folder: Path, data_root: str, sub: str, *words: str) -> None:
-    """A classification command on 96 real images that writes into `folder`, four steps an epoch."""
+    """A classification command on 24 real images that writes into `folder`, four steps an epoch."""
     path = folder.parent / f"{folder.name}.yaml"
     config: dict[str, Any] = {
         "model": {"network": "reactnet_resnet8", "network_options": {"in_channels": 1}},
-        "data": {"dataset": "fashion_mnist_mini", "root": data_root, "batch_size": 24, "num_workers": 0},
+        "data": {"dataset": "fashion_mnist_mini", "root": data_root, "batch_size": 6, "num_workers": 0},
         "trainer": {
             **{"accelerator": "cpu", "devices": 1, "max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
             **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)},
@@ -40,7 +40,7 @@ def command(folder: Path, data_root: str, sub: str, *words: str) -> None:
             ],
         },
     }
-    config["data"] |= {"train_size": 96, "val_size": 20, "test_size": 20}
+    config["data"] |= {"train_size": 24, "val_size": 10, "test_size": 20}
     path.write_text(yaml.safe_dump(config))
     assert run(ClassificationModule, ClassificationDataModule, [sub, "--config", str(path), *words]) == 0
 

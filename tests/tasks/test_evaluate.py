@@ -162,14 +162,19 @@ def one_answer(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An official file of it."""
+    return write_official(one_answer(create_model("reactnet_resnet18")), tmp_path_factory.mktemp("r18") / "r18.pth.tar")
+
+
 @pytest.mark.slow
 def test_labels_are_those_of_the_official_order(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, answers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_official(one_answer(create_model("reactnet_resnet18")), tmp_path / "r18.pth.tar")
     for limit, want in ((0, (33.333, 66.667)), (8, (62.5, 100.0))):  # five images each, in folder order
         words = ["--model", "reactnet_resnet18", "--data", folder, "--image-size", 32, "--limit", limit]
-        code, out, err = run(path, *words, "--batch-size", 4, capsys=capsys)
+        code, out, err = run(answers, *words, "--batch-size", 4, capsys=capsys)
         assert code == 0, err
         assert table(out) == {"as stored": want} and "labels in the official synset order" in out
         assert f"images       {limit or 15} of imagenet" in out and "temperature" not in out
@@ -177,9 +182,8 @@ def test_labels_are_those_of_the_official_order(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MINI.is_dir(), reason="shared/data/imagenet-mini is not on this machine")
-def test_real_images_are_counted_once_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_official(one_answer(create_model("reactnet_resnet18")), tmp_path / "r18.pth.tar")
-    words = [path, "--model", "reactnet_resnet18", "--data", MINI, "--image-size", 32, "--batch-size", 33]
+def test_real_images_are_counted_once_each(answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [answers, "--model", "reactnet_resnet18", "--data", MINI, "--image-size", 32, "--batch-size", 33]
     code, out, err = run(*words, capsys=capsys)
     assert code == 0, err
     assert "images       250 of imagenet" in out and table(out) == {"as stored": (10.0, 20.0)}
@@ -203,6 +207,12 @@ def test_our_own_files_know_their_network(folder: Path, tmp_path: Path, capsys: 
     assert code == 2 and "is packed and holds no latent weights: use --backend packed" in err
 
 
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An official file of a network with three classes."""
+    return write_official(create_model("reactnet_resnet18", num_classes=3), tmp_path_factory.mktemp("r18") / "r18.pth")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -219,24 +229,29 @@ def test_our_own_files_know_their_network(folder: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+    folder: Path,
+    three_classes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    sentence: str,
 ) -> None:
-    path = write_official(create_model("reactnet_resnet18", num_classes=3), tmp_path / "r18.pth")
     base = ["--json", tmp_path / "out.json", *([] if "--data" in words else ["--data", folder])]
-    code, out, err = run(path, *base, *words, capsys=capsys)
+    code, out, err = run(three_classes, *base, *words, capsys=capsys)
     assert (code, out) == (2, "")
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ") and re.search(sentence, last), err
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_bad_image_in_a_worker_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_image_in_a_worker_is_one_sentence(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = tmp_path / "val" / "n01440764" / "0.JPEG"
     bad.parent.mkdir(parents=True)
     GeneratedImages(True, 3, 64)[0][0].save(bad)
     bad.write_bytes(bad.read_bytes()[:500])
-    path = write_official(create_model("reactnet_resnet18"), tmp_path / "r18.pth")
-    words = [str(path), "--model", "reactnet_resnet18", "--data", str(tmp_path), "--device", "cpu", "--workers", "1"]
+    words = [str(answers), "--model", "reactnet_resnet18", "--data", str(tmp_path), "--device", "cpu", "--workers", "1"]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert f"error: image {bad} cannot be read" in err and "Traceback" not in err and err.count("\n") <= 2

@@ -18,6 +18,7 @@ from tests.helpers.evaluation import ROOT, data_root, failed, home, own, right, 
 __all__ = ["data_root", "home", "right", "sizes"]  # fixtures
 
 
+@pytest.mark.slow
 def test_a_part_of_a_set_is_not_the_set(
     home: Path,
     right: float,

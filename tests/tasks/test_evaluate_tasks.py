@@ -43,9 +43,9 @@ BIDET = str(Path(TINY).parent / "tiny_bidet_ssd.py")
 
 
 @pytest.fixture
-def detector(tmp_path: Path) -> tuple[list[Any], nn.Module]:
+def detector(tmp_path: Path, narrow_trunks: None) -> tuple[list[Any], nn.Module]:
     """Words that evaluate a small detector by name, and its network."""
-    network = make_detector(model=BIDET).network
+    network = make_detector(model=BIDET, overrides={"bbox_head.in_channels": (128,)}).network
     save_checkpoint(network, tmp_path / "det.safetensors")
     config = tmp_path / "detection" / "tiny.yaml"
     config.parent.mkdir()
@@ -54,7 +54,8 @@ def detector(tmp_path: Path) -> tuple[list[Any], nn.Module]:
     facts |= {"config": str(config), "metric": "map_11point", "value": 100, "file": "det.safetensors"}
     data = (tmp_path / "det.safetensors").read_bytes()
     facts |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    config.write_text(config.read_text().replace(f"model: {TINY}", f"model: {BIDET}"))
+    widths = "overrides: {bbox_head.in_channels: [128]}"
+    config.write_text(config.read_text().replace(f"model: {TINY}", f"model: {BIDET}, {widths}"))
     manifest = write(tmp_path / "m.json", {**GIVEN, **facts})
     return ["det", "--catalogue", manifest, "--data", EMBEDDED, "--json", tmp_path / "r.json"], network
 

@@ -30,10 +30,13 @@ model:
   network: NETWORK
   network_options: {in_channels: 1}
   optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
-data: {batch_size: 16, train_size: 64, val_size: 64, test_size: 32}
+data: {batch_size: 16, train_size: 32, val_size: 32, test_size: 32}
 """
 DETECTION = f"""
-model: {{model: {Path(detection.TINY).with_name("tiny_bidet_ssd.py")}, from_scratch: true}}
+model:
+  model: {Path(detection.TINY).with_name("tiny_bidet_ssd.py")}
+  from_scratch: true
+  overrides: {{bbox_head.in_channels: [128]}}
 data:
   root: {detection.EMBEDDED}
   train: [VOC2007/train]
@@ -41,7 +44,7 @@ data:
   pipeline: {detection.TINY}
   batch_size: 2
   train_size: 2
-  test_size: 2
+  test_size: 1
 """
 SUPER_RESOLUTION = f"""
 model: {{unet: {{tau: 2}}, overrides: {super_resolution.OPTIONS}, num_inference_steps: 2}}
@@ -88,6 +91,7 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow_trunks")
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -110,7 +114,7 @@ def test_an_export_is_what_the_callbacks_wrote(
     assert {path.name for path in Path("of_last").iterdir()} == names
     same(Path("of_last"), folder)
     same(Path("best"), Path("of_best"))
-    assert read_checkpoint("of_best/weights.safetensors").metric
+    assert all(read_checkpoint(f"of_best/{kind}.safetensors").metric for kind in ("weights", "packed"))
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_predict_goes_over_the_test_split_in_order(make_data: MakeData, make_tra
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_lowers_the_loss(make_data: MakeData, make_trainer: MakeTrainer, precision: Any) -> None:
-    module, data = make_module(channels_last=True), make_data(train_size=256)
+    module, data = make_module(channels_last=True), make_data(train_size=128, val_size=50)
     trainer = make_trainer(max_epochs=4, precision=precision)
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)

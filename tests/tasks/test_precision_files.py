@@ -25,6 +25,7 @@ TINY_BIDET = str(Path(detection.TINY).with_name("tiny_bidet_ssd.py"))
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 RATE = 1.0 / 1001
 MakeTrainer = Callable[..., L.Trainer]
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
 
 
 def slow_sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -41,7 +42,8 @@ def detector(_: str, weights: str | None = None) -> tuple[Any, Any]:
     start = {"from_scratch": weights is None, "weights": weights}
     lists = {"root": str(detection.EMBEDDED), "train": ["VOC2007/train"]}
     data = VOCDataModule(**lists, pipeline=detection.TINY, batch_size=2, train_size=2, test_size=2)
-    return detection.make_detector(model=TINY_BIDET, optimizer=slow_sgd, **start), data
+    widths = {"bbox_head.in_channels": (128,)}
+    return detection.make_detector(model=TINY_BIDET, optimizer=slow_sgd, overrides=widths, **start), data
 
 
 def upsampler(root: str, weights: str | None = None) -> tuple[Any, Any]:
@@ -70,6 +72,7 @@ def holds(found: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     return found.keys() == want.keys() and all(torch.equal(found[k].double(), want[k].double()) for k in want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", list(DTYPES))
 def test_files_go_round(tmp_path: Path, make: Make, make_trainer: MakeTrainer, precision: Any) -> None:
     kind, out = DTYPES[precision], tmp_path / "out"
@@ -85,13 +88,15 @@ def test_files_go_round(tmp_path: Path, make: Make, make_trainer: MakeTrainer, p
     assert holds(dict(held), want)
     # a run of that precision starts where training ended, and one in float32 or float64 has its values
     again, data = make(weights)
-    trainer = make_trainer(precision=precision)
+    trainer = make_trainer(precision=precision, limit_test_batches=1)
     first = trainer.test(again, data, verbose=False)
     assert holds(state(again), want)
     if precision == "64-true":
         assert trainer.test(make(packed)[0], data, verbose=False) == first
         return
-    results = [make_trainer().test(make(file)[0], data, verbose=False) for file in (weights, packed)]
+    results = [
+        make_trainer(limit_test_batches=1).test(make(file)[0], data, verbose=False) for file in (weights, packed)
+    ]
     assert results[0] == results[1] and results[0]
     if hasattr(module, "pipeline"):
         pipeline = SuperResolutionPipeline.from_pretrained(out / "pipeline")

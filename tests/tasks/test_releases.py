@@ -15,8 +15,12 @@ from esbnn_core.errors import InputError
 from tasks.evaluate.command import evaluate_name, main
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
-FIRST = {"recu_resnet20_cifar10_short": 44.8, "rep_recu_resnet20_cifar10_short": 47.4}
-"""Accuracy on the first 1,000 images of CIFAR-10; es_recu_resnet20_cifar10_short is measured on all of them."""
+FIRST = {
+    "recu_resnet20_cifar10_short": 44.8,
+    "es_recu_resnet20_cifar10_short": 47.0,
+    "rep_recu_resnet20_cifar10_short": 47.4,
+}
+"""Accuracy on the first 1,000 images of CIFAR-10; that of all 10,000 is the last row of the run's curve, below."""
 
 MOSAICS = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
@@ -52,7 +56,7 @@ def test_its_accuracy_is_the_catalogues(entry: Entry, tmp_path: Path, request: p
         assert result["measured"] == pytest.approx(FIRST[entry.name], abs=0.1)
         return
     assert result["within"] is True
-    assert result["images"] == {"fashion_mnist_mini": 3000, "cifar10": 10000}[entry.dataset]
+    assert (entry.dataset, result["images"]) == ("fashion_mnist_mini", 3000)
     assert result["measured"] == pytest.approx(entry.value, abs=0.1)
 
 

@@ -29,8 +29,8 @@ MakeTrainer = Callable[..., L.Trainer]
 
 @pytest.fixture(scope="module")
 def few(make_data: MakeData) -> MakeData:
-    """32 images, four steps an epoch."""
-    return partial(make_data, train_size=32, val_size=20, batch_size=8)
+    """16 images, four steps an epoch."""
+    return partial(make_data, train_size=16, val_size=8, batch_size=4)
 
 
 def module() -> Any:
@@ -166,7 +166,7 @@ def test_a_run_saved_between_two_steps_goes_on_with_its_gradients(
         callbacks = [EpochSeed(0), SaveAt(tmp_path / "at.ckpt", 0 if source else batches)]
         settings = {"max_epochs": 1, "limit_val_batches": 0, "accumulate_grad_batches": window, **options}
         trainer = make_trainer(callbacks=callbacks, **settings)
-        trainer.fit(module, make_data(batch_size=8, train_size=40), ckpt_path=source)
+        trainer.fit(module, make_data(batch_size=4, train_size=20), ckpt_path=source)
         return module.state_dict(), trainer
 
     whole, _ = fit()

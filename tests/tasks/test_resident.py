@@ -114,7 +114,7 @@ def test_padding_is_ignored_and_mixtures_have_soft_labels(make_data: MakeData) -
 def test_resume_in_an_epoch_differs_by_nothing(
     tmp_path: Any, make_data: MakeData, make_trainer: MakeTrainer, workers: int
 ) -> None:
-    options = {"on_device": True, "num_workers": workers}
+    options = {"on_device": True, "num_workers": workers, "batch_size": 8, "train_size": 32, "val_size": 10}
     straight = make_module()
     keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(0), keep])
@@ -131,7 +131,7 @@ def test_a_compiled_network_learns_the_same(make_data: MakeData, make_trainer: M
     states = []
     for backend in (None, "eager"):
         trained = make_module(compile_backend=backend)
-        make_trainer(max_epochs=1).fit(trained, make_data(on_device=True))
+        make_trainer(max_epochs=1, limit_val_batches=1).fit(trained, make_data(on_device=True, train_size=32))
         states.append(trained.state_dict())
         assert (getattr(trained.network, "_compiled_call_impl", None) is not None) == (backend is not None)
     assert same(*states)

@@ -57,7 +57,7 @@ def test_a_dry_run_changes_nothing_of_a_finished_run(
 @pytest.mark.slow
 def test_overfitting_trains_on_the_same_batches(fit: list[str], tmp_path: Path) -> None:
     words = ["--trainer.overfit_batches", "2", "--trainer.max_epochs", "12", "--model.optimizer", "torch.optim.Adam"]
-    words += ["--model.optimizer.lr", "0.01", "--data.augment", "false"]
+    words += ["--model.optimizer.lr", "0.01", "--data.augment", "false", "--trainer.check_val_every_n_epoch", "12"]
     assert call(*fit, *words) == 0
     with (tmp_path / "runs/recipe/metrics.csv").open(newline="") as file:
         losses = [float(row["train_loss_epoch"]) for row in csv.DictReader(file) if row.get("train_loss_epoch")]

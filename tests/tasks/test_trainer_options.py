@@ -126,18 +126,19 @@ class Rates(L.Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_the_rate_that_was_found_is_trained_with(
     make_data: Callable[..., Any], make_trainer: MakeTrainer, scheduled: bool
 ) -> None:
-    finder, rates = LearningRateFinder(num_training_steps=20, early_stop_threshold=None), Rates()
+    finder, rates = LearningRateFinder(num_training_steps=14, early_stop_threshold=None), Rates()
     schedule = (lambda optimizer: ProgressLR(optimizer, "linear")) if scheduled else None
     module = make_module("reactnet_resnet8", lr_scheduler=schedule)
     trainer = make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[finder, rates])
-    trainer.fit(module, make_data(batch_size=4, train_size=80))
+    trainer.fit(module, make_data(batch_size=4, train_size=56))
     found = finder.optimal_lr.suggestion()
     assert found is not None and found != 5e-3
-    shares = [1 - step / 20 if scheduled else 1.0 for step in range(20)]
+    shares = [1 - step / 14 if scheduled else 1.0 for step in range(14)]
     assert rates.seen == pytest.approx([found * share for share in shares])
 
 

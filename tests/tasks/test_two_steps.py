@@ -91,8 +91,8 @@ def run(
 
 @pytest.fixture(scope="module")
 def few(make_data: MakeData) -> MakeData:
-    """32 images, four steps an epoch."""
-    return partial(make_data, train_size=32, val_size=20, batch_size=8)
+    """16 images, four steps an epoch."""
+    return partial(make_data, train_size=16, val_size=8, batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from esbnn_core.units.conv import BinaryUnit
 from tasks.detection.mmdet.api import DetDataSample, InstanceData, build, load_config
 from tasks.detection.models import register as networks  # noqa: F401  (their names in mmdet's registries)
 from tasks.detection.models.bottleneck import Bottleneck
+from tests.helpers.detection.narrow import head_widths
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "detection" / "mmdet"
 BINARY = ("bidet", "es_bidet", "bireal", "xnor")
@@ -30,8 +31,9 @@ def made(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     options.train_cfg.rcnn.sampler.num = 24
     options.train_cfg.rpn_proposal.max_per_img = 100
     options.test_cfg.rpn.max_per_img = 30
-    for place, value in changes.items():
-        *parts, last = place.split("__")
+    widths = {} if name == "real" else head_widths()
+    for place, value in {**widths, **changes}.items():
+        *parts, last = place.replace("__", ".").split(".")
         part = options
         for key in parts:
             part = part[key]

@@ -10,6 +10,7 @@ from esbnn_core.files import write_atomically
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 from tests.helpers.detection.faster_rcnn import CONFIGS
+from tests.helpers.detection.narrow import head_widths
 from tests.helpers.detection.tiny import EMBEDDED, TINY
 
 TINY_BIDET = str(Path(__file__).parent / "tiny_bidet_ssd.py")
@@ -43,7 +44,7 @@ def detector(name: str, **options: Any) -> DetectionModule:
     return DetectionModule(
         TINY_BIDET if ssd else f"{CONFIGS}/{name}_faster_rcnn_r18.py",
         **{
-            "overrides": {} if ssd else FEW_REGIONS,
+            "overrides": head_widths(ssd) if ssd else {**FEW_REGIONS, **head_widths()},
             "from_scratch": True,
             "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
             "lr_scheduler": drops_after_one,

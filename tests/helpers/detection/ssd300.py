@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import tasks.detection.models.register  # noqa: F401  (registers our parts)
 from tasks.detection.mmdet import api as mm
+from tasks.detection.models import ssd_vgg
 
 CONFIG = "configs/detection/mmdet/{}_ssd300.py"
 
@@ -16,6 +17,7 @@ def detector(name: str, **backbone: Any) -> Any:
     torch.manual_seed(0)
     config = mm.load_config(CONFIG.format(name)).to_dict()["model"]
     config["backbone"].update(backbone)
+    config["bbox_head"]["in_channels"] = ssd_vgg.SOURCES
     return mm.build(config)
 
 

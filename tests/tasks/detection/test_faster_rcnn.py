@@ -10,6 +10,8 @@ from tasks.detection.models.anchors import PixelOverlaps
 from tasks.detection.models.coder import MeanVarianceCoder
 from tests.helpers.detection.faster_rcnn import NAMES, batch, losses, made, predictions, sample, stir, switch_on
 
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
+
 PLAIN_LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox"}
 TERMS = {"loss_rpn_feature", "loss_rpn_prior", "loss_roi_feature", "loss_roi_prior"}
 
@@ -52,7 +54,7 @@ def test_feature_terms_are_mean_squares_of_what_is_carried(name: str) -> None:
     model.rpn_head.rpn_conv.register_forward_hook(lambda _, __, y: seen.update(rpn=y))
     model.roi_head.shared_head.register_forward_hook(lambda _, __, y: seen.update(roi=y))
     found = losses(model, x, samples)
-    wide = 1024 if name == "es_bidet" else 512
+    wide = 256 if name == "es_bidet" else 128
     assert seen["rpn"].shape[1] == seen["roi"].shape[1] == wide and seen["roi"].shape[2:] == (4, 4)
     torch.testing.assert_close(found["loss_rpn_feature"], 0.5 * seen["rpn"].square().mean())
     torch.testing.assert_close(found["loss_roi_feature"], 0.02 * seen["roi"].mean((2, 3)).square().mean())
@@ -104,9 +106,12 @@ def test_boxes_are_drawn_in_training_and_by_option_in_evaluation() -> None:
     assert torch.equal(cells[:, :, :4], values[:, :, :4])
     step = (values - cells)[:, :, 4:] / (0.5 * cells[:, :, :4]).exp()
     assert step.std().item() == pytest.approx(0.001, rel=0.05)
-    regions = torch.randn(6, 1024, 4, 4)
+    regions = torch.randn(6, 256, 4, 4)
     box = model.roi_head.bbox_head
     assert torch.equal(box(regions)[1], box(regions)[1])
+    first = regions.clone()
+    first[:, 128:] = 0  # the first copy alone is read
+    assert all(torch.equal(one, other) for one, other in zip(box(regions), box(first), strict=True))
     assert not torch.equal(box.train()(regions)[1], box(regions)[1])
 
 
@@ -148,7 +153,7 @@ def test_an_image_without_room_for_an_anchor_is_named() -> None:
 
 
 def test_wrong_options_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="has width 64, which tau=3"):
+    with pytest.raises(InputError, match="has width 16, which tau=3"):
         made("es_bidet", backbone__tau=3)
     for part in ("rpn_head", "roi_head", "roi_head__bbox_head", "backbone"):
         with pytest.raises(InputError, match="featur_weight"):
@@ -166,7 +171,7 @@ def test_wrong_options_are_refused_by_name() -> None:
             "es_bidet",
             "roi_head__bbox_roi_extractor__out_channels",
             256,
-            r"out_channels must be the backbone's 512, got 256",
+            r"out_channels must be the backbone's 128, got 256",
         ),
         (
             "es_bidet",

@@ -10,6 +10,8 @@ from esbnn_core.packed.layers import PackedConv2d
 from esbnn_core.transforms.pack import pack_layout_
 from tests.helpers.detection.faster_rcnn import batch, made, predictions, stir
 
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
+
 
 @pytest.mark.parametrize(
     ("name", "size"),

@@ -24,6 +24,7 @@ SIDE = 64
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow_trunks")
 @torch.no_grad()
 def test_the_predicted_boxes_are_among_those_of_the_commands_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -35,7 +36,9 @@ def test_the_predicted_boxes_are_among_those_of_the_commands_file(
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(3)
     x = 40 * torch.randn(3, 3, SIDE, SIDE, generator=generator)
-    model = mm.build(mm.load_config(TINY_BIDET).to_dict()["model"])
+    config = mm.load_config(TINY_BIDET).to_dict()["model"]
+    config["bbox_head"].update(in_channels=(128,))
+    model = mm.build(config)
     detector = pack_(warmed(model, x))
     path, weights = tmp_path / "net.onnx", tmp_path / "packed.safetensors"
     save_checkpoint(detector, weights)

@@ -18,6 +18,8 @@ from esbnn_core.units.conv import BinaryUnit
 from tests.helpers.detection.faster_rcnn import batch, losses, made, stir, switch_on
 from tests.helpers.detection.small_bidet import detector
 
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
+
 Loss = Callable[[Any], dict[str, Tensor]]
 
 

@@ -29,6 +29,7 @@ def test_golden_records_through_the_detectors_modules() -> None:
         close(detector.roi_head.shared_head(regions), RECORDS["bidet_r18/layer4(7x7 roi)"])
 
 
+@pytest.mark.usefixtures("narrow_trunks")
 @pytest.mark.parametrize(("tau", "groups"), [(2, 1), (2, 2)])
 def test_an_expanded_trunk_is_cut_in_two(tau: int, groups: int) -> None:
     torch.manual_seed(0)
@@ -41,12 +42,13 @@ def test_an_expanded_trunk_is_cut_in_two(tau: int, groups: int) -> None:
     x = torch.randn(1, 3, 70, 50)
     with torch.no_grad():
         (features,) = detector.backbone(x)
-        assert torch.equal(features, trunk(x)) and features.shape == (1, tau * groups * 256, 5, 4)
+        assert torch.equal(features, trunk(x)) and features.shape == (1, tau * groups * 64, 5, 4)
         assert torch.equal(detector.roi_head.shared_head(features), trunk.layer4(features))
     own = sum(p.numel() for part in (detector.backbone, detector.roi_head) for p in part.parameters())
     assert own == sum(p.numel() for p in trunk.parameters())
 
 
+@pytest.mark.usefixtures("narrow_trunks")
 def test_a_trunk_that_does_not_fit_is_refused_and_nothing_changes() -> None:
     detector = made("es_bidet")
     before = copy.deepcopy(detector.state_dict())
@@ -81,6 +83,7 @@ def test_the_real_valued_twin_starts_from_torchvisions_file(tmp_path: Path, coun
         load_backbone_(made("real"), path)
 
 
+@pytest.mark.usefixtures("narrow_trunks")
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_stem_is_frozen_by_option(frozen: bool) -> None:
     backbone = build({"type": "ESBiDetResNet18", "frozen_stem": frozen})

@@ -19,6 +19,8 @@ from tests.helpers.detection.faster_rcnn import batch, losses, made, switch_on
 from tests.helpers.detection.small_bidet import detector, images
 from tests.helpers.units import relative
 
+pytestmark = pytest.mark.usefixtures("narrow_trunks")
+
 MakeTrainer = Callable[..., L.Trainer]
 
 

@@ -17,6 +17,8 @@ from tasks.detection.mmdet import api as mm
 from tasks.detection.models.resnet_c4 import ESBiDetResLayer, ESBiDetResNet18
 from tasks.detection.weights import load_backbone_
 
+narrow = pytest.mark.usefixtures("narrow_trunks")
+
 
 class Regions(torch.nn.Module):
     """As much of a RoI head as a backbone's file fills."""
@@ -52,6 +54,7 @@ def trunk(name: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(("tau", "official"), [(1, False), (1, True), (2, False)])
+@narrow
 def test_a_resnet_fills_backbone_and_layer4(tmp_path: Path, tau: int, official: bool) -> None:
     options = {"tau": 2} if tau == 2 else {"num_classes": 1000}
     source = trunk("es_bidet_resnet18" if tau == 2 else "bidet_resnet18", **options)
@@ -70,6 +73,7 @@ def test_a_resnet_fills_backbone_and_layer4(tmp_path: Path, tau: int, official: 
         assert torch.equal(detector.roi_head.shared_head(features), source.layer4(features))
 
 
+@narrow
 def test_the_other_width_is_refused_and_leaves_the_detector_alone(tmp_path: Path) -> None:
     save_checkpoint(trunk("bidet_resnet18"), tmp_path / "resnet.safetensors")
     detector = Detector(2)
@@ -80,6 +84,7 @@ def test_the_other_width_is_refused_and_leaves_the_detector_alone(tmp_path: Path
 
 
 @pytest.mark.parametrize("official", [False, True])
+@narrow
 def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
     source = trunk("bidet_vgg16")
     path = tmp_path / ("vgg.pth" if official else "vgg.safetensors")
@@ -97,6 +102,7 @@ def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tau"), [("resnet18", 2), ("vgg16", 1)])
+@narrow
 def test_what_a_pre_training_exports_fills_the_detector(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, tau: int
 ) -> None:
@@ -121,8 +127,8 @@ def test_what_a_pre_training_exports_fills_the_detector(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tau", [1, 2])
-def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path, tau: int) -> None:
+def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path) -> None:
+    tau = 2
     source = trunk("es_bireal_resnet18", tau=tau, num_classes=4).eval()
     save_checkpoint(source, tmp_path / "bireal.safetensors")
     detector: Any = load_backbone_(Detector(tau, "bireal"), tmp_path / "bireal.safetensors").eval()
@@ -136,6 +142,7 @@ def test_a_bi_real_resnet_is_a_trunk_of_variant_bireal(tmp_path: Path, tau: int)
 
 
 @pytest.mark.slow
+@narrow
 def test_a_trunk_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     """Their tensors have the same names and shapes, so that nothing else would tell."""
     save_checkpoint(trunk("bidet_vgg16", variant="xnor"), tmp_path / "vgg.safetensors")

@@ -62,3 +62,9 @@ def test_the_noise_of_the_commands_file_is_the_packed_networks(
     with pytest.raises(InputError, match="cannot run on this input") as caught:
         noise(odd, 0.0, odd)
     assert "\n" not in str(caught.value)
+
+
+def test_a_latent_unet_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an ONNX file is written of a packed network, got a latent one") as caught:
+        export_unet(small(channel_mults=(1, 2)).float(), tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_estimators_are_the_variants_in_every_layer(variant: str, kind: type, we
 def test_every_variant_learns_and_hears_the_timestep(variant: str, tau: int) -> None:
     torch.manual_seed(0)
     unet = BIDiffSRUNet(**{**SMALL, "variant": variant, "tau": tau, "dropout": 0.0}).train()
-    noisy, condition = (t.float() for t in pair(batch=5))
+    noisy, condition = (t.float() for t in pair(side=8, batch=5))
     t = torch.tensor([0, 500, 900, 1300, 1999])
     optimizer = torch.optim.Adam(unet.parameters(), lr=3e-3)
     losses = []
