@@ -4,6 +4,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,19 @@ class TaskCLI(LightningCLI):
         self.links = tuple(links)
         self._resumed: tuple[str, Mapping[str, Tensor]] | None = None
         kwargs.setdefault("parser_class", RecipeParser)
+        words = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        self._first_word = str(words[0]) if isinstance(words, list | tuple) and words else None
         super().__init__(*args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's; a command line that begins with another subcommand leaves this one's options out.
+
+        They are most of a start, and those of all four subcommands are nearly the same.
+        """
+        if self._first_word in self.subcommands() and subcommand != self._first_word:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed, the links from the data, and the defaults of a run."""
