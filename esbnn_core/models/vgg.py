@@ -16,6 +16,8 @@ from esbnn_core.units.style import UnitStyle
 
 WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
 """Nominal output widths of the stem (entries 0 and 1 of the original) and of its binary blocks (entries 2 to 17)."""
+LAST = 1024
+"""Nominal output width of conv6 and conv7."""
 STRIDED = (3, 6, 10, 14)
 """Entries with stride 2, in the place of VGG's pooling."""
 SOURCE = 13
@@ -68,9 +70,9 @@ class BiDetVGG16(nn.Module):
         self.front = _make_blocks(range(2, SOURCE + 1), e, "front", style, shortcuts)
         self.back = _make_blocks(range(SOURCE + 1, len(WIDTHS) + 1), e, "back", style, shortcuts)
         self.pool = nn.MaxPool2d(3, 1, 1)
-        self.conv6 = BinaryUnit(512, 1024, padding=6, dilation=6, style=style, expansion=e, name="conv6")
+        self.conv6 = BinaryUnit(WIDTHS[-1], LAST, padding=6, dilation=6, style=style, expansion=e, name="conv6")
         self.relu6 = nn.ReLU()
-        w = es_widths(1024, 1024, e, layer="conv7")
+        w = es_widths(LAST, LAST, e, layer="conv7")
         conv7 = OrderedDict[str, nn.Module](conv=nn.Conv2d(w.carried_in, w.filters, 1, groups=w.groups))
         if w.copies > 1:
             conv7["tile"] = Tile(w.copies)
@@ -112,7 +114,7 @@ class BiDetVGG16Classifier(BiDetVGG16):
     ) -> None:
         check_counts(num_classes=num_classes)
         super().__init__(expansion, in_channels, variant, shortcuts)
-        self.readout, features = make_readout(1024, expansion)
+        self.readout, features = make_readout(LAST, expansion)
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the same tensors, another output
