@@ -39,6 +39,7 @@ def check_blocks(model: nn.Module, record: str) -> None:
         close(known[name], RECORDS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reactnet_a", "rep_reactnet_a"])
 def test_reactnet_a_and_its_first_blocks(name: str) -> None:
     check_blocks(
