@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -225,23 +225,18 @@ def test_every_stage_can_be_rehearsed(name: str, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_the_command_rehearses_in_processes_of_its_own(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_check",
-        "--rehearse",
-        "--stages",
-        "suite",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "o" / "suite.json").read_text())
+def test_the_command_rehearses_in_a_process_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "o"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the command takes it away
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--rehearse", "--stages", "suite", "--out", str(out)])
+    with pytest.raises(SystemExit) as caught:
+        run_command(command.main)
+    assert caught.value.code == 0 and os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    found = json.loads((out / "suite.json").read_text())
     assert found["tests"]["failed"] == 0 and sum(found["tests"].values()) >= 15
-    assert index(tmp_path / "o")["stages"]["suite"]["status"] == "done"
+    assert index(out)["stages"]["suite"]["status"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,10 @@ def on_meta(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     held: list[Tensor] = []
     for module in model.modules():
-        tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-        held += [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        values = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        held += [value for value in values if isinstance(value, Tensor)]
+        # a module has ten empty dictionaries of hooks, which deepcopy would take apart: most of its time
+        memo |= {id(value): OrderedDict() for value in values if type(value) is OrderedDict and not value}
     for tensor in held:
         if id(tensor) not in memo:
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -17,7 +17,7 @@ from esbnn_core.units.style import UnitStyle
 WIDTHS = (64, 64, 128, 128, 128, *[256] * 4, *[512] * 8)
 """Nominal output widths of the stem (entries 0 and 1 of the original) and of its binary blocks (entries 2 to 17)."""
 LAST = 1024
-"""Nominal width of conv6 and conv7."""
+"""Nominal output width of conv6 and conv7."""
 STRIDED = (3, 6, 10, 14)
 """Entries with stride 2, in the place of VGG's pooling."""
 SOURCE = 13

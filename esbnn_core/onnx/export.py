@@ -99,7 +99,6 @@ def export_onnx(
             )
         inputs = (torch.zeros(2, *spec.input_size),)
     inputs = tuple(inputs)
-    program = _trace(network, inputs, dynamic)
     names = list(input_names or (["images"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]))
     if output_names is None and spec is not None and spec.kind == "classifier":
         output_names = ["logits"]
@@ -110,6 +109,7 @@ def export_onnx(
         **_about(spec, classes, mean, std),
         DIGEST: BLANK,
     }
+    program = _trace(network, inputs, dynamic)
     written = _translate(program, names, output_names, standard)
     _name_axes(written.graph, names)
     _drop_traces(written)

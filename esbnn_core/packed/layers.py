@@ -83,7 +83,8 @@ class PackedLayer(nn.Module):
     def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
         if not layer.quantizer.sign_mode():
             raise InputError(f"layer {name} has weights that are not in sign mode, {layer.quantizer.to_sign_mode}")
-        if not torch.isfinite(layer.weight).all():
+        # a maximum keeps inf and nan, and is found several times faster than each weight is looked at
+        if not layer.weight.abs().max().isfinite():
             raise InputError(
                 f"the latent weights of layer {name} must be finite, got inf or nan: pack a trained network"
             )

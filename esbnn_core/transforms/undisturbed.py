@@ -4,6 +4,7 @@ Some forwards keep what they have computed: timm's LeViT stores its attention bi
 torch.fx they would store stand-ins for tensors, which the next trace, and the network itself, would then find.
 """
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,10 +44,12 @@ def _contents(value: Any, depth: int = 4) -> list[tuple[Any, Any]]:
     """The containers in a value, those in containers too, with copies."""
     if depth == 0 or not isinstance(value, dict | list | set):
         return []
-    items = list(value.values()) if isinstance(value, dict) else list(value)
-    inside = [pair for item in items for pair in _contents(item, depth - 1)]
-    return [(value, value.copy()), *inside]
+    found = [(value, value.copy())]
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list | set):  # asked here too: most of the many values are none
+            found += _contents(item, depth - 1)
+    return found
 
 
 def _differ(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    return one.keys() != other.keys() or any(one[key] is not other[key] for key in one)
+    return [*one] != [*other] or any(map(operator.is_not, one.values(), other.values()))

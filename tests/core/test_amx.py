@@ -43,12 +43,20 @@ def disassembled(target: Path) -> str:
 
 @pytest.fixture(scope="module")
 def cxx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that does not know AMX, but where it is emulated; each source without AMX is compiled once, fast."""
+    """A compiler that does not know AMX, but where it is emulated; each source without AMX is compiled once, fast.
+
+    Of the paths that nothing here runs and of ONNX Runtime's operators it makes a table without functions.
+    """
     folder = tmp_path_factory.mktemp("compiler")
     made = folder / "g++"
+    for unit, name in (("avx2", "avx2"), ("avx512_popcnt", "avx512_popcnt"), ("ort_operators", None)):
+        table = f'const esbnn::Kernels esbnn::{name}_kernels = {{"{unit}"}};' if name else ""
+        (folder / f"{unit}.cpp").write_text(f'#define ESBNN_X86\n#include "{library.SOURCES}/conv.h"\n{table}\n')
     made.write_text(f"""#!/bin/sh
 case "$*" in
 *AMX_EMULATED*amx.cpp* | *AMX_EMULATED*driver.cpp*) exec "{compiler()}" "$@" -O1 ;;
+*/avx2.cpp* | */avx512_popcnt.cpp* | */ort_operators.cpp*) for object; do :; done # the last word
+  exec "{compiler()}" -std=c++17 -fPIC -c "{folder}/$(basename "$object" .o).cpp" -o "$object" ;;
 *-mamx*) echo "unrecognized option -mamx-tile" >&2; exit 1 ;;
 *" -c "*) for object; do :; done # the last word
   kept="{folder}/$(basename "$object")"
@@ -85,7 +93,7 @@ def amx(emulated: Library, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_every_bit_of_the_epilogue_is_naives(part: int, emulated: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60 * part, 60 * part + 60):
         arguments = drawn(number)
@@ -114,7 +122,7 @@ def sums(c: Case) -> tuple[Tensor, Tensor]:
 def test_sums_of_drawn_geometries_are_torchs() -> None:
     executed = 0
 
-    @settings(max_examples=300, **FUZZ)
+    @settings(max_examples=200, **FUZZ)
     @given(cases())
     def check(c: Case) -> None:
         nonlocal executed
@@ -123,7 +131,7 @@ def test_sums_of_drawn_geometries_are_torchs() -> None:
         executed += 1
 
     check()
-    assert executed >= 250
+    assert executed >= 150
 
 
 @pytest.mark.usefixtures("amx")
@@ -162,7 +170,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(25)])
+            results.append([torch.ops.esbnn.binary_conv2d(**drawn(number)) for number in range(12)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -189,7 +197,7 @@ def test_the_real_path_is_made_of_tile_instructions(monkeypatch: pytest.MonkeyPa
         pytest.skip(f"{cxx} does not know AMX")
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units()}
-    command = [cxx, *flags.pop("amx"), "-c", str(library.SOURCES / "amx.cpp"), "-o", str(tmp_path / "amx.o")]
+    command = [cxx, *flags.pop("amx"), "-O1", "-c", str(library.SOURCES / "amx.cpp"), "-o", str(tmp_path / "amx.o")]
     subprocess.run(command, check=True)
     text = disassembled(tmp_path / "amx.o")
     for instruction in ("ldtilecfg", "tilezero", "tileloadd", "tdpbssd", "tilestored", "tilerelease"):

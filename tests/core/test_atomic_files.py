@@ -34,11 +34,12 @@ def kill_in_the_middle(write: Callable[[int], None], target: Path, seed: int) ->
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="files without a name are of Linux")
 def test_a_killed_writer_leaves_the_old_or_the_new_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     write_atomically(target, bytes(SIZE))
-    for seed in range(15):
+    for seed in range(8):
         kill_in_the_middle(lambda number: write_atomically(target, bytes([number % 256]) * SIZE), target, seed)
         data = target.read_bytes()
         assert len(data) == SIZE and data == data[:1] * SIZE

@@ -171,8 +171,9 @@ def test_a_vit_is_binary_in_every_mode_and_packed_and_exported(products: Product
         assert torch.equal(model(x), want)
         packed = pack_(copy.deepcopy(model))
         assert torch.equal(packed(x), want) and want.std() > 0
-        exported = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
-        assert torch.equal(exported(x[:2]), packed(x[:2]))
+        if layers == 1:  # more of them are the same again
+            exported = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+            assert torch.equal(exported(x[:2]), packed(x[:2]))
     with torch.inference_mode():
         assert torch.equal(model(x), want)
     torch.testing.assert_close(model.train()(x), want)
@@ -201,7 +202,7 @@ def colours(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("products", "steps"), [("real", 60), ("binary", 120)])
 def test_a_vit_learns_on_bits(products: Products, steps: int) -> None:
-    model = train_on_bits_(tiny_vit(products))
+    model = train_on_bits_(tiny_vit(products, layers=1))
     assert not any(bit_training_report(model).values())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     attach_latent_clip(optimizer, model)

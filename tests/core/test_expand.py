@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from esbnn_core import create_model
 from esbnn_core.layers import (
@@ -36,6 +37,7 @@ from tests.helpers.expansion import (
     stirred,
     torchvision_net,
 )
+from tests.helpers.networks import narrow
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -48,9 +50,10 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     [("reactnet_resnet8", 32), ("recu_resnet20", 32), ("reactnet_resnet20", 33), ("bireal_resnet18", 64)],
 )
 def test_the_networks_of_the_catalogue_become_their_es_version(name: str, size: int, tau: int, groups: int) -> None:
-    plain = create_model(name, num_classes=7, in_channels=2)
-    model = expand_(plain, ESConfig(tau, groups))
-    twin = stirred(create_model(f"es_{name}", num_classes=7, in_channels=2, tau=tau, groups=groups))
+    with narrow():
+        plain = create_model(name, num_classes=7, in_channels=2)
+        twin = stirred(create_model(f"es_{name}", num_classes=7, in_channels=2, tau=tau, groups=groups))
+        model = expand_(plain, ESConfig(tau, groups))
     assert model is plain
     assert shapes(model) == shapes(twin)
     assert model_spec(model) == model_spec(twin)
@@ -63,7 +66,8 @@ def test_the_networks_of_the_catalogue_become_their_es_version(name: str, size: 
 
 @pytest.mark.parametrize("name", ["reactnet_resnet18", "recu_resnet18", "recu_resnet34", "bireal_resnet34"])
 def test_the_big_ones_have_the_same_architecture(name: str) -> None:
-    model, twin = expand_(create_model(name)), create_model(f"es_{name}")
+    with torch.device("meta"):
+        model, twin = expand_(create_model(name)), create_model(f"es_{name}")
     assert shapes(model) == shapes(twin)
     assert repr(model) == repr(twin)
     assert model_spec(model) == model_spec(twin)
@@ -104,21 +108,44 @@ class Twice(nn.Module):
 
 
 def vgg() -> nn.Module:
-    model = torchvision.models.vgg11_bn(num_classes=5)
-    model.classifier[0] = nn.Linear(512 * 49, 64)
+    """vgg11_bn of an eighth of its widths."""
+    widths = (8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64, "M")
+    features = torchvision.models.vgg.make_layers(widths, batch_norm=True)
+    with torch.device("meta"):  # its classifier has 100 million weights
+        model = torchvision.models.VGG(features, 5, init_weights=False)
+    model.classifier[0] = nn.Linear(64 * 49, 64)
     model.classifier[3] = nn.Linear(64, 32)
     model.classifier[6] = nn.Linear(32, 5)
     return binarize_(model)
 
 
+class Narrow(torchvision.models.ResNet):
+    """A ResNet of torchvision of a quarter of its widths after the stem."""
+
+    def __init__(self, block: type[nn.Module], depths: list[int]) -> None:
+        super().__init__(block, depths, num_classes=5)
+        self.fc = nn.Linear(self.fc.in_features // 4, 5)
+
+    def _make_layer(self, block: type[nn.Module], planes: int, *args: int, **options: int) -> nn.Sequential:
+        return super()._make_layer(block, planes // 4, *args, **options)
+
+
+def shufflenet() -> nn.Module:
+    """The halves of shufflenet_v2_x1_0, of 58 channels and more, in fewer blocks."""
+    return torchvision.models.ShuffleNetV2([2, 2, 2], [24, 116, 232, 464, 64], num_classes=5)
+
+
 NETS: dict[str, tuple[Build, int]] = {
-    "resnet18": (torchvision_net("resnet18"), 64),
-    "resnet50": (torchvision_net("resnet50"), 40),
+    "resnet18": (lambda: binarize_(Narrow(BasicBlock, [2, 2, 2, 2])), 64),
+    "resnet50": (lambda: binarize_(Narrow(Bottleneck, [1, 2, 1, 1])), 40),
     "vgg11_bn": (vgg, 64),
-    "mobilenet_v2": (torchvision_net("mobilenet_v2"), 40),
-    "shufflenet": (torchvision_net("shufflenet_v2_x1_0"), 64),
+    "mobilenet_v2": (torchvision_net("mobilenet_v2", width_mult=0.25), 40),
+    "shufflenet": (lambda: binarize_(shufflenet()), 64),
     "squeezenet": (torchvision_net("squeezenet1_1"), 64),
-    "timm resnet10t": (lambda: binarize_(timm.create_model("resnet10t", num_classes=5)), 64),
+    "timm resnet10t": (
+        lambda: binarize_(timm.create_model("resnet10t", num_classes=5, channels=(16, 32, 64, 128))),
+        64,
+    ),
     "gate": (Gate, 12),
     "trunk": (Trunk, 9),
     "branches": (Branches, 10),
@@ -220,9 +247,8 @@ def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
     for got, want in zip(shifts(expand_(plain, ESConfig(tau, groups, 0.5))), shifts(twin), strict=True):
         assert torch.equal(got, want)
         assert len(got.unique()) == tau * tau * groups
-    model = torchvision_net("resnet18")()
-    started = shifts(expand_(model, ESConfig(tau, groups, 0.5)))
-    assert len(started) == 19
+    started = shifts(expand_(NETS["resnet18"][0](), ESConfig(tau, groups, 0.5)))
+    assert len(started) == 20
     assert all(len(shift.unique()) == tau * tau * groups for shift in started)
 
 

@@ -4,6 +4,7 @@ The networks are judged as in test_expand.py: with tau = 1 and g = 2 they comput
 copy of every channel in its place; and costs, gradients and packed outputs hold for other factors.
 """
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.regnet import BlockParams
 
 from esbnn_core import InputError
 from esbnn_core.layers import BinaryConv2d, SelectChannels, SliceChannels, Tile
@@ -57,18 +60,36 @@ def test_all_their_layers_are_expanded() -> None:
     assert reason.startswith("it is in middle, whose forward cannot be traced by torch.fx (")
 
 
+def hrnet() -> nn.Module:
+    """hrnet_w18_small with one block where it has two, of fewer channels."""
+    shape = copy.deepcopy(timm.models.hrnet.cfg_cls["hrnet_w18_small"])
+    for stage in range(2, 5):
+        shape[f"stage{stage}"]["num_blocks"] = (1,) * stage
+        shape[f"stage{stage}"]["num_channels"] = tuple(8 * 2**branch for branch in range(stage))
+    return timm.models.hrnet.HighResolutionNet(shape, num_classes=5)
+
+
+# kernel, hidden and output channels, squeeze and excite, stride of each block
+GHOST = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2]], [[5, 72, 40, 0.25, 2]], [[5, 120, 40, 0.25, 1]]]
+MOBILE = [
+    MBConvConfig(1, 3, 1, 16, 8, 1, 1.0, 1.0),
+    MBConvConfig(6, 3, 2, 8, 16, 2, 1.0, 1.0),
+    MBConvConfig(6, 5, 2, 16, 24, 1, 1.0, 1.0),
+]
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "densenet": lambda: torchvision.models.DenseNet(8, (2, 3), 16, 2, num_classes=5),
     "shufflenet": lambda: torchvision.models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 32], num_classes=5),
     "squeezenet": lambda: torchvision.models.squeezenet1_1(num_classes=5),
     "convnext": lambda: ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 2)], num_classes=5),
-    "efficientnet": lambda: torchvision.models.efficientnet_b0(num_classes=5, stochastic_depth_prob=0.0),
-    "regnet": lambda: torchvision.models.regnet_y_400mf(num_classes=5),
+    "efficientnet": lambda: torchvision.models.EfficientNet(MOBILE, 0.0, stochastic_depth_prob=0.0, num_classes=5),
+    "regnet": lambda: torchvision.models.RegNet(
+        BlockParams.from_init_params(6, 24, 36.0, 2.5, 8, se_ratio=0.25), num_classes=5
+    ),
     "googlenet": lambda: torchvision.models.googlenet(num_classes=5, aux_logits=False, init_weights=False),
     "segmentation": lambda: Out(torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None)),
     "timm/convnextv2": lambda: timm.create_model("convnextv2_atto", num_classes=5, depths=(1, 1, 1, 1)),
-    "timm/ghostnet": lambda: timm.create_model("ghostnet_050", num_classes=5, drop_rate=0.0),
-    "timm/hrnet": lambda: timm.create_model("hrnet_w18_small", num_classes=5),
+    "timm/ghostnet": lambda: timm.models.ghostnet.GhostNet(GHOST, num_classes=5, drop_rate=0.0),
+    "timm/hrnet": hrnet,
 }
 
 

@@ -125,27 +125,28 @@ def test_operations_and_weights_stay_and_packed_is_latent(
     before = count(plain, size) if name != "untraceable" else None
     x = torch.randn(2, *size)
     reached = STREAM[name][0] if design == "F3" else 5 if name == "gated" else 2 * parts
-    for tau, groups in ((2, 1), (4, 2)):
-        config = ESConfig(tau, groups, 0.5, design)
-        model = copy.deepcopy(plain)
-        plan = plan_expansion(model, config)
-        expand_(model, config)
-        assert len(plan.expanded) == reached
-        scales = sum(isinstance(m, LayerScale) for m in model.modules())
-        assert scales == (2 if (name, design) == ("gated", "F1") else reached)
-        assert len(plan.expanded) + len(plan.left) == len(binary_layers(plain))
-        assert all(design in reason for reason in plan.left.values())
-        assert sum(layer.weight.numel() for _, layer in binary_layers(model)) == sum(
-            layer.weight.numel() for _, layer in binary_layers(plain)
-        )
-        if before is not None:
-            after = count(model, size)
-            assert (after.bops, after.flops, after.binary_params) == (before.bops, before.flops, before.binary_params)
-            assert after.matmul_flops == before.matmul_flops
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("error")  # replaced layers are not missed in the first batch
-            want = stir(model)(x)
-            assert torch.equal(pack_(model)(x), want) and want.std() > 0
+    # each network has both, in different designs
+    tau, groups = ((2, 1), (4, 2))[(list(NETWORKS).index(name) + int(design[1])) % 2]
+    config = ESConfig(tau, groups, 0.5, design)
+    model = copy.deepcopy(plain)
+    plan = plan_expansion(model, config)
+    expand_(model, config)
+    assert len(plan.expanded) == reached
+    scales = sum(isinstance(m, LayerScale) for m in model.modules())
+    assert scales == (2 if (name, design) == ("gated", "F1") else reached)
+    assert len(plan.expanded) + len(plan.left) == len(binary_layers(plain))
+    assert all(design in reason for reason in plan.left.values())
+    assert sum(layer.weight.numel() for _, layer in binary_layers(model)) == sum(
+        layer.weight.numel() for _, layer in binary_layers(plain)
+    )
+    if before is not None:
+        after = count(model, size)
+        assert (after.bops, after.flops, after.binary_params) == (before.bops, before.flops, before.binary_params)
+        assert after.matmul_flops == before.matmul_flops
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")  # replaced layers are not missed in the first batch
+        want = stir(model)(x)
+        assert torch.equal(pack_(model)(x), want) and want.std() > 0
     left = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert bool(left) == (reached < len(binary_layers(plain)))
 

@@ -1,6 +1,7 @@
 """The core imports with torch alone, touches no GPU, compiles nothing, and writes to no tensor behind autograd."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +14,32 @@ ROOT = Path(__file__).parents[2]
 OPTIONAL = ["lightning", "torchvision", "mmdet", "mmengine", "mmcv", "diffusers", "timm", "safetensors", "jsonargparse"]
 OPTIONAL += ["onnx", "onnxscript", "onnx_ir", "onnxruntime"]
 HEAD = f"""
-import sys
+import os, sys
 for name in {OPTIONAL}:
     sys.modules[name] = None
 """
 
 
-def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+def run(code: str, **variables: str) -> str:
+    command, environment = [sys.executable, "-c", HEAD + code], {**os.environ, **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_import_and_use_need_torch_alone() -> None:
-    out = run("""
+def test_import_and_use_need_torch_alone(tmp_path: Path) -> None:
+    out = run(
+        """
 import torch
-before = set(sys.modules)
-import esbnn_core, esbnn_core.transforms.binarize, esbnn_core.units.conv
+before = set(sys.modules)  # torch itself may look for the bindings of CUDA
+sys.modules["cuda.bindings"] = None
+import esbnn_core, esbnn_core.packed, esbnn_core.transforms.binarize, esbnn_core.units.conv
+from esbnn_core.kernels import cuda
 assert not torch.cuda.is_initialized()
 assert "triton" not in sys.modules
+assert {name for name in set(sys.modules) - before if name.split(".")[0] == "cuda"} <= {"cuda.bindings"}
+assert os.listdir(os.environ.pop("ESBNN_CACHE")) == []  # importing builds nothing
 model = esbnn_core.create_model("es_reactnet_resnet8", num_classes=3)
 x = torch.randn(1, 3, 12, 12)
 want = model.eval()(x)
@@ -43,7 +48,9 @@ assert not torch.cuda.is_initialized()
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(new & {"numba", "ninja", "setuptools", "torchvision", "safetensors"}))
 print(esbnn_core.__version__, len(esbnn_core.list_models()))
-""")
+""",
+        ESBNN_CACHE=str(tmp_path),
+    )
     first, second = out.strip().splitlines()
     assert first == "[]"
     version, count = second.split()

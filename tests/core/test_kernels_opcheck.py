@@ -16,12 +16,18 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 CONVOLUTIONS = [*(("serving", steps) for steps in STEPS), ("naive", ""), ("naive", "aprqst")]
 
 
-@pytest.mark.parametrize(("path", "steps"), CONVOLUTIONS, indirect=["path"])
-def test_opcheck_of_the_convolution(steps: str) -> None:
-    for options in ({}, {"groups": 1, "copies": 1, "channels": 33, "filters": 4}, {"pad_value": -1, "stride": 2}):
-        a = conv_arguments(steps, **options)  # type: ignore[arg-type]
-        result = torch.library.opcheck(torch.ops.esbnn.binary_conv2d.default, tuple(a[name] for name in ORDER))
-        assert set(result.values()) == {"SUCCESS"}
+GEOMETRIES = ({}, {"groups": 1, "copies": 1, "channels": 33, "filters": 4}, {"pad_value": -1, "stride": 2})
+
+
+@pytest.mark.parametrize(
+    ("path", "steps", "geometry"),
+    [(*case, number % 3) for number, case in enumerate(CONVOLUTIONS)],
+    indirect=["path"],
+)
+def test_opcheck_of_the_convolution(steps: str, geometry: int) -> None:
+    a = conv_arguments(steps, **GEOMETRIES[geometry])  # type: ignore[arg-type]
+    result = torch.library.opcheck(torch.ops.esbnn.binary_conv2d.default, tuple(a[name] for name in ORDER))
+    assert set(result.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize(("shape", "groups", "dim"), [((2, 34, 3, 2), 2, 1), ((3, 5, 40), 1, -1), ((64,), 2, -1)])

@@ -205,3 +205,17 @@ def test_later_files_win_over_the_recipe_and_options_over_both(tmp_path: Path) -
 def test_a_setting_is_that_of_the_last_config_that_has_it() -> None:
     bodies = [{"a": {"b": 1, "c": 2}}, {"a": {"b": None}}, {"a": {"c": 3}, "d": 4}]
     assert [find_setting(bodies, name) for name in ("a.b", "a.c", "d", "d.e", "x")] == [1, 3, 4, None, None]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_config_may_come_before_the_subcommand_or_after_it(
+    before: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the subcommand comes first, the options of the other ones are left out; here both know data.batch_size."""
+    body = {"data": {"batch_size": "many"}}
+    write(tmp_path, config={"fit": body} if before else body)
+    words = [f"--config={tmp_path / 'config.yaml'}", "fit"]
+    with pytest.raises(SystemExit) as caught:
+        run(ClassificationModule, ClassificationDataModule, words if before else words[::-1])
+    text = capsys.readouterr().err
+    assert caught.value.code == 2 and "batch_size" in text and "many" in text

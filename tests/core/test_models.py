@@ -1,6 +1,6 @@
 """Every network of the catalogue: forward, backward, counts, ES at tau = groups = 1; packed ones exported, compiled."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from esbnn_core.models import LatentResNet, registry
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
-from tests.helpers.networks import BRICKS, HEAVY, PLAIN, WITHOUT_REP
+from tests.helpers.networks import BRICKS, HEAVY, PLAIN, WITHOUT_REP, narrow
 
 # in millions to three places, or exactly (papers.md#operations)
 PUBLISHED = {
@@ -34,6 +34,13 @@ def create_small(name: str, **options: object) -> nn.Module:
     return create_model(name, num_classes=5, **options)
 
 
+@cache
+def on_meta(name: str, **options: object) -> nn.Module:
+    """A network that the tests only look at."""
+    with torch.device("meta"):
+        return create_model(name, **options)
+
+
 def test_the_catalogue_holds_the_families() -> None:
     names = list_models()
     assert names == sorted(set(names)) and len(names) >= 24
@@ -50,7 +57,8 @@ def test_the_catalogue_holds_the_families() -> None:
 
 @pytest.mark.parametrize("name", BRICKS)
 def test_every_network_trains(name: str) -> None:
-    model = create_small(name)
+    with narrow():
+        model = create_small(name)
     assert model.training
     out = model(batch(name))
     assert out.shape == (2, 5) and out.isfinite().all() and out.dtype == torch.float32
@@ -69,7 +77,8 @@ def test_every_network_trains(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BRICKS if name in PLAIN])
 def test_without_expansion_es_is_the_plain_network(name: str) -> None:
-    plain, es = create_small(name), create_small(f"es_{name}", tau=1, groups=1)
+    with narrow():
+        plain, es = create_small(name), create_small(f"es_{name}", tau=1, groups=1)
     assert list(plain.state_dict()) == list(es.state_dict())
     x = batch(name)
     for training in (True, False):
@@ -103,8 +112,7 @@ def test_expansion_keeps_weights_and_widens_what_is_per_channel(name: str, tau: 
         matrices = sum(p.numel() for p in weights if p.dim() > 1)
         return matrices, sum(p.numel() for p in model.parameters()) - matrices
 
-    with torch.device("meta"):
-        plain, es = create_small(name), create_small(f"es_{name}", tau=tau, groups=groups)
+    plain, es = on_meta(name), on_meta(f"es_{name}", tau=tau, groups=groups)
     assert sizes(es)[0] == sizes(plain)[0]
     assert sizes(es)[1] > sizes(plain)[1]
     units = [[m for m in model.modules() if isinstance(m, BinaryUnit)] for model in (plain, es)]
@@ -118,8 +126,7 @@ def test_expansion_keeps_weights_and_widens_what_is_per_channel(name: str, tau: 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in WITHOUT_REP])
 def test_rep_reads_all_channels_and_es_the_first(name: str) -> None:
-    with torch.device("meta"):
-        plain, es, rep = (create_small(f"{rule}{name}") for rule in ("", "es_", "rep_"))
+    plain, es, rep = (on_meta(f"{rule}{name}") for rule in ("", "es_", "rep_"))
     width = plain.fc.in_features
     assert es.fc.in_features == width and isinstance(es.readout, SliceChannels) and es.readout.channels == width
     assert rep.fc.in_features == 2 * width and isinstance(rep.readout, nn.Identity)
@@ -186,8 +193,7 @@ def test_a_rule_adds_its_factors_to_the_options_of_the_plain_network() -> None:
         rule, _, plain = name.partition("_")
         if rule not in ("es", "rep") or "binaryvit" in name or name.endswith(HEAVY):
             continue
-        with torch.device("meta"):
-            options, base = (list(model_spec(create_model(n)).options.items()) for n in (name, plain))  # type: ignore[union-attr]
+        options, base = (list(model_spec(on_meta(n)).options.items()) for n in (name, plain))  # type: ignore[union-attr]
         factors = [("tau", 2), ("groups", 1), ("copy_spread", 0.0)] if rule == "es" else [("tau", 2)]
         place = [key for key, _ in base].index("in_channels") + 1
         assert options == [*base[:place], *factors, *base[place:]]
@@ -254,7 +260,8 @@ def test_the_spec_rebuilds_the_network() -> None:
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if "34" not in name])
 def test_odd_sizes_and_other_channels(name: str) -> None:
-    model = create_small(f"es_{name}", in_channels=4).eval()
+    with narrow():
+        model = create_small(f"es_{name}", in_channels=4).eval()
     x = torch.randn(1, 4, 29, 21, generator=torch.Generator().manual_seed(0))
     assert model(x).shape == (1, 5)
 

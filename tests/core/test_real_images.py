@@ -1,4 +1,4 @@
-"""A whole network on 256 real images: packed logits equal latent logits, so every prediction does."""
+"""A whole network on 128 real images: packed logits equal latent logits, so every prediction does."""
 
 import lzma
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import create_model, pack_
+from tests.helpers.networks import narrow
 
 IMAGES = (
     Path(__file__).parents[2] / "tasks" / "classification" / "assets" / "fashion_mnist" / "t10k-images-idx3-ubyte.xz"
@@ -44,7 +45,9 @@ def warmed(model: nn.Module, images: Tensor) -> nn.Module:
 def test_es_reactnet_resnet18_predicts_the_same_packed(groups: int, memory_format: torch.memory_format) -> None:
     torch.manual_seed(groups)
     images = real_images(128, 48).contiguous(memory_format=memory_format)
-    model = warmed(create_model("es_reactnet_resnet18", num_classes=10, tau=2, groups=groups), images[:64])
+    with narrow():
+        model = create_model("es_reactnet_resnet18", num_classes=10, tau=2, groups=groups)
+    model = warmed(model, images[:64])
     model = model.to(memory_format=memory_format)
     with torch.no_grad():
         latent = torch.cat([model(x) for x in images.split(64)])

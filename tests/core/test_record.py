@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from esbnn_core import ESConfig, InputError, binarize_, count, expand_, pack_, plan_expansion
 from esbnn_core.layers import BinaryConv2d, BinaryLinear
@@ -200,9 +201,10 @@ def test_an_attribute_that_counts_something_else_too_is_not_widened(sliced: bool
 def test_faster_rcnn_of_torchvision() -> None:
     torch.manual_seed(0)
     trunk = torchvision.models.resnet18()
-    model = FasterRCNN(
-        _resnet_fpn_extractor(trunk, 5), 3, min_size=64, max_size=64, rpn_post_nms_top_n_test=8, box_score_thresh=0.0
-    )
+    # torchvision's own head has a hidden width of 1024
+    head, predictor = TwoMLPHead(256 * 7 * 7, 32), FastRCNNPredictor(32, 3)
+    sizes = {"min_size": 64, "max_size": 64, "rpn_post_nms_top_n_test": 8, "box_score_thresh": 0.0}
+    model = FasterRCNN(_resnet_fpn_extractor(trunk, 5), box_head=head, box_predictor=predictor, **sizes)
     example = ([torch.rand(3, 64, 64), torch.rand(3, 48, 64)],)
     stirred(binarize_(model, example=example))
     real = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]

@@ -13,7 +13,7 @@ from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units.conv import BinaryUnit
-from tests.helpers.networks import stir
+from tests.helpers.networks import narrow, stir
 
 TRUNKS = ["bidet_resnet18", "bidet_vgg16"]
 FACTORS = [(2, 1), (2, 2), (4, 1)]
@@ -44,7 +44,7 @@ def test_the_published_counts_of_the_resnet_trunk() -> None:
             assert (f"{result.bops / 1e9:.3f}", f"{result.ops / 1e8:.2f}") == ("15.310", "18.06")
             # the stem and two real shortcuts (the table prints 15.665e8 for this number)
             assert result.flops == 147 * 64 * 300 * 500 + 64 * 128 * 75 * 125 + 128 * 256 * 38 * 63 == 1_566_446_592
-    plain = create_model("bidet_resnet18")
+        plain = create_model("bidet_resnet18")
     base = sum(p.numel() for p in plain.parameters()) - sum(p.numel() for p in plain.layer4.parameters())
     assert f"{base / 1e6:.3f}" == "2.783"
 
@@ -85,7 +85,8 @@ def test_expansion_keeps_costs_and_widens_the_maps(name: str, tau: int, groups: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRUNKS)
 def test_without_expansion_es_is_the_plain_trunk(name: str) -> None:
-    plain, es = made(name), made(f"es_{name}", tau=1, groups=1)
+    with narrow():
+        plain, es = made(name), made(f"es_{name}", tau=1, groups=1)
     x = image(50, 70)
     for training in (True, False):
         pairs = zip(maps(plain.train(training), x), maps(es.train(training), x), strict=True)
@@ -97,7 +98,8 @@ def test_without_expansion_es_is_the_plain_trunk(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*TRUNKS, *(f"es_{name}" for name in TRUNKS)])
 def test_every_trunk_trains(name: str) -> None:
-    model = made(name)
+    with narrow():
+        model = made(name)
     spec = model_spec(model)
     assert (spec.kind, spec.input_size[1]) == ("trunk", 600 if "resnet" in name else 300)
     outs = maps(model, image(64, 48))
@@ -112,7 +114,8 @@ def test_every_trunk_trains(name: str) -> None:
 @pytest.mark.parametrize(("height", "width"), [(50, 70), (33, 47)])
 def test_packed_trunks_compute_the_same_maps(name: str, height: int, width: int) -> None:
     options = {"tau": 2, "groups": 2} if name.startswith("es_") else {}
-    model = stir(made(name, **options))
+    with narrow():
+        model = stir(made(name, **options))
     packed = pack_(copy.deepcopy(model))
     x = image(height, width)
     with torch.no_grad():
@@ -123,7 +126,8 @@ def test_packed_trunks_compute_the_same_maps(name: str, height: int, width: int)
 @pytest.mark.parametrize("variant", ["bidet", "bireal", "xnor"])
 def test_a_resnet_trunk_without_extra_shortcuts_trains_and_packs(variant: str) -> None:
     options = {"tau": 2, "groups": 2, "variant": variant, "shortcuts": False}
-    model = made("es_bidet_resnet18", **options)
+    with narrow():
+        model = made("es_bidet_resnet18", **options)
     sum(y.square().mean() for y in maps(model, image(64, 48))).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
     units = [m for m in model.modules() if isinstance(m, BinaryUnit)]
@@ -169,12 +173,13 @@ def test_the_scale_is_learned_with_the_weight() -> None:
 
 @pytest.mark.parametrize("name", ["bidet_resnet18", "es_bidet_resnet18"])
 def test_a_read_out_for_pre_training(name: str) -> None:
-    model, bare = made(name, num_classes=5), made(name)
+    with narrow():
+        model, bare = made(name, num_classes=5), made(name)
     assert set(model.state_dict()) - set(bare.state_dict()) == {"fc.weight", "fc.bias"}
     x = image(64, 64)
-    features = model.eval().layer4(model(x))[:, :512].mean((2, 3))
+    features = model.eval().layer4(model(x))[:, :128].mean((2, 3))
     torch.testing.assert_close(model.classify(x), F.linear(features, model.fc.weight, model.fc.bias))
-    assert model.fc.in_features == 512 and model(x).shape[2:] == (4, 4)
+    assert model.fc.in_features == 128 and model(x).shape[2:] == (4, 4)
     with pytest.raises(InputError, match="build it with num_classes"):
         bare.classify(x)
     with pytest.raises(InputError, match="num_classes must be a whole number of at least 1, got 0"):
@@ -185,13 +190,14 @@ def test_a_read_out_for_pre_training(name: str) -> None:
 @pytest.mark.parametrize("name", TRUNKS)
 def test_the_classifier_reads_the_trunks_own_maps(name: str, tau: int, groups: int, shortcuts: bool) -> None:
     options = {"tau": tau, "groups": groups, "variant": "bireal", "shortcuts": shortcuts}
-    model, trunk = made(f"es_{name}_classifier", num_classes=5, **options), made(f"es_{name}", **options)
+    with narrow():
+        model, trunk = made(f"es_{name}_classifier", num_classes=5, **options), made(f"es_{name}", **options)
     assert model_spec(model).kind == "classifier" and model_spec(model).input_size == (3, 224, 224)
     own = model.state_dict()
     assert set(own) - set(trunk.state_dict()) == {"fc.weight", "fc.bias"}
     trunk.load_state_dict({key: value for key, value in own.items() if not key.startswith("fc.")})
     model.eval(), trunk.eval()
-    width = 512 if "resnet" in name else 1024
+    width = 128 if "resnet" in name else 256
     for x in (image(64, 64), image(50, 70)):
         features = maps(trunk, x)[-1]
         assert features.shape[1] == tau * groups * width
@@ -211,9 +217,10 @@ def test_widths_and_spreads_are_refused_by_layer(name: str) -> None:
 
 
 def test_expand_cuts_the_resnet_trunk_at_its_output(caplog: pytest.LogCaptureFixture) -> None:
-    """expand_ keeps what forward promises, 256 channels, where es_ carries them on; layer4 is outside of forward."""
-    twin = stir(made("es_bidet_resnet18", tau=2, groups=2))
-    plain = made("bidet_resnet18")
+    """expand_ keeps what forward promises, its channels, where es_ carries them on; layer4 is outside of forward."""
+    with narrow():
+        twin = stir(made("es_bidet_resnet18", tau=2, groups=2))
+        plain = made("bidet_resnet18")
     assert list(plan_expansion(plain, ESConfig(2, 2)).left) == [f"stages.layer4.{i}.conv" for i in range(4)]
     with caplog.at_level(logging.WARNING, "esbnn"):
         model = expand_(plain, ESConfig(2, 2)).eval()
@@ -226,5 +233,5 @@ def test_expand_cuts_the_resnet_trunk_at_its_output(caplog: pytest.LogCaptureFix
     x = image(50, 70)
     with torch.no_grad():
         y = model(x)
-        assert torch.equal(y, twin(x)[:, :256])
-        assert model.layer4(y).shape == (2, 512, 2, 3)
+        assert torch.equal(y, twin(x)[:, :64])
+        assert model.layer4(y).shape == (2, 128, 2, 3)

@@ -1,12 +1,16 @@
-"""Which registered networks the tests run whole, and how a BNext is brought into sign mode."""
+"""Which registered networks the tests run whole, and narrow; how a BNext is brought into sign mode."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from esbnn_core import list_models
 from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.models import bnext18, reactnet, resnet, vgg
 from esbnn_core.transforms.pack import pack_
 
 HEAVY = ("bnext_small", "bnext_middle", "bnext_large")
@@ -22,6 +26,23 @@ BRICKS = [name for name in LIGHT if not name.endswith(("resnet34", "bnext_tiny")
 PLAIN = [name for name in LIGHT if not name.startswith(("es_", "rep_"))]
 WITHOUT_REP = ("latent_resnet18", "latent_resnet34", "bidet_resnet18_classifier", "bidet_vgg16_classifier")
 """Plain networks that have an es_ version only."""
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Registered networks of the wide families are built with a quarter of their widths, a sixteenth of the weights.
+
+    What a network is made of does not depend on them, what it takes to draw, train and pack it does. Tests of counted
+    operations, of published numbers and of the originals' outputs have the whole widths.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (bnext18, reactnet, vgg):
+            patch.setattr(module, "WIDTHS", tuple(width // 4 for width in module.WIDTHS))
+        patch.setattr(vgg, "LAST", vgg.LAST // 4)
+        # the layouts are frozen, and the registered builders hold them
+        for layout in (resnet.R18, resnet.R34):
+            patch.setitem(vars(layout), "widths", tuple(width // 4 for width in layout.widths))
+        yield
 
 
 def annealed(model: nn.Module) -> nn.Module:

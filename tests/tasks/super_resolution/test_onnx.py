@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from esbnn_core.onnx import operators_library, session
-from tasks.super_resolution.onnx import main
+from tasks.super_resolution.onnx import export_unet, main
 
 
 @pytest.mark.slow
