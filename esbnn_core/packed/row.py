@@ -80,8 +80,10 @@ class Row:
     ) -> tuple[Tensor, Tensor] | None:
         """Output and signs for `following` of a chain of units alone, or None where it has to call them one by one."""
         units: list[Any] = list(chain._modules.values())
+        if not unwatched(x) or len(units) < 2 or not _plain(units, x):  # in this order: a compiler follows no further
+            return None
         library = cpu.choose()[0]
-        if library is None or len(units) < 2 or not unwatched(x) or not _plain(units, x):
+        if library is None:
             return None
         shape = (x.shape, None if bits is None else bits.shape, following)
         if self.unfit.get(shape) == units:

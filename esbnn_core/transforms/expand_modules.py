@@ -97,7 +97,7 @@ def widen(
         setattr(new, "normalized_shape", (len(order),))  # noqa: B010  (not an attribute of every module)
     if isinstance(new, RSign):
         new.copies = in_copies or expansion.copies
-        trivial = torch.equal(order.cpu(), torch.arange(len(order)))
+        trivial = torch.equal(order.cpu(), torch.arange(len(order), device="cpu"))
         new.order = None if trivial else order.cpu()
         if expansion.copy_spread:
             _spread_shift(name, new, channels, expansion, order, new.copies)

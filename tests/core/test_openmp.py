@@ -24,8 +24,8 @@ def apple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         pytest.skip("no C++ compiler here")
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
-    two = [library.SOURCES / f"{name}.cpp" for name in ("portable", "driver")]
-    monkeypatch.setattr(library, "units", lambda: [(source, [*library.FLAGS, "-O0"]) for source in two])
+    few = [library.SOURCES / f"{name}.cpp" for name in (*library.PORTABLE, "driver", "real", "training")]
+    monkeypatch.setattr(library, "units", lambda: [(source, [*library.FLAGS, "-O0"]) for source in few])
 
     def install(allowed: str) -> None:
         wrapper = tmp_path / "clang++"

@@ -44,6 +44,7 @@ def test_the_predicted_boxes_are_among_those_of_the_commands_file(
     save_checkpoint(detector, weights)
     monkeypatch.setattr(sys, "argv", ["onnx"])  # LightningCLI warns of arguments beside those of the process
     words = [str(path), "--model.model", TINY_BIDET, "--model.weights", str(weights)]
+    words += ["--model.overrides", '{"bbox_head.in_channels": [128]}']
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter
         assert main([*words, "--size", str(SIDE), str(SIDE)]) == 0
