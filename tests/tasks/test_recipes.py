@@ -254,7 +254,8 @@ def test_bnexts_teachers_and_both_forms_of_its_loss(name: str, assistants: list[
     assert isinstance(objective, ConsecutiveObjective) and objective.per_instance is False
     assert ([short(t) for t in objective.assistants], short(objective.main)) == (assistants, main)
     assert "--model.objective.init_args.per_instance true" in header(name)
-    assert build(name, "--model.objective.init_args.per_instance=true").model.objective.per_instance is True
+    if main == "convnext_tiny":  # one option of one class: parsed once
+        assert build(name, "--model.objective.init_args.per_instance=true").model.objective.per_instance is True
     assert body(name)["trainer"]["gradient_clip_val"] == 5.0 and "clipped at 5." in header(name)
 
 

@@ -17,7 +17,7 @@ from tests.helpers.classification import make_module
 
 RECIPE = """
 model: {network: es_reactnet_resnet8, network_options: {in_channels: 1}}
-data: {batch_size: 16, train_size: 64, val_size: 32, test_size: 32}
+data: {batch_size: 16, train_size: 32, val_size: 16, test_size: 16}
 trainer: {accelerator: cpu, devices: 1, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 
@@ -46,7 +46,7 @@ def test_a_dry_run_changes_nothing_of_a_finished_run(
     before = files(tmp_path / "runs")
     assert {"recipe/weights.safetensors", "recipe/packed.safetensors", "recipe/config.yaml"} <= set(before)
     assert call(*fit, "--trainer.fast_dev_run", "true") == 0
-    assert call(*fit, "--trainer.fast_dev_run", "2", "--data.batch_size", "8") == 0
+    assert call(*fit, "--trainer.fast_dev_run", "2", "--data.batch_size", "4") == 0
     weights = str(tmp_path / "runs/recipe/weights.safetensors")
     for command in ("validate", "test", "predict"):
         words = ["--model.weights", weights, "--model.predictions", "out", "--trainer.fast_dev_run", "true"]

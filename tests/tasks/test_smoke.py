@@ -12,6 +12,7 @@ import torch
 
 from esbnn_core import load_checkpoint, read_checkpoint
 from esbnn_core.lit.cli import TaskCLI, run
+from esbnn_core.lit.recipes import read_recipe
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tests.helpers import processes
@@ -26,7 +27,21 @@ def path(name: str) -> Path:
     return ROOT / "configs/classification" / f"{name}.yaml"
 
 
-@pytest.mark.parametrize("name", NAMES)
+def shapes() -> dict[str, str]:
+    """The first recipe of every shape: what the smoke trainer meets and may leave in, without a recipe's numbers."""
+    first: dict[str, str] = {}
+    for name in NAMES:
+        held = read_recipe(path(name), ClassificationModule.monitor)
+        model, trainer = held["model"], held["trainer"]
+        objects = [part["class_path"] for key in ("callbacks", "logger") for part in trainer[key]]
+        objective = model.get("objective", {}).get("class_path")
+        words = [sorted(held), sorted(model), sorted(held["data"]), sorted(trainer), objective, objects]
+        words += [held["data"].get("dataset"), *(str(trainer.get(key)) for key in ("precision", "strategy", "devices"))]
+        first.setdefault(str(words), name)
+    return first
+
+
+@pytest.mark.parametrize("name", shapes().values())
 def test_the_smoke_trainer_takes_downloads_paths_and_machines_out(name: str) -> None:
     with torch.device("meta"):
         cli = TaskCLI(

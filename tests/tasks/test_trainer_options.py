@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from esbnn_core.lit.cli import run
 from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.refusals import refusal
 from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.lit.trainer_options import check_trainer_options
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tests.helpers.classification import make_module
@@ -53,17 +55,7 @@ def fit(tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch) -> Call
         ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
         ("--trainer.limit_train_batches=0.001", "increase the `limit_train_batches` argument"),
         ("--trainer.strategy=ddp_spawn", "trainer.strategy must not spawn processes, got ddp_spawn: give ddp"),
-        ("--trainer.val_check_interval=0", "trainer.val_check_interval must be above 0, got 0: set"),
-        (
-            "--trainer.check_val_every_n_epoch=0",
-            "trainer.check_val_every_n_epoch must be a number of at least 1, got 0",
-        ),
-        (
-            "--trainer.accumulate_grad_batches=0",
-            "trainer.accumulate_grad_batches must be a number of at least 1, got 0",
-        ),
         ("--trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val must be a number of at least 0, got nan"),
-        ("--trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps must be a number of at least -1, got -2"),
         ("--trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than"),
         (callback("BackboneFinetuning"), "'ClassificationModule' object has no attribute 'backbone'"),
         (callback("EarlyStopping", monitor="val_gone"), "`val_gone` which is not available"),
@@ -78,6 +70,35 @@ def test_what_cannot_work_is_one_sentence(
     assert fit(word, *more) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and says in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [
+        ("check_val_every_n_epoch", 1),
+        ("accumulate_grad_batches", 1),
+        ("log_every_n_steps", 0),
+        ("reload_dataloaders_every_n_epochs", 0),
+        ("gradient_clip_val", 0),
+        ("min_epochs", 0),
+        ("num_sanity_val_steps", -1),
+        ("min_steps", -1),
+    ],
+)
+def test_a_number_below_an_options_least_is_refused(option: str, least: int) -> None:
+    check_trainer_options(SimpleNamespace(**{option: least}))
+    said = rf"trainer\.{option} must be a number of at least {least}, got {least - 1}"
+    with pytest.raises(InputError, match=said):
+        check_trainer_options(SimpleNamespace(**{option: least - 1}))
+
+
+def test_validation_has_an_interval_above_0() -> None:
+    for interval in (1, 0.5, "00:00:01:00"):
+        check_trainer_options(SimpleNamespace(val_check_interval=interval))
+    with pytest.raises(
+        InputError, match=r"trainer\.val_check_interval must be above 0, got 0: set trainer\.limit_val_"
+    ):
+        check_trainer_options(SimpleNamespace(val_check_interval=0))
 
 
 def test_an_object_of_ours_says_its_own_sentence(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
