@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import functools
 import json
 import re
 import shutil
@@ -37,14 +36,9 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet() -> Any:
-    from onnxscript._framework_apis import torch_2_11
-
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+def quiet(operators_listed_once: None) -> Any:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter
-        # for each export it lists the thousand operators that it can translate anew
-        if hasattr(torch_2_11, "get_torchlib_ops"):
-            patch.setattr(torch_2_11, "get_torchlib_ops", functools.cache(torch_2_11.get_torchlib_ops))
         yield
 
 
