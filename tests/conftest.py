@@ -1,6 +1,8 @@
 """One thread a test process and no search for garbage in what stays, the order of the files, what `make check` runs."""
 
+import functools
 import gc
+from collections.abc import Iterator
 
 import pytest
 
@@ -55,6 +57,18 @@ LONG = [
 def pytest_unconfigure() -> None:
     """Let the interpreter's end find what was frozen: bindings report what outlives them."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def operators_listed_once() -> Iterator[None]:
+    """For each ONNX file torch's exporter lists the thousand operators that it can translate anew: here once."""
+    # here, because few files of tests write ONNX files
+    from onnxscript._framework_apis import torch_2_11 as listing
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(listing, "get_torchlib_ops"):
+            patch.setattr(listing, "get_torchlib_ops", functools.cache(listing.get_torchlib_ops))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -47,7 +47,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 @pytest.mark.parametrize("tau, groups", [(2, 1), (2, 2), (4, 1)])
 @pytest.mark.parametrize(
     "name, size",
-    [("reactnet_resnet8", 32), ("recu_resnet20", 32), ("reactnet_resnet20", 33), ("bireal_resnet18", 64)],
+    [("reactnet_resnet8", 32), ("recu_resnet20", 32), ("reactnet_resnet20", 33), ("bireal_resnet18", 32)],
 )
 def test_the_networks_of_the_catalogue_become_their_es_version(name: str, size: int, tau: int, groups: int) -> None:
     with narrow():
@@ -136,15 +136,15 @@ def shufflenet() -> nn.Module:
 
 
 NETS: dict[str, tuple[Build, int]] = {
-    "resnet18": (lambda: binarize_(Narrow(BasicBlock, [2, 2, 2, 2])), 64),
+    "resnet18": (lambda: binarize_(Narrow(BasicBlock, [2, 2, 2, 2])), 32),
     "resnet50": (lambda: binarize_(Narrow(Bottleneck, [1, 2, 1, 1])), 40),
-    "vgg11_bn": (vgg, 64),
+    "vgg11_bn": (vgg, 32),
     "mobilenet_v2": (torchvision_net("mobilenet_v2", width_mult=0.25), 40),
-    "shufflenet": (lambda: binarize_(shufflenet()), 64),
-    "squeezenet": (torchvision_net("squeezenet1_1"), 64),
+    "shufflenet": (lambda: binarize_(shufflenet()), 32),
+    "squeezenet": (torchvision_net("squeezenet1_1"), 32),
     "timm resnet10t": (
         lambda: binarize_(timm.create_model("resnet10t", num_classes=5, channels=(16, 32, 64, 128))),
-        64,
+        32,
     ),
     "gate": (Gate, 12),
     "trunk": (Trunk, 9),

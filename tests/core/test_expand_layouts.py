@@ -108,7 +108,7 @@ class Out(nn.Module):
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_of_libraries(name: str) -> None:
     torch.manual_seed(3)
-    plain, x = stirred(binarize_(SMALL[name]())), torch.randn(2, 3, 64, 64)
+    plain, x = stirred(binarize_(SMALL[name]())), torch.randn(2, 3, 32, 32)
     for module in plain.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -15,6 +15,7 @@ from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models import reactnet, resnet
 from esbnn_core.models.binaryvit import BinaryViT, Pyramid
+from esbnn_core.models.bnext import BNext
 from esbnn_core.packed.layers import PackedLayer
 from tests.helpers import paths
 from tests.helpers.networks import stir
@@ -25,7 +26,7 @@ BATCH, SIZE = {0: Dim.DYNAMIC}, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 
 def packed(name: str, **options: int) -> nn.Module:
     torch.manual_seed(0)
-    model = two_stages() if name == "binaryvit" else create_model(name, **options)
+    model = BUILT[name]() if name in BUILT else create_model(name, **options)
     for module in model.modules():
         if isinstance(module, Temperature):
             module.temperature.zero_()
@@ -35,6 +36,13 @@ def packed(name: str, **options: int) -> nn.Module:
 def two_stages() -> nn.Module:
     """A BinaryViT of a layer of each kind and what joins them, for images of 32 pixels."""
     return BinaryViT(Pyramid((64, 128), (1, 1), (2, 2), (2, 1)), Expansion(), num_classes=5, image_size=32)
+
+
+BUILT: dict[str, Callable[[], nn.Module]] = {
+    "binaryvit": two_stages,
+    # a block of each kind: of ELM and without, of either stride
+    "es_bnext": lambda: BNext((16, 16, 32, 32, 64), Expansion(2, 1), num_classes=5, stem_stride=1),
+}
 
 
 def images(*shape: int) -> Tensor:
@@ -62,7 +70,7 @@ def runs_of(model: nn.Module, kind: type[nn.Module], x: Tensor) -> int:
     ("name", "size"),
     [
         ("reactnet_a", 64),
-        ("es_bnext_micro", 64),
+        ("es_bnext", 64),
         ("bidet_resnet18", 64),
         ("binaryvit", 32),
     ],
@@ -91,7 +99,9 @@ def test_an_exported_network_runs_equal_on_any_batch_and_size(
 
 
 @pytest.mark.slow
-def test_an_exported_file_runs_in_another_process(tmp_path: Path) -> None:
+def test_an_exported_file_runs_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(resnet.R8), "units", (1, 1))
+    monkeypatch.setitem(vars(resnet.R8), "widths", (16, 32))
     model = packed("es_reactnet_resnet8", groups=2)
     x = images(3, 3, 32, 32)
     with torch.no_grad():

@@ -26,7 +26,7 @@ ORIGINALS = {
     "es_bnext_tiny": ("esbnext_t", "7b9c9ac4d974944b60d41e515ec185378de75125bc8af82938e06233fbdda3d6", 661),
 }
 TRUNKS = ["bidet_vgg16", "es_bidet_vgg16", "bidet_resnet18", "es_bidet_resnet18"]
-LARGE = ["rep_reactnet_a", "es_bnext_tiny", "binaryvit_some_real", "es_binaryvit", *TRUNKS]
+LARGE = ["rep_reactnet_a", "es_bnext_tiny", "binaryvit_some_real", "es_binaryvit_micro", *TRUNKS]
 SMALL = ["reactnet_resnet18", "bireal_resnet18", "recu_resnet20", "es_recu_resnet20"]
 
 

@@ -14,7 +14,7 @@ from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import Epilogue, Geometry, backend, cpu
 from esbnn_core.kernels.cpu import library
 from esbnn_core.packed.layers import PackedLayer
-from tests.helpers import paths
+from tests.helpers import paths, small_library
 from tests.helpers.networks import stir
 from tests.helpers.operators import KINDS, drawn
 
@@ -221,12 +221,12 @@ def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_two_processes_may_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_build_at_once(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if library.compiler() is None:
         pytest.skip("no C++ compiler here")
-    # the path that every machine has, so that each compiles small files
-    names = (*library.PORTABLE, "driver", "real", "training")
-    few = [(library.SOURCES / f"{name}.cpp", [*library.FLAGS, "-O0"]) for name in names]
+    few = small_library.units(tmp_path_factory.mktemp("sources"))
     monkeypatch.setattr(library, "units", lambda: few)
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
     monkeypatch.delenv(backend.VARIABLE, raising=False)

@@ -22,7 +22,7 @@ from tests.helpers.networks import stir
 CHECK = Path(__file__).parents[1] / "helpers/native_check.cpp"
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/cpp/classify.cpp"
 KERNELS = Path(library.__file__).parent
-CASES = "120"
+CASES = "60"
 WHEEL = "ESBNN_AARCH64_ONNXRUNTIME"
 QEMU, CROSS = "qemu-aarch64", "aarch64-linux-gnu-g++"
 
@@ -55,7 +55,7 @@ def test_every_path_of_this_machine_passes_the_check(here: dict[str, list[str]])
     assert list(here) == paths.usable()[1:]
     assert len({tuple(found) for found in here.values()}) == 1
     cases, values, _ = here["portable"]
-    assert cases == CASES and int(values) > 800_000
+    assert cases == CASES and int(values) > 500_000
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         units = library.units("aarch64")
     for source, flags in units:
         # the path as it is delivered; what serves beside it is compiled fast
-        fast = () if "neon" in source.stem else ("-O0",)
+        fast = () if source.stem == "neon" else ("-O0",)
         run(CROSS, "-fopenmp", "-fPIC", *flags, *fast, "-c", source, "-o", folder / f"{source.stem}.o")
     return [folder / f"{source.stem}.o" for source, _ in units]
 

@@ -21,6 +21,8 @@ from onnx import helper
 
 from esbnn_core.onnx import export_onnx, operators_library, session
 
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
+
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -10,7 +10,7 @@ import torch
 from esbnn_core.kernels import backend, cpu
 from esbnn_core.kernels.backend import Status
 from esbnn_core.kernels.cpu import library, openmp
-from tests.helpers import paths
+from tests.helpers import paths, small_library
 from tests.helpers.operators import drawn
 
 LINE = "the CPU kernels run on one thread"
@@ -24,8 +24,8 @@ def apple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         pytest.skip("no C++ compiler here")
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
-    few = [library.SOURCES / f"{name}.cpp" for name in (*library.PORTABLE, "driver", "real", "training")]
-    monkeypatch.setattr(library, "units", lambda: [(source, [*library.FLAGS, "-O0"]) for source in few])
+    few = small_library.units(tmp_path)
+    monkeypatch.setattr(library, "units", lambda: few)
 
     def install(allowed: str) -> None:
         wrapper = tmp_path / "clang++"
