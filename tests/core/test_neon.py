@@ -22,7 +22,7 @@ from tests.helpers.networks import stir
 CHECK = Path(__file__).parents[1] / "helpers/native_check.cpp"
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/cpp/classify.cpp"
 KERNELS = Path(library.__file__).parent
-CASES = "60"
+CASES = "120"
 WHEEL = "ESBNN_AARCH64_ONNXRUNTIME"
 QEMU, CROSS = "qemu-aarch64", "aarch64-linux-gnu-g++"
 
@@ -55,7 +55,7 @@ def test_every_path_of_this_machine_passes_the_check(here: dict[str, list[str]])
     assert list(here) == paths.usable()[1:]
     assert len({tuple(found) for found in here.values()}) == 1
     cases, values, _ = here["portable"]
-    assert cases == CASES and int(values) > 500_000
+    assert cases == CASES and int(values) > 800_000
 
 
 @pytest.fixture(scope="module")
