@@ -23,7 +23,7 @@ from tasks.reproduce.tables.table import SYSTEMS
 
 KEPT = RESULTS / "proxy"
 DOCUMENT = ROOT / "docs" / "reports" / "evidence.md"
-REASONS = ("rates", "spread", "width")
+REASONS = ("rates", "spread", "width", "start")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
 

@@ -12,10 +12,14 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from esbnn_core import InputError, pack_, save_checkpoint
+from esbnn_core.files import ROOT
+from esbnn_core.lit.recipes import read_config
+from tasks.super_resolution.module import make_network
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.schedulers import PAPER, Target, default_scheduler, make_scheduler
 from tests.helpers.super_resolution.tiny import make_module, make_unet
 
+CONFIGS = ROOT / "configs/super_resolution"
 TARGETS = [Target(), Target("sample"), Target("v_prediction"), Target("sample", True), Target("v_prediction", True)]
 
 
@@ -120,6 +124,16 @@ def test_a_pipeline_keeps_it(tmp_path: Path) -> None:
     again.scheduler = default_scheduler()
     with pytest.raises(InputError, match="v_prediction and True, got epsilon and False of DDIMScheduler"):
         again(small, 2, 2)
+
+
+def test_the_recipe_from_noise_differs_by_what_it_says_alone() -> None:
+    noise, quick = (read_config(CONFIGS / f"{name}.yaml") for name in ("from_noise", "quick"))
+    assert make_network({**noise["model"]["overrides"], "tau": 2}).target == Target("sample")
+    assert noise["model"].pop("strength") == 1.0 != quick["model"].pop("strength")
+    assert noise["model"].pop("num_inference_steps") == 4 != quick["model"].pop("num_inference_steps")
+    assert noise["model"].pop("sampler_options") == {"timestep_spacing": "trailing"}
+    assert noise["model"]["overrides"].pop("prediction_type") == "sample"
+    assert noise == quick
 
 
 def test_what_cannot_be_is_one_sentence() -> None:
