@@ -150,6 +150,7 @@ def test_esbnn_on_wrong_words(walk: Walk, words: list[str]) -> None:
     walk(esbnn, *words)
 
 
+@pytest.mark.slow
 def test_evaluate_and_reproduce_on_wrong_words(files: Path, walk: Walk) -> None:
     packed = [str(files / "packed.safetensors"), "--dataset", "fashion_mnist_mini", "--workers", "0"]
     for option, *values in (
@@ -216,6 +217,7 @@ def walk_classification(files: Path, walk: Walk, cases: list[tuple[str, list[str
         walk(classify, command, f"--config={files / 'recipe.yaml'}", f"--data.root={files / 'data'}", *given)
 
 
+@pytest.mark.slow
 def test_classification_on_broken_input(files: Path, walk: Walk) -> None:
     walk_classification(files, walk, QUICK)
 

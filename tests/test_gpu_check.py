@@ -43,6 +43,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE", 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_a_stage_past_its_limit_is_killed_and_the_rest_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"

@@ -200,6 +200,7 @@ def test_nothing_is_loaded_inside_the_capture_of_a_graph(monkeypatch: pytest.Mon
     assert gpu.architecture == "sm_90" and gpu.multiprocessors == 132
 
 
+@pytest.mark.slow
 def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
     compiler()
     # in a process of its own: what the bindings write into a shared b" " would break whatever reads bytes afterwards

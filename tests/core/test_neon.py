@@ -51,6 +51,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return checked(run(made, CASES, *paths.usable()[1:]))
 
 
+@pytest.mark.slow
 def test_every_path_of_this_machine_passes_the_check(here: dict[str, list[str]]) -> None:
     assert list(here) == paths.usable()[1:]
     assert len({tuple(found) for found in here.values()}) == 1

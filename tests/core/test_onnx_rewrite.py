@@ -122,6 +122,7 @@ def check_outputs(path: Path, network: nn.Module, name: str = "images") -> None:
         assert got.shape == want.shape and (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [1, 2])
 def test_gates_norms_and_slopes_are_one_operator(tau: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -137,6 +138,7 @@ def test_gates_norms_and_slopes_are_one_operator(tau: int, tmp_path: Path) -> No
     check_outputs(tmp_path / "net.onnx", network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [False, True])
 def test_a_pool_goes_before_the_copies_where_no_factor_is_negative(negative: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)

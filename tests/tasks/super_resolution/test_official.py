@@ -14,6 +14,7 @@ from tests.helpers.super_resolution.unet import pair, small
 LIST = Path(__file__).parents[4] / "shared" / "spec" / "state-keys" / "bidiffsr_state_keys.json"
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_those_of_the_file(official: BIDiffSRUNet) -> None:
     shapes = {key: list(tensor.shape) for key, tensor in to_official(official).items()}
     assert len(shapes) == len(official.state_dict()) == 1371
