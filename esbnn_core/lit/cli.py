@@ -1,6 +1,5 @@
 """The command line of every task: Lightning's own, with one seed, our callbacks and errors of one sentence."""
 
-import argparse
 import atexit
 import os
 import re
@@ -8,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,79 +284,6 @@ def _expand_home(value: Any) -> Any:
 def _seed(value: bool | int | None) -> int:
     """A number for our generators from what seed_everything may be; null and false are 0."""
     return int(value or 0)
-
-
-def build_module(
-    module: type[L.LightningModule],
-    data: type[L.LightningDataModule],
-    args: Sequence[str],
-    *,
-    links: Sequence[str] = ("num_classes",),
-) -> L.LightningModule:
-    """The module that `test` would run with these words, which are those of the command line without a subcommand.
-
-    Nothing is run and no data is read.
-
-    Args:
-        module: class of the task's module.
-        data: class of its data module.
-        args: words, e.g. ["--config", "recipe.yaml", "--model.weights", "packed.safetensors"].
-        links: as TaskCLI's.
-
-    Raises:
-        InputError: what the module refuses; SystemExit for words that the parser refuses.
-    """
-    cli = TaskCLI(
-        module,
-        data,
-        links=links,
-        args=list(args),
-        run=False,
-        seed_everything_default=0,
-        parser_kwargs={"allow_abbrev": False},
-        trainer_defaults={"use_distributed_sampler": False, "logger": False},
-        save_config_callback=None,
-    )
-    built: L.LightningModule = cli.model
-    return built
-
-
-def export_command(
-    module: type[L.LightningModule],
-    data: type[L.LightningDataModule],
-    write: Callable[[Any, Path, argparse.Namespace], str],
-    args: Sequence[str] | None = None,
-    *,
-    links: Sequence[str] = ("num_classes",),
-    options: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> int:
-    """Run `OUT [options] --config RECIPE --model.weights FILE`: a trained network written in a task's own format.
-
-    Args:
-        module: class of the task's module, with a `network`.
-        data: class of its data module.
-        write: (network, OUT, parsed options) -> a sentence about what was written.
-        args: default those of the process.
-        links: as TaskCLI's.
-        options: adds further options of the command.
-
-    Returns:
-        the exit code; errors are one sentence.
-    """
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, epilog="All other options are those of the task: --config RECIPE --model.weights FILE"
-    )
-    parser.add_argument("path", type=Path, metavar="OUT", help="file to write")
-    if options is not None:
-        options(parser)
-    known, others = parser.parse_known_args(args)
-    try:
-        built: Any = build_module(module, data, others, links=links)
-        built.check_evaluation("export")
-        print(write(built.network.eval(), known.path, known))
-    except Exception as error:
-        return refuse(error, sentence)
-    return 0
 
 
 def run(

@@ -1,5 +1,6 @@
 """fold_real_: real layers of a packed network in fewer steps, rounded differently."""
 
+import copy
 from collections import Counter, OrderedDict
 
 import torch
@@ -10,7 +11,7 @@ from esbnn_core.layers import Tile
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.packed.real import FoldedConv2d, FoldedLinear, TiledAffine
 from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
-from esbnn_core.units.folding import folds
+from esbnn_core.units.folding import fold_norm, folds
 
 
 def fold_real_(model: nn.Module) -> nn.Module:
@@ -122,12 +123,9 @@ def _as(conv: nn.Conv2d, numbers: Tensor) -> Tensor:
 
 def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Factor and offset (C,) of a BatchNorm in evaluation, float64."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        factor = factor * norm.weight.detach().double()
-    offset = -norm.running_mean.double() * factor
-    return factor, offset if norm.bias is None else offset + norm.bias.detach().double()
+    factor, offset = fold_norm(None, None, copy.deepcopy(norm).double(), 1)
+    assert factor is not None and offset is not None
+    return factor.detach(), offset.detach()
 
 
 def signed_filters(channels: int, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ python -m tasks.detection.onnx OUT.onnx --config RECIPE --model.weights packed.s
 """
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import pack_
 from esbnn_core.errors import InputError
-from esbnn_core.lit.cli import export_command
+from esbnn_core.lit.export_command import export_command
 from esbnn_core.onnx import Exported, export_onnx
-from esbnn_core.packed.layers import is_packed
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
 
@@ -84,16 +82,14 @@ def export_detector(
     )
 
 
-def write(detector: Any, path: Path, options: Any) -> str:
-    """Write a latent or packed detector; returns what was written, in words."""
-    network = detector if is_packed(detector) else pack_(detector)
-    return str(export_detector(network, path, tuple(options.size), options.standard))
+def write(detector: Any, path: Path, options: Namespace) -> Exported:
+    """export_detector with the options of the command."""
+    return export_detector(detector, path, tuple(options.size), options.standard)
 
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command beside those of the task."""
     parser.add_argument("--size", type=int, nargs=2, default=(300, 300), metavar=("H", "W"), help="of the images")
-    parser.add_argument("--standard", action="store_true", help="standard ONNX operators alone, slower")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -4,18 +4,14 @@ python -m tasks.super_resolution.onnx OUT.onnx --config RECIPE --model.weights p
 """
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core import pack_
-from esbnn_core.lit.cli import export_command
+from esbnn_core.lit.export_command import export_command
 from esbnn_core.onnx import Exported, export_onnx
-from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
 from tasks.super_resolution.unet import BIDiffSRUNet
@@ -65,19 +61,15 @@ def export_unet(unet: BIDiffSRUNet, path: str | Path, standard: bool = False) ->
     )
 
 
-def write(unet: BIDiffSRUNet, path: Path, options: Any) -> str:
-    """Write a latent or packed UNet; returns what was written, in words."""
-    return str(export_unet(unet if is_packed(unet) else pack_(unet), path, options.standard))
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """Options of the command beside those of the task."""
-    parser.add_argument("--standard", action="store_true", help="standard ONNX operators alone, slower")
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return export_command(SuperResolutionModule, SRDataModule, write, args, links=("scale",), options=add_options)
+    return export_command(
+        SuperResolutionModule,
+        SRDataModule,
+        lambda unet, path, options: export_unet(unet, path, options.standard),
+        args,
+        links=("scale",),
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ort_real.h"
+#include "workers.h"
 
 namespace {
 
@@ -146,15 +147,13 @@ struct PackSign {
     uint32_t *bits = static_cast<uint32_t *>(context.output(0, shape, x.rank));
     const float *from = static_cast<const float *>(x.data);
     const int64_t shares = worth(pixels * words * 8), each = (pixels + shares - 1) / shares;
-    const auto share = [&](size_t i) {
-      const int64_t first = int64_t(i) * each, count = std::min(each, pixels - first);
+    const auto share = [&](int64_t i) {
+      const int64_t first = i * each, count = std::min(each, pixels - first);
       if (count > 0)
         esbnn_pack(path, from + first * channels, 0, static_cast<const float *>(shift.data), 1, count, channels, groups,
                    0, channels, 1, bits + first * words, 1);
     };
-    typedef decltype(share) Share;
-    Context::run(&context, [](void *of, size_t i) { (*static_cast<Share *>(of))(i); }, size_t(shares),
-                 const_cast<void *>(static_cast<const void *>(&share)));
+    spread(Workers{1, Context::run, &context}, shares, share);
   }
 };
 

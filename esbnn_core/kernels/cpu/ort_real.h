@@ -7,19 +7,26 @@
 
 namespace esbnn {
 
-// y = Tail(x, scale?, bias?, slope?, gate?, factor?, residual?): real_kernels.h. x (N, H, W, C), vectors (copies*C,), the
-// gate (N, 1, 1, copies*C), factor and residual (N, H, W, copies*C) as y.
-struct Tail {
-  static constexpr const char *NAME = "Tail";
-  static constexpr size_t INPUTS = 7, GIVEN = 1, OUTPUTS = 1;
+// What the operators of real maps share: the first input is required, and one output.
+struct RealOperator {
+  static constexpr size_t GIVEN = 1, OUTPUTS = 1;
   static int input_type(size_t) { return ort::FLOAT; }
   static int output_type(size_t) { return ort::FLOAT; }
 
   const OrtApi *api;
   int path;
+
+  explicit RealOperator(const Info &info) : api(info.api), path(choose_path()) {}
+};
+
+// y = Tail(x, scale?, bias?, slope?, gate?, factor?, residual?): real_kernels.h. x (N, H, W, C), vectors (copies*C,), the
+// gate (N, 1, 1, copies*C), factor and residual (N, H, W, copies*C) as y.
+struct Tail : RealOperator {
+  static constexpr const char *NAME = "Tail";
+  static constexpr size_t INPUTS = 7;
   int64_t copies;
 
-  explicit Tail(const Info &info) : api(info.api), path(choose_path()), copies(info.number("copies", 1)) {}
+  explicit Tail(const Info &info) : RealOperator(info), copies(info.number("copies", 1)) {}
 
   void compute(Context context) const {
     static const char *const names[INPUTS] = {"x", "scale", "bias", "slope", "gate", "factor", "residual"};
@@ -47,16 +54,11 @@ struct Tail {
 };
 
 // y = Means(x): (N, H, W, C) -> (N, 1, 1, C).
-struct Means {
+struct Means : RealOperator {
   static constexpr const char *NAME = "Means";
-  static constexpr size_t INPUTS = 1, GIVEN = 1, OUTPUTS = 1;
-  static int input_type(size_t) { return ort::FLOAT; }
-  static int output_type(size_t) { return ort::FLOAT; }
+  static constexpr size_t INPUTS = 1;
 
-  const OrtApi *api;
-  int path;
-
-  explicit Means(const Info &info) : api(info.api), path(choose_path()) {}
+  using RealOperator::RealOperator;
 
   void compute(Context context) const {
     const Tensor x = context.input(0, "x");
@@ -69,17 +71,12 @@ struct Means {
 };
 
 // y = AveragePool(x): means over windows, the last of them cut where the image ends. (N, H, W, C) -> (N, H', W', C).
-struct AveragePool {
+struct AveragePool : RealOperator {
   static constexpr const char *NAME = "AveragePool";
-  static constexpr size_t INPUTS = 1, GIVEN = 1, OUTPUTS = 1;
-  static int input_type(size_t) { return ort::FLOAT; }
-  static int output_type(size_t) { return ort::FLOAT; }
-
-  const OrtApi *api;
-  int path;
+  static constexpr size_t INPUTS = 1;
   int64_t side;
 
-  explicit AveragePool(const Info &info) : api(info.api), path(choose_path()), side(info.number("side", 1)) {}
+  explicit AveragePool(const Info &info) : RealOperator(info), side(info.number("side", 1)) {}
 
   void compute(Context context) const {
     const Tensor x = context.input(0, "x");

@@ -70,7 +70,7 @@ def test_sampling_ends_on_the_picture_that_the_network_knows(target: Target, nam
     small = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
     got = pipe(small, 2, 10, torch.Generator().manual_seed(1), output_type="pt").images
     seen: list[Tensor] = []
-    network.forward = lambda sample, t, condition: seen.append(condition) or UNet2DOutput(sample=sample)  # type: ignore
+    network.forward = lambda sample, t, condition: seen.append(condition) or UNet2DOutput(sample=sample)  # type: ignore[method-assign]
     pipe(small, 2, 1, torch.Generator().manual_seed(1), output_type="pt")
     torch.testing.assert_close(got, (1 - seen[0]).clamp(0, 1), rtol=0, atol=0.02)
 
@@ -82,8 +82,8 @@ def test_the_loss_is_the_weighted_error_of_the_target(target: Target, gamma: flo
     image, condition = torch.rand(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     told = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     met: list[tuple[Tensor, Tensor]] = []
-    module.forward = lambda noisy, t, condition: met.append((noisy, t)) or told  # type: ignore
-    module.log = lambda *args, **options: None  # type: ignore  # no trainer
+    module.forward = lambda noisy, t, condition: met.append((noisy, t)) or told  # type: ignore[method-assign]
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]  # no trainer
     loss = module.training_step({"hr": image, "condition": condition}, 0)
     ((noisy, times),) = met
     known, total = alphas(target), 0.0
