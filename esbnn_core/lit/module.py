@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau, instantiate_module
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -21,6 +22,10 @@ from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.training.latent_clip import attach_latent_clip
+from esbnn_core.training.on_bits import TrainOnBits, train_on_bits_
+
+OnBits: TypeAlias = bool | Literal["bfloat16"]
+"""Whether a task trains on bits, and with which gradients."""
 
 
 class TaskModule(L.LightningModule):
@@ -118,6 +123,15 @@ class TaskModule(L.LightningModule):
             commit: of the source tree that trained.
         """
         return write_weights(self.network, folder, metric, commit)
+
+    def train_on_bits(self, how: OnBits) -> None:
+        """Let a latent network train on bits, where `how` says so; a packed one can be evaluated, and fit refuses it.
+
+        Args:
+            how: True, or "bfloat16" to round the gradients before backward's convolutions (TrainOnBits).
+        """
+        if how and not is_packed(self.network):
+            train_on_bits_(self.network, TrainOnBits(gradient_dtype=torch.bfloat16 if how == "bfloat16" else None))
 
     @property
     def lr(self) -> float:

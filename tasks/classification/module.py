@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from esbnn_core import list_models, model_spec, train_on_bits_
+from esbnn_core import list_models, model_spec
 from esbnn_core.errors import InputError, check_at_least, check_choice
 from esbnn_core.lit.data import IGNORE
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
-from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.module import OnBits, TaskModule
 from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
 from esbnn_core.models import create_model
@@ -42,8 +42,9 @@ class ClassificationModule(TaskModule):
             a file the weights start as torch's own convolutions do. Step 2 is the same network without this option, and
             `weights` the file that step 1 exported.
         train_on_bits: take the sums of the binary units from the packed operators in training too, and keep bits for
-            backward (esbnn_core.train_on_bits_): the same gradients from less memory. BNext begins with it once its
-            temperature is annealed.
+            backward (esbnn_core.train_on_bits_): the same gradients from less memory. "bfloat16" also rounds the
+            gradients before backward's convolutions, which is faster where the device computes in it. BNext begins
+            with it once its temperature is annealed.
         optimizer: parameters -> optimizer.
         decay: weight decay by kind of parameter, in place of the optimizer's own.
         lr_scheduler: optimizer -> scheduler; ProgressLR is given the run's length.
@@ -66,7 +67,7 @@ class ClassificationModule(TaskModule):
         network_options: dict[str, Any] | None = None,
         weights: str | None = None,
         real_weights: bool = False,
-        train_on_bits: bool = False,
+        train_on_bits: OnBits = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -103,8 +104,7 @@ class ClassificationModule(TaskModule):
             self.network = load_weights(weights, self.network).train()
             if real_weights and is_packed(self.network):
                 raise InputError(f"weights must be a latent file with real_weights, got the packed {weights}")
-        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
-            train_on_bits_(self.network)
+        self.train_on_bits(train_on_bits)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.compile_backend = decay, compile_backend
         self.objective: Objective = objective or LabelObjective()

@@ -8,15 +8,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from esbnn_core import train_on_bits_
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError, reason_of
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
-from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.module import OnBits, TaskModule
 from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
-from esbnn_core.packed.layers import is_packed
 from tasks.detection.annotations import VOC_CLASSES
 from tasks.detection.cost import count_detector
 from tasks.detection.data import Batch
@@ -44,7 +42,8 @@ class DetectionModule(TaskModule):
             official one.
         from_scratch: train from random weights; otherwise training needs `backbone` or `weights`.
         train_on_bits: compute the sums of the binary units by the packed operators in training too
-            (esbnn_core.train_on_bits_): the same gradients from less memory.
+            (esbnn_core.train_on_bits_): the same gradients from less memory; "bfloat16" also rounds them before
+            backward's convolutions.
         optimizer: parameters -> optimizer.
         decay: weight decay by kind of parameter, in place of the optimizer's own.
         lr_scheduler: optimizer -> scheduler; ProgressLR receives the length of the run.
@@ -74,7 +73,7 @@ class DetectionModule(TaskModule):
         backbone: str | None = None,
         weights: str | None = None,
         from_scratch: bool = False,
-        train_on_bits: bool = False,
+        train_on_bits: OnBits = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -98,8 +97,7 @@ class DetectionModule(TaskModule):
             load_backbone_(self.network, backbone)
         if weights is not None:
             _load_weights(self.network, weights)
-        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
-            train_on_bits_(self.network)
+        self.train_on_bits(train_on_bits)
         self.begun = from_scratch or backbone is not None or weights is not None
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.num_classes = decay, num_classes

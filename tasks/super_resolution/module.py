@@ -15,16 +15,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core import train_on_bits_
 from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.lit.data import mix_seed
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
-from esbnn_core.lit.module import TaskModule
+from esbnn_core.lit.module import OnBits, TaskModule
 from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
-from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.comparison_sheet import Strip, draw_sheet, make_strip, write_png
 from tasks.super_resolution.cost import count_unet
 from tasks.super_resolution.datasets import Item
@@ -52,7 +50,8 @@ class SuperResolutionModule(TaskModule):
         weights: file to start from or to evaluate: a .safetensors, latent or packed (a packed one cannot be trained),
             or an official .pth.
         train_on_bits: compute the sums of the binary layers by the packed operators in training too
-            (esbnn_core.train_on_bits_): the same gradients from less memory.
+            (esbnn_core.train_on_bits_): the same gradients from less memory; "bfloat16" also rounds them before
+            backward's convolutions.
         optimizer: parameters -> optimizer.
         decay: weight decay by kind of parameter, in place of the optimizer's own.
         lr_scheduler: optimizer -> scheduler; ProgressLR receives the length of the run.
@@ -88,7 +87,7 @@ class SuperResolutionModule(TaskModule):
         overrides: dict[str, Any] | None = None,
         scale: int = 2,
         weights: str | None = None,
-        train_on_bits: bool = False,
+        train_on_bits: OnBits = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         decay: DecayRule | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -122,8 +121,7 @@ class SuperResolutionModule(TaskModule):
         self.begun = weights is not None
         if weights is not None:
             load_weights_(self.network, weights)
-        if train_on_bits and not is_packed(self.network):  # a packed file can be evaluated; fit refuses it
-            train_on_bits_(self.network)
+        self.train_on_bits(train_on_bits)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.scale, self.predictions = decay, scale, predictions
         self.steps = {"val": val_steps, "test": num_inference_steps, "predict": num_inference_steps}

@@ -30,12 +30,22 @@ def is_native(dtype: torch.dtype) -> bool | None:
 
 
 @functools.cache
-def mention(dtype: torch.dtype) -> None:
-    """Print one line a process on stderr where a packed network runs in a type that the processor imitates."""
+def mention(
+    dtype: torch.dtype,
+    what: str = "real layers in {}",
+    advice: str = "leave the packed network in float32 here",
+) -> None:
+    """Print one line a process on stderr where something runs in a type that the processor imitates.
+
+    Args:
+        dtype: the type, whose name takes the place of {} in `what`.
+        what: is slower.
+        advice: what to do.
+    """
     if is_native(dtype) is False:
         name = str(dtype).removeprefix("torch.")
         print(
-            f"esbnn: this processor has no {name} instructions, so real layers in {name} are slower than in float32: "
-            f"leave the packed network in float32 here",
+            f"esbnn: this processor has no {name} instructions, so {what.format(name)} are slower than in float32: "
+            f"{advice}",
             file=sys.stderr,
         )

@@ -8,6 +8,7 @@ gradient of a gradient is refused.
 
 import warnings
 
+import torch
 from torch import nn
 
 from esbnn_core.errors import InputError
@@ -37,9 +38,15 @@ def train_on_bits_(model: nn.Module, config: TrainOnBits | None = None) -> nn.Mo
         the same model.
 
     Raises:
-        InputError: no binary layer, or one with real weights (named); the model is then unchanged.
+        InputError: no binary layer, or one with real weights (named), or another gradient_dtype than bfloat16; the
+            model is then unchanged.
     """
     config = config or TrainOnBits()
+    if config.gradient_dtype not in (None, torch.bfloat16):
+        raise InputError(
+            f"gradient_dtype must be torch.bfloat16 or None, got {config.gradient_dtype}: another type is not faster, "
+            f"or loses small gradients"
+        )
     layers = binary_layers(model)
     if not layers:
         raise InputError("train_on_bits_ found no binary layer: give a latent network, not a real or a packed one")

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
         identity: whether the input itself is the residual.
         act: see Tail.
         limits: see Tail.
-        narrow: dtype of the plain convolution, in which the gradients of its two operands are computed.
+        narrow: dtype in which the gradients of the convolution's two operands are computed.
         out: dtype of the result.
         keep_sums: see TrainOnBits.
         weight_rule: of the sign of the weight.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core import kernels
+from esbnn_core.kernels.cpu.narrow import mention
 from esbnn_core.kernels.transposed import TransposedGeometry
 from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, RPReLU, Tile
 from esbnn_core.layers.base import BinaryLayer
@@ -35,9 +36,23 @@ class TrainOnBits:
         keep_sums: keep the exact sums for backward in 16 bits (32 where a filter has 32768 weights or more) and do not
             convolve the bits again. Costs 2 bytes for each output of the un-tiled filters, saves one binary
             convolution.
+        gradient_dtype: torch.bfloat16 rounds the gradient of a float32 layer's sums to 8 bits before its two
+            convolutions of backward, the dearest part of a step, which processors with instructions for it and GPUs do
+            in half the time or less; the +-1 of the other operands are exact there. What the convolutions return is
+            rounded once more. The forward, its statistics, the tail's gradients and the shortcut's stay as they are.
+            None: nothing is rounded.
     """
 
     keep_sums: bool = False
+    gradient_dtype: torch.dtype | None = None
+
+    def products_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """dtype of backward's convolutions of a layer whose plain ones are of `dtype`."""
+        if self.gradient_dtype is None or dtype != torch.float32:
+            return dtype
+        if device.type == "cpu":
+            mention(self.gradient_dtype, "gradients in {}", "leave gradient_dtype out (train_on_bits: true) here")
+        return self.gradient_dtype
 
 
 class SignMode:
@@ -172,7 +187,7 @@ class LayerPath:
         sums, bits, weight_bits, shift, weight = _operands(layer, x, geometry, rule.reads_values)
         plan = Plan(
             *(geometry, rule, 1, True, None, 0, None, False, "none", (-1.0, 1.0)),
-            *(narrow, narrow, self.config.keep_sums, weight.rule),
+            *(self.config.products_dtype(narrow, x.device), narrow, self.config.keep_sums, weight.rule),
         )
         operands = (x, shift, weight.values)
         y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, None, None, *operands, None, *[None] * 7)
@@ -237,7 +252,7 @@ class UnitPath:
         inner = _slopes(unit.inner_act, out_channels)
         plan = Plan(
             *(geometry, rule, copies, False, eps, rows, reduce, identity, act, limits),
-            *(narrow, out, self.config.keep_sums, weight.rule),
+            *(self.config.products_dtype(narrow, x.device), out, self.config.keep_sums, weight.rule),
         )
         operands, vectors = (x, shift, weight.values), (scale, gamma, beta, inner, *ends)
         y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, mean, var, *operands, residual, *vectors)
