@@ -15,7 +15,7 @@ from benchmarks import report
 from benchmarks.command import run_command
 from benchmarks.evidence import curves as evidence_curves
 from benchmarks.evidence import tables as evidence
-from benchmarks.evidence.copies import likeness, measure_copies
+from benchmarks.evidence.copies import likeness, measure_copies, measure_numbers
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.layers import Expansion
@@ -51,10 +51,15 @@ def test_a_table_is_rewritten_between_its_marks_alone(tmp_path: Path) -> None:
 
 
 def test_the_evidence_is_that_of_the_files() -> None:
-    text = evidence.DOCUMENT.read_text()
     rows = read_proxy_results(evidence.KEPT)
-    assert evidence.rewrite(text, rows) == text
-    assert rows and all(f"<!-- table: {row.system} -->" in text for row in rows)
+    texts = [document.read_text() for document in evidence.DOCUMENTS]
+    assert [evidence.rewrite(text, rows) for text in texts] == texts
+    tables = [f"<!-- table: {system} -->" for system in {row.system for row in rows}]
+    assert [sum(table in text for text in texts) for table in tables] == [1] * len(tables)
+    # every run of every file, and no other, each as often as it was made
+    kept = (evidence.KEPT / "runs.csv").read_text()
+    assert kept == evidence.list_runs(rows)
+    assert kept.count("\n") == 1 + sum(len(row.seeds) for row in rows)
     for row in rows:
         # run again elsewhere: a command names no folder of the machine that it ran on
         assert " /" not in row.command, row.command
@@ -156,6 +161,16 @@ def test_opposite_copies_have_as_much_in_common_as_equal_ones() -> None:
     one, other = torch.tensor([[1], [1], [0], [0]]).bool(), torch.tensor([[1], [1], [1], [0]]).bool()
     assert likeness(one, other) == pytest.approx((0.75, 0.5 * math.log2(4 / 3) + 0.25 * math.log2(2 / 3) + 0.25))
     assert likeness(one, torch.tensor([[1], [0], [1], [0]]).bool()) == pytest.approx((0.5, 0.0))
+
+
+def test_what_copies_differ_by_is_read_from_their_parameters() -> None:
+    unit = BinaryUnit(4, 4, expansion=Expansion(2, 2))
+    with torch.no_grad():
+        unit.conv.sign.shift.view(4, -1).copy_(
+            torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 1.0], [0.0, 3.0]]).repeat(1, 2)
+        )
+        unit.norm.weight.view(-1)[:3] = -1.0
+    assert measure_numbers(torch.nn.Sequential(unit)) == {"0": (0.5, 3 / unit.norm.num_features)}
 
 
 def test_an_untrained_network_has_one_copy_many_times() -> None:

@@ -5,13 +5,15 @@ python -m benchmarks.evidence.copies RUN/weights.safetensors [--data data --data
 A unit of ES reads tau*g*C channels. Channels i and i + C come from the same filters and differ only in their affines
 and thresholds. Equal bits: the share of pixels on which two copies agree; random signs do so on 0.5. Common bits: the
 mutual information of the two, channel by channel. 0: one says nothing about the other. The nearer to the entropy of
-a bit, at most 1, the less is new in the second, whether it repeats the first or is its opposite.
+a bit, at most 1, the less is new in the second, whether it repeats the first or is its opposite. Beside it what the
+copies differ by: the deviation of a channel's thresholds over its copies, and the share of the unit's negative norm
+weights.
 """
 
 import argparse
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,7 +63,7 @@ def measure_copies(model: nn.Module, images: Tensor) -> dict[str, Likeness]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], signs: Tensor) -> None:
             bits = (signs > 0).unflatten(1, (copies, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)
             pairs = [likeness(bits[one], bits[other]) for one, other in itertools.combinations(range(copies), 2)]
-            found[name] = _mean(pairs)
+            found[name] = Likeness(*_mean(pairs))
 
         return sign.register_forward_hook(hook)
 
@@ -80,8 +82,27 @@ def measure_copies(model: nn.Module, images: Tensor) -> dict[str, Likeness]:
     return found
 
 
-def _mean(rows: Collection[Likeness]) -> Likeness:
-    return Likeness(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+@torch.no_grad()
+def measure_numbers(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """What makes the copies of each expanded unit's input differ, by name.
+
+    Returns:
+        The deviation of the thresholds of one channel over its copies, a mean over channels (0 without thresholds), and
+        the share of negative weights of the norm that makes the next unit's copies.
+    """
+    found = {}
+    for name, unit in model.named_modules():
+        if isinstance(unit, BinaryUnit) and unit.tau * unit.groups > 1:
+            shift, weight = (
+                getattr(part, key, None) for part, key in ((unit.conv.sign, "shift"), (unit.norm, "weight"))
+            )
+            apart = 0.0 if shift is None else float(shift.view(unit.tau * unit.groups, -1).std(0, correction=0).mean())
+            found[name] = apart, 0.0 if weight is None else float((weight < 0).float().mean())
+    return found
+
+
+def _mean(rows: Collection[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def main() -> None:
@@ -98,10 +119,11 @@ def main() -> None:
     data.setup("validate")
     images, _ = next(iter(data.val_dataloader()))
     for file, network in networks.items():
-        found = measure_copies(network, images)
-        print(f"{file}  (equal bits, common bits)")
-        for name, pair in (*found.items(), ("mean", _mean(found.values()))):
-            print(f"  {name:24} {pair.equal:.3f}  {pair.common:.3f}")
+        print(f"{file}  (equal bits, common bits, thresholds apart, negative norm weights)")
+        numbers = measure_numbers(network)
+        rows = {name: (*pair, *numbers[name]) for name, pair in measure_copies(network, images).items()}
+        for name, row in (*rows.items(), ("mean", _mean(rows.values()))):
+            print(f"  {name:24}", *(f"{value:6.3f}" for value in row))
 
 
 if __name__ == "__main__":

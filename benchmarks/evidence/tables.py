@@ -1,15 +1,20 @@
-"""Rewrites the tables and pictures of docs/reports/evidence.md from the proxies' results in benchmarks/results/proxy.
+"""Rewrites the tables and pictures of docs/reports/evidence*.md from the proxies' results in benchmarks/results/proxy.
 
 python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to copy its results)
 
-A table is between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand.
+A table is between `<!-- table: SYSTEM -->` and `<!-- end -->`; the text around it is written by hand. runs.csv beside
+the json has a row for each run.
 """
 
 import argparse
+import csv
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
+from benchmarks.evidence.study import STUDY, draw_study
 from benchmarks.report import marked
 from benchmarks.timing import RESULTS
 from esbnn_core.errors import InputError
@@ -22,8 +27,8 @@ from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
 from tasks.reproduce.tables.table import SYSTEMS
 
 KEPT = RESULTS / "proxy"
-DOCUMENT = ROOT / "docs" / "reports" / "evidence.md"
-REASONS = ("rates", "spread", "width", "start")
+DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in ("evidence.md", "evidence-narrow.md"))
+REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
 
@@ -47,6 +52,18 @@ def rewrite(text: str, results: Sequence[ProxyResult]) -> str:
     return marked(text, render)
 
 
+def list_runs(results: Sequence[ProxyResult]) -> str:
+    """A csv of all runs: what was trained, the seed, and its value."""
+    rows = io.StringIO()
+    out = csv.writer(rows, lineterminator="\n")
+    out.writerow(("system", "variant", "network", "options", "dataset", "epochs", "metric", "seed", "value"))
+    for r in results:
+        options = json.dumps(r.options, sort_keys=True)
+        for seed, value in zip(r.seeds, r.values, strict=True):
+            out.writerow((r.system, r.variant, r.network, options, r.dataset, r.epochs, r.metric, seed, value))
+    return rows.getvalue()
+
+
 def copy_results(out: Path, kept: Path) -> None:
     """Copy the results of a proxy folder, or raise InputError and copy none if one of them cannot be read."""
     if not read_proxy_results(out):
@@ -57,18 +74,21 @@ def copy_results(out: Path, kept: Path) -> None:
 
 
 def main() -> None:
-    """Copy results, rewrite docs/reports/evidence.md and draw its pictures in docs/img."""
+    """Copy results, rewrite the documents' tables and runs.csv, and draw the pictures in docs/img."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="folder with the proxies' SYSTEM.json")
     out = parser.parse_args().out
     if out is not None:
         copy_results(out, KEPT)
     results = read_proxy_results(KEPT)
-    write_atomically(DOCUMENT, rewrite(DOCUMENT.read_text(), results).encode())
+    for document in DOCUMENTS:
+        write_atomically(document, rewrite(document.read_text(), results).encode())
+    write_atomically(KEPT / "runs.csv", list_runs(results).encode())
     images = ROOT / "docs" / "img"
-    compared = [result for result in results if result.system not in REASONS]
+    compared = [result for result in results if result.system not in (*REASONS, *STUDY)]
     write_atomically(images / "proxies.png", draw_proxies(compared).data)
     write_atomically(images / "proxy_reasons.png", draw_reasons(results))
     if any(result.system == "ablation" for result in results):
         write_atomically(images / "proxy_ablation.png", draw_ablation(results).data)
-    print(DOCUMENT)
+    write_atomically(images / "study.png", draw_study(results))
+    print(*DOCUMENTS)

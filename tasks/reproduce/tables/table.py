@@ -26,6 +26,7 @@ SYSTEMS = (
     "rates",
     "width",
     "start",
+    "start_long",
 )
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""

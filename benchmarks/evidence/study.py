@@ -1,0 +1,76 @@
+"""The picture of the study in docs/reports/evidence.md: what was chosen among, and what the chosen ones are worth.
+
+The systems are `start`, in which each side's start is chosen, and `start_long`, in which other seeds decide
+(configs/proxy).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.evidence.curves import compute_interval
+from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
+
+CHOICE, DECISION = "start", "start_long"
+STUDY = (CHOICE, DECISION)
+
+
+def side_of(result: ProxyResult) -> str:
+    """Which colour a variant has: that of the base, of ES, or another."""
+    first = result.variant.split()[0]
+    return first if first in ("base", "es") else "other"
+
+
+def pair_differences(one: ProxyResult, other: ProxyResult) -> dict[int, float]:
+    """one - other by seed, of the seeds that both have."""
+    values = dict(zip(other.seeds, other.values, strict=True))
+    return {seed: value - values[seed] for seed, value in zip(one.seeds, one.values, strict=True) if seed in values}
+
+
+def draw_study(results: Sequence[ProxyResult]) -> bytes:
+    """Draw both parts side by side; a PNG."""
+    choice = sorted((r for r in results if r.system == CHOICE), key=lambda r: r.mean)
+    decision = [r for r in results if r.system == DECISION]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.4), width_ratios=(1.3, 1), layout="constrained")
+    _draw_choice(left, choice)
+    _draw_decision(right, decision)
+    return encode_png(figure)
+
+
+def _draw_choice(panel: Any, rows: Sequence[ProxyResult]) -> None:
+    colours = {"base": COLOURS["base"], "es": COLOURS["es"], "other": OTHERS[0]}
+    for place, row in enumerate(rows):
+        colour = colours[side_of(row)]
+        panel.plot(
+            row.values, [place] * len(row.values), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0
+        )
+        panel.plot([row.mean], [place], "|", color=colour, markersize=12, markeredgewidth=2.5)
+    panel.set_yticks(range(len(rows)), [f"{row.variant} ({len(row.seeds)})" for row in rows], fontsize=7)
+    panel.set_title("Choice: each run, and the mean of a variant (its runs)", fontsize=9, loc="left")
+    panel.set_xlabel("top-1 on CIFAR-10 at 16x16, 10,000 training images", fontsize=9)
+    panel.grid(axis="x", alpha=0.3)
+
+
+def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
+    by_name = {row.variant: row for row in rows}
+    pairs = [(one, other) for one, other in PAIRS if one in by_name and other in by_name]
+    for place, (one, other) in enumerate(pairs):
+        found = pair_differences(by_name[one], by_name[other])
+        mean, half = compute_interval([*found.values()])
+        panel.errorbar([mean], [place], xerr=[half], fmt="D", color=COLOURS["es"], capsize=4, markersize=6)
+        panel.plot([*found.values()], [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(pairs)), [f"{one}\nminus {other}" for one, other in pairs], fontsize=8)
+    panel.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
+    panel.set_title("Decision: other seeds; mean difference, 95 % interval", fontsize=9, loc="left")
+    panel.set_xlabel("points of top-1 at 32x32, 50,000 training images", fontsize=9)
+    panel.grid(axis="x", alpha=0.3)
+
+
+PAIRS = (("es apart", "base apart"), ("es", "base"), ("base apart", "base"), ("es apart", "es"))
+"""Variants of the decision that are compared."""
