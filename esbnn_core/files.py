@@ -1,5 +1,6 @@
 """Where files are, and how one is written whole: repository paths, the cache folder, hashes, atomic writes."""
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -7,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 """Folder of configs/ and checkpoints/ in a source tree."""
 STALE = 3600
 """Seconds after which the temporary folder of another process is taken for that of a killed one."""
+PATIENCE = 120.0
+"""Seconds that a process waits for another one's work in a folder."""
 
 
 def below_repository(path: str | Path) -> Path:
@@ -119,6 +122,33 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for `folder`, which exists, so that what one makes serves all.
+
+    It saves work and promises nothing: where the file system has no locks, or after PATIENCE seconds, this process goes
+    on beside the others. A killed process waits for nobody and leaves nothing.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # not on this file system
+                break
+            else:
+                break
+        yield
+    finally:
+        # not by closing alone: a process that was forked meanwhile has it open too
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
 
 
 def child_environment() -> dict[str, str]:

@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
     gc.freeze()
     gc.enable()
+    # torch's modules and graphs are many objects of which few are garbage: by default it is looked for after each 700
+    gc.set_threshold(20_000)
     place = {f"tests/{name}.py": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
     last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}

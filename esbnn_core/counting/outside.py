@@ -1,6 +1,7 @@
 """How a network is run to be counted: a copy on the meta device, and what works outside of layers is seen."""
 
 import copy
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -75,8 +76,20 @@ def _metadata(value: Any) -> Any:
 
 
 _MOST = 20_000
-_SHAPES: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
-"""What operators return on meta: torch works it out in Python, and blocks and networks repeat it."""
+_SHAPES: dict[Any, tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]] = {}
+"""What operators return on meta, for each tensor: torch works it out in Python, and blocks and networks repeat it."""
+
+
+@functools.cache
+def _returns(func: Any) -> int:
+    """How many tensors the operator returns, all new; -1 where it returns its first argument, changed; 0 otherwise."""
+    schema = func._schema
+    if any(str(value.type) != "Tensor" for value in schema.returns):
+        return 0
+    if not schema.is_mutable:
+        return 0 if any(value.alias_info for value in schema.returns) else len(schema.returns)
+    changed = [number for number, value in enumerate(schema.arguments) if value.alias_info]
+    return -1 if changed == [0] and len(schema.returns) == 1 else 0
 
 
 class Outside(TorchDispatchMode):
@@ -133,17 +146,23 @@ class Outside(TorchDispatchMode):
         """func(*args, **kwargs), on meta from what is known."""
         if not self.on_meta:
             return func(*args, **kwargs)
-        returns = func._schema.returns
-        if func._schema.is_mutable or len(returns) != 1 or returns[0].alias_info or str(returns[0].type) != "Tensor":
+        number = _returns(func)
+        if not number:
             return func(*args, **kwargs)
         key = (func, _metadata(args), _metadata(tuple(kwargs.items())))
         if key not in _SHAPES:
             out = func(*args, **kwargs)
-            if len(_SHAPES) < _MOST:
-                _SHAPES[key] = out.shape, out.stride(), out.dtype
+            outputs = out if number > 1 else (out,)
+            # one that gives its argument another shape (t_) is called each time
+            if len(_SHAPES) < _MOST and (number > 0 or _metadata(args) == key[1]):
+                _SHAPES[key] = tuple((each.shape, each.stride(), each.dtype) for each in outputs)
             return out
-        shape, stride, dtype = _SHAPES[key]
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        if number < 0:
+            return args[0]
+        made = tuple(
+            torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in _SHAPES[key]
+        )
+        return made if number > 1 else made[0]
 
     def _record(self, called: str, args: Any, out: Any) -> None:
         if called in ("mm", "bmm"):

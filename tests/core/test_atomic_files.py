@@ -1,5 +1,7 @@
-"""Files written whole: by processes that are killed in the middle, through links, into devices, onto folders."""
+"""Files written whole, by processes that are killed too, through links, into devices, onto folders; one at a time."""
 
+import errno
+import fcntl
 import os
 import random
 import signal
@@ -98,3 +100,26 @@ def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     os.close(reader)
     with pytest.raises(IsADirectoryError, match="must be a file to write, got a folder"):
         write_atomically(tmp_path / "real", b"")
+
+
+def test_a_folder_in_use_is_waited_for_and_no_longer_than_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    with files.one_at_a_time(tmp_path):
+        monkeypatch.setattr(time, "sleep", asked.append)
+        monkeypatch.setattr(time, "monotonic", lambda: float(len(asked)))
+        with files.one_at_a_time(tmp_path):
+            assert len(asked) == files.PATIENCE
+    with files.one_at_a_time(tmp_path):  # free again
+        assert len(asked) == files.PATIENCE
+
+
+def test_a_file_system_without_locks_makes_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    with files.one_at_a_time(tmp_path):
+        assert list(tmp_path.iterdir()) == []

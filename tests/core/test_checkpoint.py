@@ -230,6 +230,22 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_every_number_is_looked_at_and_not_their_sum(tmp_path: Path) -> None:
+    infinity = float("inf")
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2)
+    for dtype in kinds:
+        layer = nn.Linear(3, 5).to(dtype)
+        layer.weight.data.fill_(torch.finfo(dtype).max)  # finite, of an infinite sum
+        save_checkpoint(layer, tmp_path / "large.safetensors")
+        read = read_checkpoint(tmp_path / "large.safetensors").tensors["weight"]
+        assert torch.equal(read.double(), layer.weight.double())
+        for numbers in ([infinity], [-infinity], [infinity, -infinity], [float("nan")]):
+            with torch.no_grad():
+                layer.weight.view(-1)[: len(numbers)] = torch.tensor(numbers).to(dtype)
+            with pytest.raises(InputError, match=r"weight of .* holds NaN or infinity"):
+                save_checkpoint(layer, tmp_path / "bad.safetensors")
+
+
 def test_what_cannot_be_packed_leaves_no_file(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,27 @@ class Steps(nn.Module):
         return self.table(places) if isinstance(self.step, int) else x @ places
 
 
+class Turned(nn.Module):
+    """Turns its map in place, then norms of several results, then a convolution that is not square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.group = nn.BatchNorm2d(6), nn.GroupNorm(3, 6)
+        self.conv = nn.Conv2d(6, 4, (1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone().transpose_(2, 3).mul_(2).clamp_(min=0)
+        return self.conv(self.group(self.norm(x)))
+
+
+def test_what_works_in_place_and_what_returns_several_is_remembered_as_it_is() -> None:
+    model = Turned()
+    for height, width in ((9, 20), (20, 9), (9, 9), (9, 20)):
+        (row,) = count(model, (6, height, width)).layers
+        assert row.output == (4, width, height - 4) and row.macs == 4 * 6 * 5 * width * (height - 4)
+        assert (row.name, row.binary) == ("conv", False)
+
+
 def test_a_constants_type_counts_where_a_result_is_remembered() -> None:
     for step, macs in ((1.0, 6), (1, 0)):  # real places would index no table
         found = count(Steps(step), (2, 3))

@@ -221,14 +221,18 @@ def test_the_backend_can_be_forced_and_a_wrong_one_is_named(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_two_processes_may_build_at_once(
+def test_one_of_two_processes_builds_for_both(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if library.compiler() is None:
         pytest.skip("no C++ compiler here")
     few = small_library.units(tmp_path_factory.mktemp("sources"))
     monkeypatch.setattr(library, "units", lambda: few)
-    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
+    calls, cxx, cache = tmp_path / "calls", tmp_path / "c++", tmp_path / "cache"
+    cxx.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {library.compiler()} "$@"\n')
+    cxx.chmod(0o755)
+    monkeypatch.setenv("CXX", str(cxx))
+    monkeypatch.setenv("ESBNN_CACHE", str(cache))
     monkeypatch.delenv(backend.VARIABLE, raising=False)
 
     def build() -> None:
@@ -241,4 +245,6 @@ def test_two_processes_may_build_at_once(
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
+    assert [p.suffix for p in cache.iterdir()] == [".so"]
+    compiled = [line for line in calls.read_text().splitlines() if line.split(" -c ")[-1].startswith(str(few[0][0]))]
+    assert len(compiled) == 1

@@ -71,6 +71,7 @@ def test_zero_is_plus_one_and_nan_minus_one(dtype: torch.dtype) -> None:
     assert torch.equal(hard_sign(x), want)
     assert torch.equal(sign_ste(x), want)
     assert hard_sign(x).dtype == dtype
+    assert x[2] == torch.tensor(1e-7, dtype=dtype) and not hard_sign(x.requires_grad_()).requires_grad
 
 
 def test_unknown_names_are_refused_by_name() -> None:

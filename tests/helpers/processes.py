@@ -73,8 +73,16 @@ def run(
 
 
 def start(worker: Callable[..., None], number: int, *arguments: Any) -> None:
-    """Run worker(rank, *arguments) in `number` processes, as torch.multiprocessing.spawn does."""
-    torch.multiprocessing.start_processes(worker, arguments, number, start_method="forkserver")
+    """Run worker(rank, *arguments) in `number` processes, as torch.multiprocessing.spawn does.
+
+    They fork from one that has imported what `worker` needs, once for all.
+    """
+    torch.multiprocessing.start_processes(_fork, (worker, number, arguments), 1, start_method="forkserver")
+
+
+def _fork(_: int, worker: Callable[..., None], number: int, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)  # no thread is lost by forking
+    torch.multiprocessing.start_processes(worker, arguments, number, start_method="fork")
 
 
 def _run(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:

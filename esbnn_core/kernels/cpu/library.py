@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import cache_folder
+from esbnn_core.files import cache_folder, one_at_a_time
 from esbnn_core.kernels import backend
 from esbnn_core.kernels.backend import VARIABLE, Status
 from esbnn_core.kernels.cpu import openmp
@@ -86,7 +86,7 @@ def supports_amx(cxx: str, work: Path) -> bool:
 
 
 def build(cxx: str, folder: Path) -> Path:
-    """The library in `folder`, compiled if it is not there; written whole, so that two processes may build at once.
+    """The library in `folder`, compiled if it is not there, by the first of several processes; written whole.
 
     Raises:
         OSError: the folder cannot be written.
@@ -103,8 +103,16 @@ def build(cxx: str, folder: Path) -> Path:
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {folder}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with one_at_a_time(folder):
+        if not target.exists():  # another process may have made it meanwhile
+            _compile(cxx, target)
+    return target
+
+
+def _compile(cxx: str, target: Path) -> None:
+    """Write the library to `target`, through a temporary folder beside it."""
+    print(f"esbnn: compiling the CPU kernels with {cxx}, once, into {target.parent}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
         threads = openmp.find(cxx, Path(work))
 
         def compile_unit(unit: tuple[Path, list[str]]) -> str:
@@ -124,7 +132,6 @@ def build(cxx: str, folder: Path) -> Path:
         command = [cxx, "-shared", *more, "-o", str(made), *objects, *threads.link]
         subprocess.run(command, capture_output=True, text=True, check=True)
         made.replace(target)
-    return target
 
 
 def try_build() -> tuple[Path | None, str]:

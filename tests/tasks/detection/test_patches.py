@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from mmdet.evaluation.functional import mean_ap
 
 from tasks.detection.mmdet import api as mm
 from tasks.detection.mmdet import patches
+from tests.helpers import processes
 from tests.helpers.detection.tiny import TINY
 
 BY_NAME = {patch.name: patch for patch in patches.PATCHES}
@@ -71,9 +71,9 @@ def test_the_cache_is_mended_before_anything_of_mmdet_is_imported() -> None:
         "sys.meta_path.insert(0, Watch())\n"
         "import tasks.detection.mmdet.api\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", script])
     lines = done.stdout.splitlines()
-    assert lines == ["mmcv dump_atomically", "mmengine dump_atomically", "yapf dump_atomically", "False"]
+    assert lines == ["mmcv dump_atomically", "mmengine dump_atomically", "yapf dump_atomically", "False"], done.stderr
 
 
 def test_ssd_predicts_with_the_patch_alone() -> None:
