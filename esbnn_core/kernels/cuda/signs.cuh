@@ -117,7 +117,7 @@ struct Signs {
 };
 
 __device__ __forceinline__ void read_signs(const Signs &p) {
-  constexpr int TOGETHER = 4;
+  constexpr int TOGETHER = 2;
   const Place at = place_of(p.rows);
   const bool wide = p.rows.wide;
   float shift[4];
