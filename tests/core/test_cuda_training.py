@@ -184,6 +184,21 @@ def test_bits_are_read_back(channels: int, groups: int, handle: ctypes.CDLL) -> 
     assert relative(again, total) < 1e-6
 
 
+def test_the_blocks_of_a_large_map_are_all_added(handle: ctypes.CDLL) -> None:
+    for blocks in (1, 31, 70):
+        partials = randn(3, blocks, 20, seed=blocks).float()
+        with steps_emulated(handle) as emulator:
+            got = division.add_blocks(emulator, partials, 0b101)
+        assert relative(got[::2], partials.double().sum(1)[::2]) < 1e-14 and not got[1].any()
+
+
+def test_the_limits_of_a_hardtanh_have_no_gradient(handle: ctypes.CDLL) -> None:
+    sums = torch.arange(-40, 40, dtype=torch.int16).view(5, 16)
+    made = tail.Tail(1, None, torch.full((16,), 0.25), torch.zeros(16), act="hardtanh", limits=(-1.0, 2.0))
+    _, got = both(handle, lambda: tail.unfinish(made, torch.ones(5, 16), sums, None, True))
+    assert torch.equal(got.residual, ((sums > -4) & (sums < 8)).float())
+
+
 def test_maps_that_lie_askew_are_taken_one_by_one(handle: ctypes.CDLL) -> None:
     made, (sums, residual, grad) = draw((21, 24, 4), "rprelu", True, True, torch.int32)
     askew = torch.empty(grad.numel() + 1)[1:].view(grad.shape).copy_(grad)

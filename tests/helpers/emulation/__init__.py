@@ -58,7 +58,10 @@ def build(folder: Path) -> ctypes.CDLL | None:
 def build_training(folder: Path) -> ctypes.CDLL | None:
     """The same for those of training on bits."""
     handle = _compiled(folder, "training.cpp")
-    for name, size in TRAINING.items() if handle is not None else ():
+    if handle is None:
+        return None
+    assert handle.emulate_turns() == division.SLOTS
+    for name, size in TRAINING.items():
         assert handle.emulate_size(name.encode()) == size, f"training.py and the kernels disagree on that of {name}"
     return handle
 

@@ -47,6 +47,9 @@ extern "C" int emulate_size(const char *name) {
   return found ? int(found->arguments) : 0;
 }
 
+// Rows of a thread of a tail with copies.
+extern "C" int emulate_turns() { return TURNS; }
+
 extern "C" int emulate(const char *name, const void *p, unsigned across, unsigned down, int threads, int eager,
                        int backwards) {
   const Known *found = find(name);
