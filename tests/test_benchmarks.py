@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -14,7 +15,7 @@ from benchmarks import report
 from benchmarks.command import run_command
 from benchmarks.evidence import curves as evidence_curves
 from benchmarks.evidence import tables as evidence
-from benchmarks.evidence.copies import measure_copy_agreement
+from benchmarks.evidence.copies import likeness, measure_copies
 from esbnn_core import create_model
 from esbnn_core.errors import InputError
 from esbnn_core.layers import Expansion
@@ -139,16 +140,32 @@ def test_copies_agree_as_often_as_their_thresholds_say(tau: int, groups: int) ->
         unit.conv.sign.shift.view(-1)[:8] = 1e6
     pairs, with_it = copies * (copies - 1) / 2, copies - 1
     expected = (with_it * (images > 0).float().mean().item() + pairs - with_it) / pairs
-    assert measure_copy_agreement(torch.nn.Sequential(unit), images) == pytest.approx({"0": expected})
+    above = (images[:, :8] > 0).double().mean((0, 2, 3))
+    entropy = -(above * above.log2() + (1 - above) * (1 - above).log2()).mean().item()
+    (found,) = measure_copies(torch.nn.Sequential(unit), images).values()
+    assert found.equal == pytest.approx(expected)
+    # what is constant says nothing about the others, and these say all of each other
+    assert found.common == pytest.approx(entropy * (pairs - with_it) / pairs)
+
+
+def test_opposite_copies_have_as_much_in_common_as_equal_ones() -> None:
+    bits = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.5, 0.2, 0.9])
+    same, opposite = likeness(bits, bits), likeness(bits, ~bits)
+    assert (same.equal, opposite.equal) == (1.0, 0.0) and same.common == pytest.approx(opposite.common)
+    # of four pixels two are (1, 1), one is (0, 1) and one (0, 0)
+    one, other = torch.tensor([[1], [1], [0], [0]]).bool(), torch.tensor([[1], [1], [1], [0]]).bool()
+    assert likeness(one, other) == pytest.approx((0.75, 0.5 * math.log2(4 / 3) + 0.25 * math.log2(2 / 3) + 0.25))
+    assert likeness(one, torch.tensor([[1], [0], [1], [0]]).bool()) == pytest.approx((0.5, 0.0))
 
 
 def test_an_untrained_network_has_one_copy_many_times() -> None:
     images = torch.randn(2, 1, 28, 28)
-    same = measure_copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
-    apart = measure_copy_agreement(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
-    assert len(same) == len(apart) == 6 and set(same.values()) == {1.0} and max(apart.values()) < 0.9
+    same = measure_copies(create_model("es_reactnet_resnet8", in_channels=1, tau=2), images)
+    apart = measure_copies(create_model("es_reactnet_resnet8", in_channels=1, tau=2, copy_spread=0.5), images)
+    assert len(same) == len(apart) == 6 and {pair.equal for pair in same.values()} == {1.0}
+    assert max(pair.equal for pair in apart.values()) < 0.9
     with pytest.raises(InputError, match="must have a convolution unit of tau or groups above 1"):
-        measure_copy_agreement(create_model("reactnet_resnet8", in_channels=1), images)
+        measure_copies(create_model("reactnet_resnet8", in_channels=1), images)
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,52 @@
-"""How different are the copies of an expanded network? The share of equal bits of two copies, on every unit's input.
+"""How different are the copies of an expanded network? Equal and common bits of two copies, on every unit's input.
 
-python -m benchmarks.evidence.copies RUN/weights.safetensors [--data data --dataset fashion_mnist_mini]
+python -m benchmarks.evidence.copies RUN/weights.safetensors [--data data --dataset fashion_mnist_mini --image-size 28]
 
 A unit of ES reads tau*g*C channels. Channels i and i + C come from the same filters and differ only in their affines
-and thresholds. 1.0: the copies carry nothing new, although the unit gave up filters for them. 0.5: they agree as
-often as random signs.
+and thresholds. Equal bits: the share of pixels on which two copies agree; random signs do so on 0.5. Common bits: the
+mutual information of the two, channel by channel. 0: one says nothing about the other. The nearer to the entropy of
+a bit, at most 1, the less is new in the second, whether it repeats the first or is its opposite.
 """
 
 import argparse
 import itertools
+import math
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.command import run_command
+from benchmarks.command import positive, run_command
 from esbnn_core import load_checkpoint
 from esbnn_core.errors import InputError
 from esbnn_core.units.conv import BinaryUnit
 from tasks.classification.data import ClassificationDataModule
 
 
-def measure_copy_agreement(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """The mean share of equal bits over all pairs of copies, for each expanded unit by name.
+class Likeness(NamedTuple):
+    """Of two copies, a mean over all pairs and channels.
+
+    Attributes:
+        equal: share of equal bits.
+        common: mutual information in bits.
+    """
+
+    equal: float
+    common: float
+
+
+def likeness(one: Tensor, other: Tensor) -> Likeness:
+    """Of bits (M, C) bool, of which a row is a pixel and a column a channel."""
+    common = torch.zeros(one.shape[1], dtype=torch.float64)
+    for first, second in itertools.product((one, ~one), (other, ~other)):
+        both, alone = (first & second).double().mean(0), first.double().mean(0) * second.double().mean(0)
+        common += torch.xlogy(both, both / alone.clamp_min(torch.finfo(alone.dtype).tiny))
+    return Likeness(float((one == other).double().mean()), float(common.mean()) / math.log(2))
+
+
+def measure_copies(model: nn.Module, images: Tensor) -> dict[str, Likeness]:
+    """How alike the copies of each expanded unit's input are, by name.
 
     Args:
         model: latent, not packed; put into evaluation mode.
@@ -30,14 +55,13 @@ def measure_copy_agreement(model: nn.Module, images: Tensor) -> dict[str, float]
     Raises:
         InputError: the model has no expanded unit.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Likeness] = {}
 
     def watch(name: str, sign: nn.Module, copies: int) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, __: tuple[Tensor, ...], signs: Tensor) -> None:
-            bits = (signs > 0).unflatten(1, (copies, -1))
-            pairs = itertools.combinations(range(copies), 2)
-            shares = [(bits[:, one] == bits[:, other]).float().mean() for one, other in pairs]
-            found[name] = float(torch.stack(shares).mean())
+            bits = (signs > 0).unflatten(1, (copies, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+            pairs = [likeness(bits[one], bits[other]) for one, other in itertools.combinations(range(copies), 2)]
+            found[name] = _mean(pairs)
 
         return sign.register_forward_hook(hook)
 
@@ -56,23 +80,28 @@ def measure_copy_agreement(model: nn.Module, images: Tensor) -> dict[str, float]
     return found
 
 
+def _mean(rows: Collection[Likeness]) -> Likeness:
+    return Likeness(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+
+
 def main() -> None:
-    """Print the agreement of each unit of each file."""
+    """Print the likeness of the copies of each unit of each file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.copies", description=__doc__)
     parser.add_argument("files", nargs="+", help="weights.safetensors of ES networks")
     parser.add_argument("--data", default="data", help="folder of the dataset")
     parser.add_argument("--dataset", default="fashion_mnist_mini", help="whose validation images are read")
+    parser.add_argument("--image-size", type=positive, help="to scale them to, as in the run, default their own")
     options = parser.parse_args()
     networks = {file: load_checkpoint(file) for file in options.files}  # before the dataset is unpacked
-    data = ClassificationDataModule(dataset=options.dataset, root=options.data, batch_size=500)
+    size = options.image_size
+    data = ClassificationDataModule(dataset=options.dataset, root=options.data, image_size=size, batch_size=500)
     data.setup("validate")
     images, _ = next(iter(data.val_dataloader()))
     for file, network in networks.items():
-        found = measure_copy_agreement(network, images)
-        print(file)
-        for name, share in found.items():
-            print(f"  {name:24} {share:.3f}")
-        print(f"  {'mean':24} {sum(found.values()) / len(found):.3f}")
+        found = measure_copies(network, images)
+        print(f"{file}  (equal bits, common bits)")
+        for name, pair in (*found.items(), ("mean", _mean(found.values()))):
+            print(f"  {name:24} {pair.equal:.3f}  {pair.common:.3f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from esbnn_core import bit_training_report, create_model, pack_checkpoint, save_
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import ExportWeights, TemperatureSchedule
 from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.units import BinaryUnit
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tasks.classification.objectives import TeacherObjective
@@ -110,7 +111,12 @@ def test_real_weights_are_refused_and_packed_ones_where_fit_begins(
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_it_is_an_option_of_the_command_line() -> None:
     config = Path(__file__).parents[2] / "configs/classification/demo_es.yaml"
-    for words, expected in (([], "train_on_bits_ was not called"), (["--model.train_on_bits=true"], "")):
+    cases = (
+        ([], "train_on_bits_ was not called", None),
+        (["--model.train_on_bits=true"], "", None),
+        (["--model.train_on_bits=bfloat16"], "", torch.bfloat16),
+    )
+    for words, expected, rounded in cases:
         cli = TaskCLI(
             ClassificationModule,
             ClassificationDataModule,
@@ -119,3 +125,5 @@ def test_it_is_an_option_of_the_command_line() -> None:
             seed_everything_default=0,
         )
         assert set(bit_training_report(cli.model.network).values()) == {expected}
+        paths = [module.training_path for module in cli.model.network.modules() if isinstance(module, BinaryUnit)]
+        assert expected or {path.config.gradient_dtype for path in paths} == {rounded}
