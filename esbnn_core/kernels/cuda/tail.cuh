@@ -36,12 +36,38 @@ __device__ __forceinline__ void take(Parameters &c, const Tail &p, int channel, 
   vector4(c.shift_out, p.shift_out, channel, count, wide);
 }
 
-__device__ __forceinline__ float bent(float z, float slope) { return z > 0.0f ? z : __fmul_rn(slope, z); }
+// Steps of four channels; a condition that all threads share is asked once for the four.
+__device__ __forceinline__ void add4(float (&v)[4], const float (&by)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = __fadd_rn(v[i], by[i]);
+}
+
+__device__ __forceinline__ void bend4(float (&z)[4], const float (&slope)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) z[i] = z[i] > 0.0f ? z[i] : __fmul_rn(slope[i], z[i]);
+}
+
+__device__ __forceinline__ void affine4(float (&z)[4], const float (&d)[4], const Parameters &c) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) z[i] = __fadd_rn(__fmul_rn(d[i], c.factor[i]), c.offset[i]);
+}
 
 __device__ __forceinline__ void centred4(float (&d)[4], const u32 (&raw)[4], int type, const float (&centre)[4]) {
   widen4(d, raw, type);
 #pragma unroll
   for (int i = 0; i < 4; i++) d[i] = __fsub_rn(d[i], centre[i]);
+}
+
+// From the affine to what the activation is given.
+__device__ __forceinline__ void before_act4(float (&z)[4], const Tail &p, const Parameters &c,
+                                            const u32 (&residual)[4]) {
+  if (p.inner) bend4(z, c.inner);
+  if (p.residual) {
+    float other[4];
+    widen4(other, residual, p.residual_type);
+    add4(z, other);
+  }
+  add4(z, c.shift_in);
 }
 
 constexpr int TOGETHER = 2; // rows whose loads are in flight at once
@@ -69,17 +95,16 @@ __device__ __forceinline__ void tail_forward(const Tail &p) {
       }
 #pragma unroll
       for (int k = 0; k < TOGETHER; k++) {
-        float d[4], other[4] = {}, z[4];
+        float d[4], z[4];
         centred4(d, sums[k], p.sums_type, centre);
-        if (p.residual) widen4(other, residual[k], p.residual_type);
+        affine4(z, d, c);
+        before_act4(z, p, c, residual[k]);
+        if (p.act == PRELU_ACT) {
+          bend4(z, c.slope);
+          add4(z, c.shift_out);
+        } else if (p.act == HARDTANH) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          z[i] = __fadd_rn(__fmul_rn(d[i], c.factor[i]), c.offset[i]);
-          if (p.inner) z[i] = bent(z[i], c.inner[i]);
-          if (p.residual) z[i] = __fadd_rn(z[i], other[i]);
-          z[i] = __fadd_rn(z[i], c.shift_in[i]);
-          if (p.act == PRELU_ACT) z[i] = __fadd_rn(bent(z[i], c.slope[i]), c.shift_out[i]);
-          if (p.act == HARDTANH) z[i] = z[i] < p.low ? p.low : p.high < z[i] ? p.high : z[i];
+          for (int i = 0; i < 4; i++) z[i] = z[i] < p.low ? p.low : p.high < z[i] ? p.high : z[i];
         }
         const i64 row = at.row + i64(turn + k) * at.step;
         store4(z, p.y, p.y_type, row * channels + channel, turn + k < at.turns ? at.count : 0, wide);
@@ -96,34 +121,32 @@ struct TailMemory {
   alignas(16) Lines totals[TOTALS];
 };
 
-// One row of four channels: from the gradient of y to that of the affine, in g, with that of the residual on the way.
-__device__ __forceinline__ void through_steps(const Tail &p, const Parameters &c, const float (&d)[4],
-                                              const float (&other)[4], float (&g)[4], float (&residual_grad)[4],
-                                              float (&total)[TOTALS][4]) {
+// Back through z -> z > 0 ? z : slope * z; adds to the total of the slope's gradient.
+__device__ __forceinline__ void through_bend4(float (&g)[4], const float (&z)[4], const float (&slope)[4],
+                                              float (&total)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float affine = __fadd_rn(__fmul_rn(d[i], c.factor[i]), c.offset[i]);
-    if (p.act != NO_ACT) {
-      float z = p.inner ? bent(affine, c.inner[i]) : affine;
-      if (p.residual) z = __fadd_rn(z, other[i]);
-      z = __fadd_rn(z, c.shift_in[i]);
-      total[SHIFT_OUT][i] = __fadd_rn(total[SHIFT_OUT][i], g[i]);
-      if (p.act == PRELU_ACT) {
-        total[SLOPE][i] = __fadd_rn(total[SLOPE][i], z > 0.0f ? 0.0f : __fmul_rn(g[i], z));
-        g[i] = z > 0.0f ? g[i] : __fmul_rn(g[i], c.slope[i]);
-      } else {
-        g[i] = p.low < z && z < p.high ? g[i] : 0.0f; // strictly inside, as in torch
-      }
-      if (p.inner) total[SHIFT_IN][i] = __fadd_rn(total[SHIFT_IN][i], g[i]);
-    }
-    residual_grad[i] = g[i];
-    if (p.inner) {
-      total[INNER_SLOPE][i] = __fadd_rn(total[INNER_SLOPE][i], affine > 0.0f ? 0.0f : __fmul_rn(g[i], affine));
-      g[i] = affine > 0.0f ? g[i] : __fmul_rn(g[i], c.inner[i]);
-    }
-    total[OFFSET][i] = __fadd_rn(total[OFFSET][i], g[i]);
-    total[FACTOR][i] = __fadd_rn(total[FACTOR][i], __fmul_rn(g[i], d[i]));
+    const bool above = z[i] > 0.0f;
+    total[i] = __fadd_rn(total[i], above ? 0.0f : __fmul_rn(g[i], z[i]));
+    g[i] = above ? g[i] : __fmul_rn(g[i], slope[i]);
   }
+}
+
+// One row of four channels: from the gradient of y, in g, to that before the activation.
+__device__ __forceinline__ void through_act4(float (&g)[4], const Tail &p, const Parameters &c, const float (&affine)[4],
+                                             const u32 (&residual)[4], float (&total)[TOTALS][4]) {
+  float z[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) z[i] = affine[i];
+  before_act4(z, p, c, residual);
+  add4(total[SHIFT_OUT], g);
+  if (p.act == PRELU_ACT) {
+    through_bend4(g, z, c.slope, total[SLOPE]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) g[i] = p.low < z[i] && z[i] < p.high ? g[i] : 0.0f; // strictly inside, as in torch
+  }
+  if (p.inner) add4(total[SHIFT_IN], g);
 }
 
 // The gradient of a row's sums, from that of one more copy.
@@ -169,13 +192,16 @@ __device__ __forceinline__ void tail_backward(const Tail &p, TailMemory &memory)
       for (int k = 0; k < TOGETHER; k++) {
         if (turn + k >= at.turns) break;
         const i64 row = at.row + i64(turn + k) * at.step;
-        float d[4], other[4] = {}, g[4], residual_grad[4];
+        float d[4], affine[4], g[4];
         centred4(d, sums[k], p.sums_type, centre);
+        affine4(affine, d, c);
         widen4(g, grad[k], p.y_type);
-        if (reads) widen4(other, residual[k], p.residual_type);
-        through_steps(p, c, d, other, g, residual_grad, total);
-        if (p.residual_grad)
-          store4(residual_grad, p.residual_grad, FLOAT32, row * channels + channel, at.count, wide);
+        if (p.act != NO_ACT) through_act4(g, p, c, affine, residual[k], total);
+        if (p.residual_grad) store4(g, p.residual_grad, FLOAT32, row * channels + channel, at.count, wide);
+        if (p.inner) through_bend4(g, affine, c.inner, total[INNER_SLOPE]);
+        add4(total[OFFSET], g);
+#pragma unroll
+        for (int i = 0; i < 4; i++) total[FACTOR][i] = __fadd_rn(total[FACTOR][i], __fmul_rn(g[i], d[i]));
         through_factor(p, memory, c, copy, turn + k, g, row * filters + at.column, at.count, wide);
       }
     }
