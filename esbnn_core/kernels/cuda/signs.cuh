@@ -151,8 +151,8 @@ __device__ __forceinline__ void read_signs(const Signs &p) {
   }
 }
 
-// Sums and sums of squares over rows, added to both (2, channels): whole numbers, the same in any order. In the order of
-// MOMENTS in training.py.
+// Sums and sums of squares over rows, added to both (2, channels): whole numbers, the same in any order. In the order
+// of MOMENTS in training.py.
 struct Moments {
   Rows rows;
   const void *sums;

@@ -1,6 +1,6 @@
 // The steps of a unit after its sums: affine -> [PReLU] -> [+ residual] -> [activation], forward and backward, and how
-// the batch's statistics act on the sums. Copies are the outer loop of a thread, so that the parameters of four channels
-// stay in registers; the sums are read again for each copy, from the cache, and no copy of them is written.
+// the batch's statistics act on the sums. Copies are the outer loop of a thread, so that the parameters of four
+// channels stay in registers; the sums are read again for each copy, from the cache, and no copy of them is written.
 #pragma once
 #include "training.cuh"
 
@@ -133,8 +133,9 @@ __device__ __forceinline__ void through_bend4(float (&g)[4], const float (&z)[4]
 }
 
 // One row of four channels: from the gradient of y, in g, to that before the activation.
-__device__ __forceinline__ void through_act4(float (&g)[4], const Tail &p, const Parameters &c, const float (&affine)[4],
-                                             const u32 (&residual)[4], float (&total)[TOTALS][4]) {
+__device__ __forceinline__ void through_act4(float (&g)[4], const Tail &p, const Parameters &c,
+                                             const float (&affine)[4], const u32 (&residual)[4],
+                                             float (&total)[TOTALS][4]) {
   float z[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) z[i] = affine[i];
@@ -150,8 +151,8 @@ __device__ __forceinline__ void through_act4(float (&g)[4], const Tail &p, const
 }
 
 // The gradient of a row's sums, from that of one more copy.
-__device__ __forceinline__ void through_factor(const Tail &p, TailMemory &memory, const Parameters &c, int copy, int turn,
-                                               const float (&g)[4], i64 at, int count, bool wide) {
+__device__ __forceinline__ void through_factor(const Tail &p, TailMemory &memory, const Parameters &c, int copy,
+                                               int turn, const float (&g)[4], i64 at, int count, bool wide) {
   float sum[4] = {};
   if (copy) {
     const float4 before = read_words<float4>(memory.sums_grad[turn][threadIdx.x]);

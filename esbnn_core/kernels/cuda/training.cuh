@@ -36,8 +36,8 @@ __device__ __forceinline__ Place place_of(const Rows &r) {
   p.column = (blockIdx.y * r.lanes + lane) * VECTOR;
   const int left = line < lines ? r.channels - p.column : 0;
   p.count = left < 0 ? 0 : left > VECTOR ? VECTOR : left;
-  const i64 rows = r.rows - p.row, turns = rows <= 0 ? 0 : rows < i64(lines) * r.turns ? (rows + lines - 1) / lines : r.turns;
-  p.turns = p.count ? int(turns) : 0;
+  const i64 rows = r.rows - p.row, most = i64(lines) * r.turns;
+  p.turns = p.count == 0 || rows <= 0 ? 0 : rows < most ? int((rows + lines - 1) / lines) : r.turns;
   return p;
 }
 
@@ -127,8 +127,8 @@ __device__ __forceinline__ void put_lines(Lines &memory, const float (&sum)[4]) 
 
 // The sums of a block's lines; `first` is where its tile begins among all `channels`. Between two barriers.
 template <int COUNT>
-__device__ __forceinline__ void add_lines(const Rows &r, const Lines (&memory)[COUNT], u32 used, int first, int channels,
-                                          float *partials) {
+__device__ __forceinline__ void add_lines(const Rows &r, const Lines (&memory)[COUNT], u32 used, int first,
+                                          int channels, float *partials) {
   const int across = r.lanes * VECTOR, lines = ROW_THREADS / r.lanes, tile = blockIdx.y * across;
 #pragma unroll 1
   for (int which = 0; which < COUNT; which++) {

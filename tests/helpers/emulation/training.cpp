@@ -1,4 +1,4 @@
-// The kernels of training on bits (esbnn_core/kernels/cuda/training.cu) as a library for the CPU, on the emulated device.
+// The kernels of esbnn_core/kernels/cuda/training.cu as a library for the CPU, on the emulated device.
 #include "ptx.h"
 
 #include "training.cu"
@@ -27,7 +27,8 @@ const Known ALL[] = {
     {"tail", plain<Tail, tail_forward>, sizeof(Tail), 0, ROW_THREADS},
     {"tail_gradients", sharing<Tail, TailMemory, tail_backward>, sizeof(Tail), sizeof(TailMemory), ROW_THREADS},
     {"statistics", plain<Statistics, add_statistics>, sizeof(Statistics), 0, ROW_THREADS},
-    {"estimator", sharing<Estimator, LineMemory, through_estimator>, sizeof(Estimator), sizeof(LineMemory), ROW_THREADS},
+    {"estimator", sharing<Estimator, LineMemory, through_estimator>, sizeof(Estimator), sizeof(LineMemory),
+     ROW_THREADS},
     {"signs", plain<Signs, read_signs>, sizeof(Signs), 0, ROW_THREADS},
     {"moments", sharing<Moments, MomentsMemory, add_moments>, sizeof(Moments), sizeof(MomentsMemory), ROW_THREADS},
     {"totals", sharing<Totals, BlockLines, add_blocks>, sizeof(Totals), sizeof(BlockLines), TOTAL_THREADS},
