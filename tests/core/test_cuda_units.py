@@ -57,7 +57,7 @@ def same_every_time(call: Callable[[], list[Tensor | None]]) -> list[Tensor | No
     return [None if t is None else t.cpu() for t in first]
 
 
-SHAPES = [(300, 24, 1), (3000, 100, 4), (70, 8, 4), (130, 7, 4), (20001, 64, 1), (999, 128, 16)]
+SHAPES = [(300, 24, 1), (3000, 100, 4), (70, 8, 4), (130, 7, 4), (5001, 64, 1), (300, 128, 16)]
 CASES = list(itertools.product(("none", "prelu", "rprelu", "hardtanh"), (False, True), (False, True)))
 
 

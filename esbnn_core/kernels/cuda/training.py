@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esbnn_core.kernels import cuda
 from esbnn_core.kernels.cpu.training import ACTIVATIONS, RULES
-from esbnn_core.kernels.cuda.division import MOST_TURNS, SLOTS, add_blocks, divide
+from esbnn_core.kernels.cuda.division import MOST_TURNS, SLOTS, Division, add_blocks, divide
 from esbnn_core.kernels.cuda.launch import TYPES, Device
 
 KINDS = {dtype: number for dtype, number in TYPES.items() if dtype.is_floating_point}
@@ -89,33 +89,37 @@ class TailCall:
         self.served = _single(centre, *vectors)
         self.vectors = [None if t is None else t.contiguous() for t in (centre, *vectors)]
 
-    def _launch(self, function: str, sums: Tensor, y: Tensor, *ends: Tensor | None) -> tuple[Device, Tensor] | None:
-        """Launch a kernel with the residual, and the gradients of sums and residual, as `ends`; None where not served.
-
-        Returns the device and the blocks' sums (6, blocks, C'), float32.
-        """
-        residual, sums_grad, residual_grad = ends
-        known = self.served and sums.dtype in SUMS and y.dtype in KINDS
+    def _divided(
+        self, sums: Tensor, residual: Tensor | None, grad: Tensor | None, kind: torch.dtype, most: int
+    ) -> tuple[Device, Division] | None:
+        """The device and the division of the sums' rows, where the kernels serve."""
+        known = self.served and sums.dtype in SUMS and kind in KINDS
         known = known and (residual is None or residual.dtype in KINDS)
-        device = _device(sums, y, *self.vectors, *ends) if known else None
-        most = SLOTS if self.copies > 1 and sums_grad is not None else MOST_TURNS
+        device = _device(sums, residual, grad, *self.vectors) if known else None
         division = divide(sums.shape[0], sums.shape[1], most)
-        if device is None or division is None:
-            return None
-        count = 0 if sums_grad is None else 6
-        partials = torch.empty(count, division.blocks, self.channels, device=sums.device)
+        return None if device is None or division is None else (device, division)
+
+    def _launch(
+        self, serving: tuple[Device, Division], function: str, sums: Tensor, y: Tensor, *ends: Tensor | None
+    ) -> None:
+        """Launch a kernel; `ends` are the residual, the gradients of sums and residual, and the blocks' totals."""
+        device, division = serving
+        residual, *_ = ends
         arguments = TAIL.pack(
-            *_addresses(sums, *self.vectors, residual, y, sums_grad, residual_grad, partials),
+            *_addresses(sums, *self.vectors, residual, y, *ends[1:]),
             *(self.copies, SUMS[sums.dtype], self.act),
             *(0 if residual is None else KINDS[residual.dtype], KINDS[y.dtype], self._used(), *self.limits),
         )
-        division.launch(device, function, division.packed(sums, y, *self.vectors, *ends) + arguments)
-        return device, partials
+        division.launch(device, function, division.packed(sums, y, *self.vectors, *ends[:3]) + arguments)
 
     def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """y (M, C') of `dtype` from sums (M, O) and the residual (M, C')."""
+        serving = self._divided(sums, residual, None, dtype, MOST_TURNS)
+        if serving is None:
+            return None
         y = torch.empty(sums.shape[0], self.channels, dtype=dtype, device=sums.device)
-        return None if self._launch("tail", sums, y, residual, None, None) is None else y
+        self._launch(serving, "tail", sums, y, residual, None, None, None)
+        return y
 
     def backward(
         self, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
@@ -132,11 +136,16 @@ class TailCall:
             That of the centred sums (M, O) and of the residual (M, C') or None, float32, and those of offset, factor,
             inner, shift_in, slope and shift_out (6, C') float64.
         """
+        residual = None if self.act == ACTIVATIONS["none"] else residual
+        serving = self._divided(sums, residual, grad, grad.dtype, SLOTS if self.copies > 1 else MOST_TURNS)
+        if serving is None:
+            return None
+        device, division = serving
         sums_grad = torch.empty(sums.shape, dtype=torch.float32, device=sums.device)
         residual_grad = torch.empty(grad.shape, dtype=torch.float32, device=sums.device) if wants_residual else None
-        residual = None if self.act == ACTIVATIONS["none"] else residual
-        done = self._launch("tail_gradients", sums, grad, residual, sums_grad, residual_grad)
-        return None if done is None else (sums_grad, residual_grad, add_blocks(*done, self._used()))
+        partials = torch.empty(6, division.blocks, self.channels, dtype=torch.float32, device=sums.device)
+        self._launch(serving, "tail_gradients", sums, grad, residual, sums_grad, residual_grad, partials)
+        return sums_grad, residual_grad, add_blocks(device, partials, self._used())
 
     def _used(self) -> int:
         """Which totals the kernel writes, as bits (enum Total of tail.cuh)."""
@@ -182,7 +191,7 @@ def estimator(
     channels = grad.shape[1]
     to = next((t for t in (onto, grad) if t is not None and t.dtype == dtype), None)
     to = torch.empty(grad.shape, dtype=dtype, device=grad.device) if to is None else to
-    partials = torch.empty(1, division.blocks, channels, device=grad.device) if with_total else None
+    partials = grad.new_empty(1, division.blocks, channels, dtype=torch.float32) if with_total else None
     tensors = (grad, x, shift, bits, onto, to)
     arguments = ESTIMATOR.pack(
         *_addresses(*tensors, partials),

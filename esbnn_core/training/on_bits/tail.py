@@ -1,7 +1,7 @@
 """The steps of a unit after its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
 
 They work on rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
-broadcast here, and what all copies share is computed once. The native library does them in one pass where it serves;
+broadcast here, and what all copies share is computed once. Native code does them in one pass where it serves;
 the torch code here defines what is right and serves everywhere.
 """
 
@@ -45,7 +45,7 @@ class Tail(NamedTuple):
     limits: tuple[float, float] = (-1.0, 1.0)
 
     def native(self) -> TailSteps:
-        """The same for the native library."""
+        """The same for the native code of their device."""
         vectors = (self.factor, self.offset, self.inner, self.shift_in, self.slope, self.shift_out)
         return steps_of(self.factor).TailCall(self.copies, self.centre, vectors, self.act, self.limits)
 
