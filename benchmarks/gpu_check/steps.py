@@ -1,4 +1,4 @@
-"""The steps around the sums of training on bits on the device: right, the same every time, and how long.
+"""The steps around the sums of training on bits on the device: right, repeatable, in a graph, and how long.
 
 Each step of esbnn_core.kernels.cuda.training is compared with float64 torch on the CPU; moments and signs are exact.
 The times are the rows of benchmarks.speed.steps. A rehearsal runs the kernels' own sources in the tests' emulator.
@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gpu_check.task import Skipped, Task
 from benchmarks.speed import steps
 from benchmarks.speed.gpu import Plan
+from benchmarks.speed.graphs import captured
 from esbnn_core.kernels import cuda
 from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.tail import Tail
-from tests.helpers.bit_training import draw, in_double
+from tests.helpers.bit_training import draw, in_double, on_bits, unit_of
 from tests.helpers.emulation import build_training, steps_emulated
 from tests.helpers.units import randn
 
@@ -162,6 +163,21 @@ def estimators(task: Task) -> None:
         compare(task, "estimator", f"{(rows, channels)} {ste}", found, {"gradient": exact[0], "total": exact[1]})
 
 
+def graphs(task: Task) -> None:
+    """A CUDA graph of a unit's forward and backward: nothing in it waits for the device or copies from the host."""
+    for options in ({"tau": 2, "groups": 2, "inner_act": True}, {"tau": 4, "act": "hardtanh", "ste": "clip"}):
+        unit = on_bits(unit_of(options).float()).to(task.device)
+        x = randn(2, 8 * options["tau"] * options.get("groups", 1), 5, 3, seed=7).float().to(task.device)
+        leaves = (x.requires_grad_(), *unit.parameters())
+
+        def step(_: int, unit: nn.Module = unit, leaves: tuple[Tensor, ...] = leaves) -> object:
+            with torch.enable_grad():
+                return torch.autograd.grad(unit(leaves[0]).square().sum(), leaves)
+
+        captured(step, 1, task.device)()
+        task.row("captured", {"unit": str(options)})
+
+
 def _named(name: str, value: Tensor | None) -> Results | None:
     return None if value is None else {name: value}
 
@@ -179,6 +195,7 @@ def run_steps(task: Task) -> None:
             ("tails", tails),
             ("whole numbers", whole_numbers),
             ("estimators", estimators),
+            ("graphs", graphs),
             ("times", times),
         ):
             task.attempt(f"steps, {label}", lambda part=part: part(task))
