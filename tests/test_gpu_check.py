@@ -219,7 +219,9 @@ def test_every_stage_can_be_rehearsed(name: str, tmp_path: Path, capsys: pytest.
         "sums": lambda: found["rows"],
         "blocks": lambda: found["G1"] + found["G2"] + found["G3"],
         "networks": lambda: found["agreement"] + found["times"],
-        "training": lambda: found["kept"] + found["steps"],
+        "training": lambda: (
+            found["kept"] + found["steps"] + found["correctness"] + found["captured"] + found["step_times"]["rows"]
+        ),
         "cifar10": lambda: found["epochs"] + found["graph against plain loop"] + [*found["training"].values()],
     }[name]()
     assert len([*rows]) >= 2 and all(rows)

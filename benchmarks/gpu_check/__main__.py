@@ -24,7 +24,7 @@ QUESTIONS: dict[str, tuple[str, float]] = {
     "sums": ("are the latent layers' sums exact on cuDNN, and the packed ones?", 40),
     "blocks": ("how fast is a block, and a convolution alone (G1, G2, G3)?", 120),
     "networks": ("do whole networks agree, and how fast are they under CUDA graphs?", 110),
-    "training": ("what do training on bits keep and a step take (G4, G5)?", 75),
+    "training": ("are the steps of training on bits right, what does it keep, how long is one (G4, G5)?", 85),
     "suite": ("does the test suite of the kernels pass?", 70),
     "cifar10": ("how long is an epoch of the CIFAR-10 recipe, and how far does it train?", 3600),
 }

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu_check.task import Skipped, Task
 from esbnn_core.files import ROOT
 
-FILE = "tests/core/test_cuda.py"
+FILES = ("tests/core/test_cuda.py", "tests/core/test_cuda_units.py")
 
 
 class Recorder:
@@ -34,14 +34,23 @@ class Recorder:
 
 
 def run(task: Task) -> None:
-    """The stage; the file skips itself in a rehearsal, without a GPU."""
+    """The stage; the files skip themselves in a rehearsal, without a GPU."""
     if importlib.util.find_spec("pytest") is None:
         raise Skipped("pytest is not installed here")
     import pytest
 
     recorder = Recorder(task)
     # without the options of setup.cfg's addopts nothing of the repository's plugins is needed
-    words = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(ROOT), str(ROOT / FILE)]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "--rootdir",
+        str(ROOT),
+        *(str(ROOT / file) for file in FILES),
+    ]
     code = int(pytest.main(words, plugins=[recorder]))
     if code not in (0, 1):
         raise RuntimeError(f"pytest ended with exit code {code}")

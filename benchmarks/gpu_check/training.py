@@ -1,7 +1,8 @@
-"""Stage 5: what does training on bits keep for backward, and how long is a step (G4, G5)?
+"""Stage 5: are the steps of training on bits right, what does it keep for backward, and how long is a step (G4, G5)?
 
-The pieces of benchmarks.speed.training on the device: bytes that autograd keeps, then the peak of memory and the time
-of whole steps at growing batches. A step is timed by the wall clock, with a wait for the device at its end.
+The kernels around the sums first, one by one (benchmarks.gpu_check.steps). Then the pieces of
+benchmarks.speed.training on the device: bytes that autograd keeps, the peak of memory and the time of whole steps at
+growing batches. A step is timed by the wall clock, with a wait for the device at its end.
 """
 
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_check.steps import run_steps
 from benchmarks.gpu_check.task import OutOfTime, Task
 from benchmarks.speed.training import GIB, NAMES, SIZE, SMALL, gib_kept, steps, throughput
 from benchmarks.timing import interleave
@@ -42,6 +44,7 @@ def step_times(task: Task, name: str, size: int, batch: int) -> None:
 def run(task: Task) -> None:
     """The stage."""
     torch.backends.cudnn.benchmark = True
+    run_steps(task)
     names = ("reactnet_resnet8",) if task.rehearse else NAMES
     sizes = {name: 32 if task.rehearse else SMALL.get(name, SIZE) for name in names}
     for batch in (2,) if task.rehearse else BATCHES:

@@ -115,6 +115,27 @@ def test_it_compiles_without_spills_into_matrix_instructions(architecture: int, 
             assert any(word.startswith("STG.E.128") for word in made) == bool(kernel.steps & launch.WIDE)
 
 
+STEPS_OF_TRAINING = ("tail", "tail_gradients", "statistics", "estimator", "signs", "moments", "totals")
+"""Functions of training.cu."""
+
+
+@pytest.mark.slow
+def test_the_steps_of_training_are_one_compilation_without_spills_or_sums_in_any_order(tmp_path: Path) -> None:
+    compiler()
+    code, log = library.compiled(Kernel("tail", source="training"), "sm_90", ("--ptxas-options=-v",))
+    assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(STEPS_OF_TRAINING), log
+    assert sorted(re.findall(r"entry function '(\w+)'", log)) == sorted(STEPS_OF_TRAINING)
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
+    assert max(registers) <= 128, log  # four blocks of 128 threads a multiprocessor at least
+    made = instructions(code, disassembler(), tmp_path)
+    kinds = {word.split(".")[0] for word in made}
+    assert not kinds & {"LDL", "STL", "FFMA"}
+    assert {"LDG.E.128", "LDG.E.64", "STG.E.128", "STG.E.64"} <= set(made)
+    # whole numbers alone may be added in any order
+    added = {word for word in made if word.startswith(("RED", "ATOM"))}
+    assert added and not any("F32" in word or "F64" in word or "F16" in word for word in added), added
+
+
 def test_each_architecture_has_its_path() -> None:
     paths = {
         c: cuda.path_of(c)[0] for c in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1))
@@ -135,6 +156,16 @@ def test_a_kernel_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: p
     assert library.cached(Kernel("pack"), "sm_90") == codes[0]
     with pytest.raises(BaseException, match="compiled again"):
         library.cached(Kernel("pack"), "sm_80")
+
+
+def test_all_functions_of_a_source_share_its_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler()
+    monkeypatch.setenv("ESBNN_CACHE", str(tmp_path))
+    made: list[Kernel] = []
+    monkeypatch.setattr(library, "compiled", lambda kernel, _: (made.append(kernel) or kernel.file.encode(), ""))
+    for kernel in (*(Kernel(name, source="training") for name in STEPS_OF_TRAINING), Kernel("pack"), Kernel("conv")):
+        assert library.cached(kernel, "sm_90") == f"{kernel.source or kernel.function}.cu".encode()
+    assert len(made) == len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_source_that_does_not_compile_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

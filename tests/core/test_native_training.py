@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from esbnn_core import kernels
@@ -18,7 +17,7 @@ from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.statistics import batch_statistics, moments_in_torch
 from esbnn_core.training.on_bits.tail import Tail
 from tests.helpers import paths
-from tests.helpers.bit_training import compare, on_bits, run, unit_of
+from tests.helpers.bit_training import compare, draw, in_double, on_bits, run, unit_of
 from tests.helpers.units import randn, relative
 
 
@@ -35,26 +34,6 @@ def each_path(call: Callable[[], Any]) -> list[Any]:
         with paths.forced(path):
             found.append(call())
     return found
-
-
-def draw(shape: tuple[int, int, int], act: str, inner: bool, centre: bool, sums: torch.dtype) -> tuple[Tail, Any]:
-    """A tail in float32 and (sums, residual, gradient of y) of `shape`, rows, filters and copies."""
-    rows, filters, copies = shape
-    channels = copies * filters
-    vectors = [randn(channels, seed=seed).float() for seed in range(6)]
-    factor, offset, slopes, shift_in, slope, shift_out = vectors
-    rprelu = act == "rprelu"
-    made = Tail(
-        *(copies, randn(filters, seed=9).float() if centre else None, 0.05 * factor, offset),
-        *(slopes if inner else None, "prelu" if rprelu else act, shift_in if rprelu and inner else None),
-        *(slope if "prelu" in act else None, shift_out if rprelu else None, (-0.7, 1.2)),
-    )
-    counted = (60 * randn(rows, filters, seed=7)).round().to(sums)
-    return made, (counted, randn(rows, channels, seed=10).float(), randn(rows, channels, seed=11).float())
-
-
-def in_double(made: Tail) -> Tail:
-    return Tail(*(t.double() if isinstance(t, Tensor) else t for t in made))
 
 
 SHAPES = [(1, 16, 1), (41, 32, 1), (530, 48, 4), (19, 8, 4), (13, 8, 9), (7, 21, 2), (300, 3, 9), (9, 100, 1)]

@@ -1,4 +1,4 @@
-"""A unit, its twin that trains on bits, and the comparison of their runs."""
+"""A unit, its twin that trains on bits, the comparison of their runs, and drawn tails of units."""
 
 import copy
 import warnings
@@ -13,6 +13,7 @@ from esbnn_core import (
     train_on_bits_,
 )
 from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.training.on_bits.tail import Tail
 from esbnn_core.units.conv import BinaryUnit
 from tests.helpers.units import build, randn, relative
 
@@ -50,3 +51,23 @@ def compare(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> No
             assert relative(got[name].double(), value.double()) <= bound, name
         else:
             assert torch.equal(got[name], value.to(got[name].dtype)), name
+
+
+def draw(shape: tuple[int, int, int], act: str, inner: bool, centre: bool, sums: torch.dtype) -> tuple[Tail, Any]:
+    """A tail in float32 and (sums, residual, gradient of y) of `shape`, rows, filters and copies."""
+    rows, filters, copies = shape
+    channels = copies * filters
+    vectors = [randn(channels, seed=seed).float() for seed in range(6)]
+    factor, offset, slopes, shift_in, slope, shift_out = vectors
+    rprelu = act == "rprelu"
+    made = Tail(
+        *(copies, randn(filters, seed=9).float() if centre else None, 0.05 * factor, offset),
+        *(slopes if inner else None, "prelu" if rprelu else act, shift_in if rprelu and inner else None),
+        *(slope if "prelu" in act else None, shift_out if rprelu else None, (-0.7, 1.2)),
+    )
+    counted = (60 * randn(rows, filters, seed=7)).round().to(sums)
+    return made, (counted, randn(rows, channels, seed=10).float(), randn(rows, channels, seed=11).float())
+
+
+def in_double(made: Tail) -> Tail:
+    return Tail(*(t.double() if isinstance(t, Tensor) else t for t in made))

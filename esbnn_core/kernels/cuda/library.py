@@ -34,20 +34,26 @@ class Kernel:
     """A kernel to compile; the tests' emulator finds it by `name`.
 
     Attributes:
-        function: its name, and that of its source.
+        function: its name.
         tile: macro TILE, "" for a kernel without tiles.
         path: macro PATH.
         steps: macro STEPS.
+        source: name of its source, "" where that is the function's; all functions of a source are compiled together.
     """
 
     function: str
     tile: str = ""
     path: str = ""
     steps: int = 0
+    source: str = ""
 
     @property
     def name(self) -> str:
         return " ".join(part for part in (self.function, self.tile, self.path) if part)
+
+    @property
+    def file(self) -> str:
+        return f"{self.source or self.function}.cu"
 
     def macros(self) -> list[str]:
         return [f"-DTILE={self.tile}", f"-DPATH={self.path}", f"-DSTEPS={self.steps}"] if self.tile else []
@@ -91,7 +97,7 @@ def compiled(kernel: Kernel, architecture: str, options: tuple[str, ...] = ()) -
 
     headers = sorted(SOURCES.glob("*.cuh"))
     texts, names = [header.read_bytes() for header in headers], [header.name.encode() for header in headers]
-    source = f"{kernel.function}.cu"
+    source = kernel.file
     program = _checked(
         nvrtc.nvrtcCreateProgram((SOURCES / source).read_bytes(), source.encode(), len(headers), texts, names)
     )
@@ -129,7 +135,7 @@ def _announce_once(folder: Path) -> None:
 
 def cached(kernel: Kernel, architecture: str) -> bytes:
     """As compiled, through the cache folder; files are written whole, so that two processes may compile at once."""
-    identity = f"{_digest()} {architecture} {kernel}"
+    identity = f"{_digest()} {architecture} {kernel.file} {kernel.macros()}"
     folder = cache_folder()
     target = folder / f"cuda-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.cubin"
     if target.exists():
@@ -165,6 +171,7 @@ class Gpu:
         self.multiprocessors: int = properties.multi_processor_count
         self.architecture = f"sm_{properties.major}{properties.minor}"
         self._functions: dict[Kernel, Any] = {}
+        self._modules: dict[tuple[str, ...], Any] = {}
 
     def function(self, kernel: Kernel) -> Any:
         """The loaded function; compiled and loaded at its first use.
@@ -181,7 +188,11 @@ class Gpu:
                 )
             from cuda.bindings import driver
 
-            module = _checked(driver.cuModuleLoadData(cached(kernel, self.architecture)))
+            program = (kernel.file, *kernel.macros())
+            module = self._modules.get(program)
+            if module is None:
+                module = _checked(driver.cuModuleLoadData(cached(kernel, self.architecture)))
+                self._modules[program] = module
             found = _checked(driver.cuModuleGetFunction(module, kernel.function.encode()))
             self._functions[kernel] = found
         return found

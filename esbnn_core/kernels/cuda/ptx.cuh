@@ -52,6 +52,14 @@ __device__ __forceinline__ u32 to_bfloats(float low, float high) {
   return both;
 }
 
+// Words side by side at an address that is aligned to all of them.
+template <class Words> __device__ __forceinline__ Words read_words(const void *from) {
+  return *static_cast<const Words *>(from);
+}
+template <class Words> __device__ __forceinline__ void write_words(void *to, const Words &words) {
+  *static_cast<Words *>(to) = words;
+}
+
 __device__ __forceinline__ float from_half(u32 bits) {
   float x;
   asm("cvt.f32.f16 %0, %1;\n" : "=f"(x) : "h"(static_cast<u16>(bits)));

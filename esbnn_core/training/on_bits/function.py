@@ -249,7 +249,7 @@ def _through_tail(
         both = torch.stack([mean_grad, var_grad])
         if plan.reduce is not None:
             plan.reduce(both)
-        constant, slope = (both * both.new_tensor([[-1.0], [2.0]]) / plan.rows).to(ctx.work)
+        constant, slope = (-both[0] / plan.rows).to(ctx.work), (2 * both[1] / plan.rows).to(ctx.work)
         sums_grad = add_statistics(tail, part.sums, sums, constant, slope, plan.narrow)
     else:
         sums_grad = part.sums

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esbnn_core import kernels
-from esbnn_core.kernels.cpu import training as native
+from esbnn_core.kernels.training import steps_of
 from esbnn_core.layers import Sign
 from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE
 from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of, work_dtype
@@ -65,7 +65,7 @@ def _dtype(x: Tensor, shift: Tensor | None) -> torch.dtype:
 
 def unpack(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
     """(..., words) as pack_sign packs them -> (..., channels) +-1 of `dtype`."""
-    done = native.unpack(words, channels, groups, dtype)
+    done = steps_of(words).unpack(words, channels, groups, dtype)
     return unpack_in_torch(words, channels, groups, (-1.0, 1.0), dtype) if done is None else done
 
 
@@ -86,7 +86,7 @@ def unpack_in_torch(
 def signs_of(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
     """sign(x + shift) as +-1 (N, C, H, W) of `dtype`, channels_last."""
     rows = rows_of(x)
-    done = native.signs(rows, shift, dtype)
+    done = steps_of(rows).signs(rows, shift, dtype)
     return map_of(signs_in_torch(rows, shift, dtype) if done is None else done, x)
 
 
@@ -118,7 +118,7 @@ def through(
         grad, shift_grad = _through_deviation(rule, grad, x, shift)
         return (grad if onto is None else onto.add_(grad)), shift_grad
     rows = rows_of(x)
-    done = native.estimator(rule.ste, rule.clip, grad, rows, shift, None, onto, x.dtype)
+    done = steps_of(grad).estimator(rule.ste, rule.clip, grad, rows, shift, None, onto, x.dtype)
     found, total = through_in_torch(rule, grad, rows, shift, onto) if done is None else done
     return found, None if shift is None else total
 
@@ -153,7 +153,7 @@ def through_mask(
         onto: as through.
         dtype: of x.
     """
-    done = native.estimator("mask", 0.0, grad, None, shift, (mask, groups), onto, dtype)
+    done = steps_of(grad).estimator("mask", 0.0, grad, None, shift, (mask, groups), onto, dtype)
     if done is None:
         found = grad * unpack_in_torch(mask, grad.shape[1], groups, (0.0, 1.0), grad.dtype).flatten(0, -2)
         total = found.sum(0, dtype=work_dtype(grad.dtype))

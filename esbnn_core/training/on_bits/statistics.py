@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from esbnn_core.kernels.cpu import training as native
+from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 
@@ -49,7 +49,7 @@ def batch_statistics(
         dtype: of the steps after the sums.
         largest: +-1 products of a sum.
     """
-    both = native.moments(sums, largest)
+    both = steps_of(sums).moments(sums, largest)
     count = sums.shape[0]
     # whole numbers, so that a large mean costs the variance no digits
     total, squares, near = moments_in_torch(sums, dtype) if both is None else (*both.double(), both.new_zeros(()))

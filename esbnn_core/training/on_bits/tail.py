@@ -1,7 +1,7 @@
 """The steps of a unit after its sums, forward and backward: affine -> [PReLU] -> [+ residual] -> [activation].
 
 They work on rows (M, C') of C' = copies*O channels in place of maps. The sums are those of the O filters: a tile is a
-broadcast here, and what all copies share is computed once. The native library does them in one pass where it serves;
+broadcast here, and what all copies share is computed once. Native code does them in one pass where it serves;
 the torch code here defines what is right and serves everywhere.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.kernels.cpu import training as native
+from esbnn_core.kernels.training import TailSteps, steps_of
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 Kind = Literal["none", "prelu", "hardtanh"]
@@ -44,10 +44,10 @@ class Tail(NamedTuple):
     shift_out: Tensor | None = None
     limits: tuple[float, float] = (-1.0, 1.0)
 
-    def native(self) -> native.TailCall:
-        """The same for the native library."""
+    def native(self) -> TailSteps:
+        """The same for the native code of their device."""
         vectors = (self.factor, self.offset, self.inner, self.shift_in, self.slope, self.shift_out)
-        return native.TailCall(self.copies, self.centre, vectors, self.act, self.limits)
+        return steps_of(self.factor).TailCall(self.copies, self.centre, vectors, self.act, self.limits)
 
     def centred(self, sums: Tensor) -> Tensor:
         """A piece of the sums, (m, O) of any dtype, less the centre; a new tensor."""
@@ -190,7 +190,7 @@ def add_statistics(
         dtype: that the result has to have in the end; a native one has it at once.
     """
     assert tail.centre is not None
-    done = native.add_statistics(grad, sums, tail.centre, constant, slope, dtype)
+    done = steps_of(grad).add_statistics(grad, sums, tail.centre, constant, slope, dtype)
     return add_statistics_in_torch(tail, grad, sums, constant, slope) if done is None else done
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esbnn_core.kernels.cpu import training as native
+from esbnn_core.kernels.training import steps_of
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.quantizers import AbsMean, WeightQuantizer
 from esbnn_core.training.on_bits.signs import SignRule, estimator_
@@ -63,7 +63,7 @@ def through_weight(rule: SignRule, grad: Tensor, values: Tensor) -> Tensor:
         return grad.to(values.dtype)
     last = _channels_last(values)  # a parameter's gradient has to have its layout in the end, so grad gets it here
     rows, of = ((t.permute(0, 2, 3, 1) if last else t).flatten(1) for t in (grad, values))
-    done = native.estimator(rule.ste, rule.clip, rows, of, None, None, None, values.dtype, with_total=False)
+    done = steps_of(rows).estimator(rule.ste, rule.clip, rows, of, None, None, None, values.dtype, with_total=False)
     if done is None:
         return estimator_(rule, values.clone()).mul_(grad)
     out, _, height, width = values.shape

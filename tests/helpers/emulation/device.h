@@ -26,6 +26,7 @@ struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -34,7 +35,9 @@ inline float __uint_as_float(u32 x) { float y; std::memcpy(&y, &x, 4); return y;
 inline float __int_as_float(int x) { return __uint_as_float(u32(x)); }
 inline float __int2float_rn(int x) { return float(x); }
 inline float __fadd_rn(float a, float b) { return a + b; } // built with -ffp-contract=off
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline unsigned long long atomicAdd(unsigned long long *at, unsigned long long more) { return *at += more, *at - more; }
 inline u32 atomicOr(u32 *at, u32 bits) { const u32 old = *at; *at |= bits; return old; }
 
 [[noreturn]] inline void fail(const char *what) {

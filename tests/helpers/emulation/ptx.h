@@ -60,6 +60,17 @@ template <int BYTES> void copy_async(void *to, const void *from, bool inside) {
 inline void copies_commit() { commit_copies(); }
 template <int LEFT> void copies_wait() { wait_copies(LEFT); }
 
+template <class Words> Words read_words(const void *from) {
+  check_aligned(from, sizeof(Words));
+  Words words;
+  std::memcpy(&words, from, sizeof(Words));
+  return words;
+}
+template <class Words> void write_words(void *to, const Words &words) {
+  check_aligned(to, sizeof(Words));
+  std::memcpy(to, &words, sizeof(Words));
+}
+
 inline u32 to_half(float x) {
   const u32 bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return 0x7FFFu;
