@@ -25,10 +25,14 @@ from torch import nn
 from esbnn_core import count, load_checkpoint, model_spec
 from esbnn_core.errors import InputError, check_output_folder, refuse
 from esbnn_core.files import ROOT, child_environment, write_atomically
+from esbnn_core.lit.recipes import read_config
+from esbnn_core.lit.start import StartApart
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.demo_report import draw_report, render_report, render_summary
 
 CONFIGS = {"base": "configs/classification/demo_base.yaml", "ES tau=2": "configs/classification/demo_es.yaml"}
+
+START = f"{StartApart.__module__}.{StartApart.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Row:
         system: name in the table.
         network: registered name.
         options: of the network.
+        start: arguments of its StartApart, empty for the papers' start.
         command: that trained it.
         top1_latent: accuracy of the latent network, in percent of the test images.
         top1_packed: accuracy of the packed network, likewise.
@@ -58,6 +63,7 @@ class Row:
     system: str
     network: str
     options: dict[str, Any]
+    start: dict[str, Any]
     command: str
     top1_latent: float
     top1_packed: float
@@ -131,6 +137,12 @@ def read_curve(metrics: Path) -> list[float]:
         return [float(row["val_top1"]) for row in csv.DictReader(file) if row.get("val_top1")]
 
 
+def read_start(config: Path) -> dict[str, Any]:
+    """The arguments of StartApart in a run's config.yaml, empty where it has none."""
+    found = [callback for callback in read_config(config)["trainer"]["callbacks"] if callback["class_path"] == START]
+    return dict(found[0]["init_args"]) if found else {}
+
+
 def run_system(system: str, config: str, extra: Sequence[str]) -> Row:
     """Train one network, read both of its files, compare and count them."""
     folder = Path("runs") / Path(config).stem
@@ -145,6 +157,7 @@ def run_system(system: str, config: str, extra: Sequence[str]) -> Row:
         system=system,
         network=spec.name,
         options=dict(spec.options),
+        start=read_start(folder / "config.yaml"),
         command=command,
         bops=cost.bops,
         flops=cost.flops,

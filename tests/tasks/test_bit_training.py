@@ -112,8 +112,8 @@ def test_real_weights_are_refused_and_packed_ones_where_fit_begins(
 def test_it_is_an_option_of_the_command_line() -> None:
     config = Path(__file__).parents[2] / "configs/classification/demo_es.yaml"
     cases = (
-        ([], "train_on_bits_ was not called", None),
-        (["--model.train_on_bits=true"], "", None),
+        (["--model.train_on_bits=false"], "train_on_bits_ was not called", None),
+        ([], "", None),
         (["--model.train_on_bits=bfloat16"], "", torch.bfloat16),
     )
     for words, expected, rounded in cases:

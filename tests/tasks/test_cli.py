@@ -43,7 +43,7 @@ def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) 
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val_top1", "val_top5", "train_loss", "train_loss_epoch", "lr-Adam", "flip/mean"} <= set(header)
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["train_size"] == 256
-    assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "es_reactnet_resnet8"
+    assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "es_reactnet_resnet8x2"
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def rows() -> list[demo.Row]:
         system="base",
         network="reactnet_resnet8",
         options={},
+        start={},
         command="python",
         top1_latent=80.0,
         top1_packed=80.0,
@@ -37,7 +38,7 @@ def rows() -> list[demo.Row]:
         train_seconds=3.0,
         val_top1=[70.0, 80.0],
     )
-    return [base, replace(base, system="ES tau=2", options={"copy_spread": 0.5})]
+    return [base, replace(base, system="ES tau=2", start={"thresholds": 0.5, "gains": "alternate"})]
 
 
 @pytest.mark.slow
@@ -50,14 +51,17 @@ def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     base, es = report["rows"]
     assert (base["bops"], base["flops"]) == (es["bops"], es["flops"])
-    assert base["bops"] == 9031680 and base["flops"] == 314240  # by hand, layer by layer
+    assert base["bops"] == 36126720 and base["flops"] == 1029888  # by hand, layer by layer
     for row in report["rows"]:
         assert row["differing"] == 0 and row["top1_latent"] == row["top1_packed"]
         assert row["bytes_packed"] < row["bytes_latent"] / 4
     assert (tmp_path / "out" / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (tmp_path / "out" / "summary.md").read_text() in capfd.readouterr().out
     text = (tmp_path / "out" / "report.md").read_text()
-    assert text.count("fit --config") == 2 and "copy_spread = 0.5" in text
+    assert (
+        text.count("fit --config") == 2
+        and "ES tau=2 starts its copies apart (thresholds 0.5, over copies, gains alternate; ours" in text
+    )
 
 
 @pytest.mark.parametrize(
