@@ -16,6 +16,16 @@ enum Shape {
 };
 enum Pointer { X, SHIFT, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
 
+// The kinds of steps in a program, with their numbers and addresses.
+enum Step {
+  BINARY_CONV,  // as esbnn_conv
+  CLEAR,        // bytes; to
+  REAL_CONV,    // shape of esbnn_real_conv; x, y, weights, bias
+  AVERAGE_POOL, // shape of esbnn_max_pool; x, y
+  MEANS,        // images, pixels, channels; x, y
+  TILED_AFFINE  // images, pixels, channels, copies, shares; x, y, scale, offset
+};
+
 } // namespace esbnn
 
 // Calls share(of, i) for every i below `shares`, on threads of `pool`, and returns when all are done.
@@ -39,8 +49,10 @@ API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t f
 API int esbnn_conv(int path, const int64_t *shape, void *const *pointers);
 API int esbnn_conv_in(int path, const int64_t *shape, void *const *pointers, esbnn_run run, void *pool);
 
-// `count` calls of esbnn_conv, one after the other; their arguments side by side.
-API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers);
+// Steps one after the other, 0 or 1 as esbnn_conv. A program is: threads, how many steps; then for each its kind, how many
+// numbers and addresses it has, the numbers, and for each address which of `bases` it starts from and how many bytes
+// after that it is. The threads of a BINARY_CONV are those of its own numbers.
+API int esbnn_program(int path, const int64_t *program, void *const *bases);
 
 // Images of `pixels` pixels each; steps in values.
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
