@@ -102,18 +102,17 @@ def _copies_step(shape: tuple[int, ...], out: int, threads: int) -> tuple[Step, 
 
 
 def average_pool2d(x: Tensor, mean: Mean) -> Tensor | None:
-    """torch's avg_pool2d without padding, every bit of it, in the memory format of x (N, C, H, W)."""
+    """torch's avg_pool2d without padding in every bit, of x (N, C, H, W) in channels_last and in no other layout."""
     library = _library_for(x)
-    if library is None:
+    if library is None or not x.is_contiguous(memory_format=LAST) or x.is_contiguous():
         return None
     found = _average_program(library, x.shape, mean, torch.get_num_threads())
     if found is None:
         return None
     program, size = found
-    last = x.contiguous(memory_format=LAST)
     y = torch.empty((*x.shape[:2], *size), dtype=torch.float32, memory_format=LAST)
-    program.run(last.data_ptr(), y.data_ptr())
-    return y if last is x else y.contiguous()
+    program.run(x.data_ptr(), y.data_ptr())
+    return y
 
 
 @functools.lru_cache(1024)
