@@ -21,18 +21,15 @@ from esbnn_core.packed.watch import Watch, hooked
 LAST = torch.channels_last
 
 
-class Known:
-    """The segments of a row, none where it has to be called unit by unit, and what has to stay as it is for that."""
-
-    def __init__(self, watch: Watch, segments: list[Segment]) -> None:
-        self.watch, self.segments = watch, segments
-
-
 class Row:
-    """The rows that a chain knows, by the looks of their inputs; a copy of the chain begins without any."""
+    """The rows that a chain knows; a copy of the chain begins without any.
+
+    Attributes:
+        known: by the looks of an input its segments, or over which modules it is no row as long as they are the same.
+    """
 
     def __init__(self) -> None:
-        self.known: dict[Any, Known] = {}
+        self.known: dict[Any, list[Segment] | Watch] = {}
 
     def __deepcopy__(self, memo: Any) -> "Row":
         return Row()
@@ -51,21 +48,27 @@ class Row:
             return None
         look = None if bits is None else bits.shape
         key = (x.shape, x.stride(), look, following, library, torch.get_num_threads())
-        known = self.known.get(key)
-        if known is None or not known.watch.same():
+        segments = self.known.get(key)
+        if segments is None:
             return self._learn(key, chain, x, bits, following)
-        if known.watch.hooked() or not known.segments:
+        if isinstance(segments, Watch):
+            return None if segments.same() else self._learn(key, chain, x, bits, following)
+        first = segments[0].watch
+        if first.hooked():
             return None
-        handed = bits
-        for number, segment in enumerate(known.segments):
-            if segment.watch.hooked():
-                return _walk(_left(known.segments[number:]), x, handed, following)
-            residual = None if segment.shortcut is None else segment.shortcut(x)
-            if not segment.watch.same() or not _expected(residual, segment):
-                self.known.pop(key, None)
-                return _walk(_left(known.segments[number:]), x, handed, following, residual)
-            x, handed = segment.run(x, handed, residual)
-        return x, handed
+        if not first.same():
+            return self._learn(key, chain, x, bits, following)
+        for number, segment in enumerate(segments):
+            residual = None
+            if segment.shortcut is not None:
+                if segment.watch.hooked():
+                    return _walk(_left(segments[number:]), x, bits, following)
+                residual = segment.shortcut(x)
+                if not segment.watch.same() or not _expected(residual, segment):
+                    self.known.pop(key, None)
+                    return _walk(_left(segments[number:]), x, bits, following, residual)
+            x, bits = segment.run(x, bits, residual)
+        return x, bits
 
     def _learn(
         self, key: Any, chain: nn.Module, x: Tensor, bits: Tensor | None, following: PackedLayer | None
@@ -75,14 +78,13 @@ class Row:
         chains: list[nn.Module] = []
         if not _flatten(chain, units, chains) or len(units) < 2:
             return None
-        watch = Watch(chains, owners=[chain])
-        if watch.hooked() or not all(map(_plain, units)):
+        if hooked(*chains) or not all(map(_plain, units)):
             return None
         after = [*units[1:], following]
         if not all(unit.hands_to(then) for unit, then in zip(units, after, strict=True) if then is not None):
-            self._keep(key, Known(Watch([*chains, *units], owners=[chain]), []))
+            self._keep(key, Watch([*chains, *units], owners=[chain]))
             return None
-        recording = Recording(Map(X, x.shape), SOURCE if bits is not None else X)  # type: ignore[arg-type]
+        recording = Recording(Map(X, x.shape), SOURCE if bits is not None else X, chains, chain)  # type: ignore[arg-type]
         handed = bits
         for number, (unit, then) in enumerate(zip(units, after, strict=True)):
             shortcut = unit._modules["shortcut"]
@@ -92,11 +94,10 @@ class Row:
             call = unit.call(x, handed, unit.prelu, residual, unit.rprelu, then)
             x, handed = operators.serve(call)
             recording.add(unit, then, call, (x.shape[2], x.shape[3]))
-        segments = recording.finish()
-        self._keep(key, Known(watch if segments else Watch([*chains, *units], owners=[chain]), segments))
+        self._keep(key, recording.finish() or Watch([*chains, *units], owners=[chain]))
         return x, handed
 
-    def _keep(self, key: Any, known: Known) -> None:
+    def _keep(self, key: Any, known: list[Segment] | Watch) -> None:
         """Few shapes are in use at a time, and none is worth much."""
         if len(self.known) >= 16:
             self.known.clear()

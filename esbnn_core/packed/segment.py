@@ -17,6 +17,8 @@ from esbnn_core.packed.watch import Watch, hooked
 
 SOURCE, X, RESIDUAL, Y, BITS = map(Given, range(5))
 """What the first unit reads (packed signs or x), x, its residual if torch made it; the last one's output and signs."""
+ALWAYS = ("forward", "_modules")
+"""Attributes of a real layer that are compared beside those of its RECORDED: nothing is put in their place."""
 
 
 class Segment:
@@ -61,12 +63,16 @@ class Recording:
     Args:
         x: the first unit's input.
         source: what its convolution reads.
+        chains: that the units are in, which the first segment's watch is over as well.
+        outer: the chain that these are in.
     """
 
-    def __init__(self, x: Map, source: Place) -> None:
+    def __init__(self, x: Map, source: Place, chains: list[nn.Module], outer: nn.Module) -> None:
         self.segments: list[Segment] = []
         self.fits = True
         self._begin(x, source)
+        self.modules += chains
+        self.owners.append(outer)
 
     def _begin(self, x: Map, source: Place) -> None:
         self.recorder = Recorder()
@@ -74,6 +80,7 @@ class Recording:
         self.units: list[PackedUnit] = []
         self.then: PackedLayer | None = None
         self.modules: list[nn.Module] = []
+        self.owners: list[nn.Module] = []
         self.real: list[nn.Module] = []
         self.shortcut: nn.Module | None = None
         self.look: tuple[Any, Any] | None = None
@@ -127,9 +134,9 @@ class Recording:
         bound = {y: Y} if bits is None else {y: Y, bits: BITS}
         program = self.recorder.finish(plan.library, torch.get_num_threads(), 5, bound)
         shift = [] if self.then is None else [(self.then._buffers, "shift")]
-        constants = [(part, name) for part in self.real for name in (*getattr(part, "RECORDED", ()), "forward")]
+        constants = [(part, name) for part in self.real for name in (*getattr(part, "RECORDED", ()), *ALWAYS)]
         buffers = [part for part in (*self.units, *self.real) if part._buffers]
-        watch = Watch(self.modules, buffers, shift, constants)
+        watch = Watch(self.modules, buffers, {"weight_bits"}, shift, constants, self.owners)
         rest = (self.shortcut, self.look, plan.y[:2], plan.bits)
         self.segments.append(Segment(self.units, watch, program, *rest))
 

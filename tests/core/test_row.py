@@ -115,6 +115,10 @@ def test_chains_and_their_parts_are_rows_of_their_own(rows: list[int]) -> None:
         assert torch.equal(last(small), want) and last(small).stride() == want.stride()
 
 
+def one_more(_: nn.Module, __: Any, out: Any) -> Any:
+    return (out[0] + 1, out[1]) if isinstance(out, tuple) else out + 1
+
+
 def change_in_place(stages: Any) -> None:
     stages.layer3[1].scale.mul_(1.5)
 
@@ -153,9 +157,11 @@ def change_stage(stages: Any) -> None:
 
 
 def add_hook(stages: Any) -> None:
-    stages.layer1[1].register_forward_hook(
-        lambda _, __, out: (out[0] + 1, out[1]) if isinstance(out, tuple) else out + 1
-    )
+    stages.layer1[1].register_forward_hook(one_more)
+
+
+def add_hook_after_shortcut(stages: Any) -> None:
+    stages.layer3[0].register_forward_hook(one_more)
 
 
 def add_hook_to_act(stages: Any) -> None:
@@ -200,7 +206,16 @@ CHANGES = [
         change_shortcut,
         change_act,
     ),
-    *(change_stage, add_hook, add_hook_to_act, add_hook_to_stage, add_hook_to_pool, change_forward, change_pool),
+    *(
+        change_stage,
+        add_hook,
+        add_hook_after_shortcut,
+        add_hook_to_act,
+        add_hook_to_stage,
+        add_hook_to_pool,
+        change_forward,
+        change_pool,
+    ),
     *(change_real, load_others),
 ]
 
@@ -224,6 +239,22 @@ def test_a_change_is_seen(
 @pytest.fixture(scope="module")
 def small() -> dict[bool, nn.Module]:
     return {fold_real: packed("reactnet_resnet18", fold_real).stages for fold_real in (False, True)}
+
+
+@torch.no_grad()
+def test_a_chain_that_begins_with_a_real_shortcut_sees_changes(small: dict[bool, nn.Module], rows: list[int]) -> None:
+    x = drawn(2, 64, 8, 8)
+    for change in (change_unit, change_in_place, add_hook_to_act, change_real):
+        for stages in map(copy.deepcopy, small.values()):
+            alone = nn.Module()
+            alone.layer1 = alone.layer2 = alone.layer3 = alone.layer4 = chain = stages.layer2
+            rows.clear()
+            first = [chain(x) for _ in range(2)][-1]
+            assert rows == [4]
+            change(alone)
+            want = one_by_one(chain, x)
+            assert not torch.equal(want, first)
+            assert torch.equal(chain(x), want) and torch.equal(chain(x), want)
 
 
 @torch.no_grad()
