@@ -6,6 +6,7 @@ from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, is
 from esbnn_core.packed.match import packed_like, packs
 from esbnn_core.packed.pools import FoldedMean, PackedAvgPool2d, PackedMaxPool2d
 from esbnn_core.packed.real import FoldedConv2d, TiledAffine
+from esbnn_core.packed.stem import PackedStem
 from esbnn_core.packed.timestep import PackedTimestepUnit
 from esbnn_core.packed.units import PackedTokenUnit, PackedUnit
 
@@ -19,6 +20,7 @@ __all__ = [
     "PackedLayer",
     "PackedLinear",
     "PackedMaxPool2d",
+    "PackedStem",
     "PackedTimestepUnit",
     "PackedTokenUnit",
     "PackedUnit",

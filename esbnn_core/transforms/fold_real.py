@@ -11,6 +11,7 @@ from esbnn_core.layers import Tile
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.packed.pools import FoldedMean
 from esbnn_core.packed.real import FoldedConv2d, FoldedLinear, TiledAffine
+from esbnn_core.packed.stem import PackedStem
 from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
 from esbnn_core.units.folding import fold_norm, folds
 
@@ -75,7 +76,7 @@ def _mean(module: nn.Module) -> nn.Module | None:
 
 
 def _is_row(module: nn.Module) -> bool:
-    return type(module) is nn.Sequential
+    return type(module) in (nn.Sequential, PackedStem)
 
 
 def _parts(row: nn.Module) -> list[tuple[str, nn.Module]]:

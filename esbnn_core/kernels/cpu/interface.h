@@ -70,6 +70,13 @@ API int esbnn_real_conv(int path, const int64_t *shape, const float *x, const fl
                         float *y, int threads);
 API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y, int threads);
 
+// A max-pooling of what the norm of as many copies of x will be applied to, in place of a max-pooling after the norm: y has
+// copies * channels channels. 1, or 0 where the two orders might differ in a bit; y is then not to be used. The norm's
+// vectors (copies * channels), weight and bias null where it has none. Channels are a multiple of 16.
+API int esbnn_pool_before_norm(int path, const int64_t *shape, const float *x, int64_t copies, const float *weight,
+                               const float *bias, const float *mean, const float *variance, double eps, float *y,
+                               int threads);
+
 // A convolution and the max-pooling of its output; scale and offset (copies * filters), or null for one plain copy.
 API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t *pool_shape, const float *x,
                              const float *weights, const float *bias, int64_t copies, const float *scale,

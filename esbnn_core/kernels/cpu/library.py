@@ -166,6 +166,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     handle.esbnn_real_conv.argtypes = [number, *[pointer] * 5, number]
     handle.esbnn_real_conv_pool.argtypes = [number, *[pointer] * 5, ctypes.c_int64, *[pointer] * 3, number]
     handle.esbnn_max_pool.argtypes = [number, *[pointer] * 3, number]
+    norm = (pointer, pointer, pointer, pointer, ctypes.c_double)
+    handle.esbnn_pool_before_norm.argtypes = [number, pointer, pointer, ctypes.c_int64, *norm, pointer, number]
     threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(compiler())}"
     return handle, f"{reason}{threads}"
 

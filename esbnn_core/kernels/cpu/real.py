@@ -140,6 +140,50 @@ def max_pool2d(x: Tensor, window: Window) -> Tensor | None:
     return y if last is x else y.contiguous()
 
 
+class Norm(NamedTuple):
+    """A BatchNorm outside training, of copies of a map: vectors (copies*C,), and eps.
+
+    Attributes:
+        weight: or None.
+        bias: or None.
+        mean: of the running statistics.
+        variance: likewise.
+        eps: added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
+def pool_before_norm(x: Tensor, window: Window, norm: Norm) -> Tensor | None:
+    """What gives max_pool2d(norm(x)) in every bit if the norm is applied to it: (N, C, H, W) -> (N, copies*C, H', W').
+
+    The largest values of each window, for channels that the norm turns around the smallest: a norm is monotonic, also
+    as it is rounded. x has its channels last, and in no other layout; torch's norm then treats every pixel alike.
+    None for other maps, and where a zero of the two might have different signs.
+    """
+    library = cpu.choose()[0]
+    vectors = [t for t in norm[:4] if t is not None]
+    if library is None or x.dim() != 4 or not _fits(window) or x.shape[1] % LANES or x.numel() == 0:
+        return None
+    if not all(t.is_cpu and t.dtype == torch.float32 for t in (x, *vectors)) or x.is_contiguous():
+        return None
+    images, channels, height, width = x.shape
+    size = window.output(height, width)
+    plain = all(t.is_contiguous() for t in vectors) and x.is_contiguous(memory_format=torch.channels_last)
+    if not plain or min(size) < 1 or size == (1, 1) or len(norm.mean) % channels:
+        return None
+    y = _empty(images, len(norm.mean), size)
+    shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), channels)
+    places = [0 if t is None else t.data_ptr() for t in norm[:4]]
+    start = (library.path, shape, x.data_ptr(), len(norm.mean) // channels)
+    same = library.handle.esbnn_pool_before_norm(*start, *places, norm.eps, y.data_ptr(), torch.get_num_threads())
+    return y if same else None
+
+
 def _fits(window: Window) -> bool:
     """Whether torch takes the padding of a pooling."""
     return all(2 * pad <= side for pad, side in zip(window.padding, window.kernel, strict=True))
