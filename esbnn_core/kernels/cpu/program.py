@@ -66,8 +66,8 @@ class Program(NamedTuple):
         Raises:
             MemoryError: too little memory.
         """
-        work = torch.empty(self.workspace, dtype=torch.uint8)
-        bases = self.bases.pack(0, work.data_ptr(), *given)
+        work = torch.empty(self.workspace, dtype=torch.uint8) if self.workspace else None
+        bases = self.bases.pack(0, 0 if work is None else work.data_ptr(), *given)
         if self.library.handle.esbnn_program(self.library.path, self.code, bases):
             raise MemoryError("no memory for the packed activations of this call")
 

@@ -68,9 +68,9 @@ def real_conv2d(
     library = cpu.choose()[0]
     if library is None or library.name == "portable" or x.dim() != 4:  # torch has faster code than plain C++
         return None
-    tensors = (x, filters.lanes, filters.bias, *(affine or ()))
-    if not all(t.is_cpu and t.dtype == torch.float32 for t in tensors):
-        return None
+    for t in (x, filters.lanes, filters.bias, *(affine or ())):
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
     copies = 1 if affine is None else len(affine[0]) // filters.number
     sizes = _conv_sizes(x.shape, window, pool, filters.number)
     if sizes is None:
@@ -112,8 +112,9 @@ def real_linear(x: Tensor, filters: RealFilters) -> Tensor | None:
     library = cpu.choose()[0]
     if library is None or library.name == "portable" or x.numel() == 0 or filters.number < 1:
         return None
-    if not all(t.is_cpu and t.dtype == torch.float32 for t in (x, filters.lanes, filters.bias)):
-        return None
+    for t in (x, filters.lanes, filters.bias):
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
     rows, channels = x.shape
     x = x.contiguous()
     y = torch.empty((rows, filters.number), dtype=torch.float32)

@@ -133,9 +133,10 @@ def means(x: Tensor) -> Tensor | None:
     library = _library_for(x)
     if library is None or x.numel() == 0:
         return None
+    images, channels, _, _ = shape = x.shape
     last = x.contiguous(memory_format=LAST)
-    y = torch.empty((*x.shape[:2], 1, 1), dtype=torch.float32, memory_format=LAST)
-    _means_program(library, x.shape, torch.get_num_threads()).run(last.data_ptr(), y.data_ptr())
+    y = torch.empty_strided((images, channels, 1, 1), (channels, 1, channels, channels), dtype=torch.float32)
+    _means_program(library, shape, torch.get_num_threads()).run(last.data_ptr(), y.data_ptr())
     return y if last is x else y.contiguous()
 
 
@@ -169,6 +170,7 @@ def _copies_program(library: Library, shape: torch.Size, out: int, threads: int)
 
 def _library_for(x: Tensor, *others: Tensor) -> Library | None:
     """The library, if it serves a map and vectors like these."""
-    library = cpu.choose()[0]
-    fits = x.dim() == 4 and all(t.is_cpu and t.dtype == torch.float32 for t in (x, *others))
-    return library if fits else None
+    for t in (x, *others):
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
+    return cpu.choose()[0] if x.dim() == 4 else None
