@@ -1,12 +1,13 @@
 """How fast is what people would run instead? Packed networks against a ResNet-18, also in int8, in three runtimes.
 
-python -m benchmarks.speed.rivals [--threads 1] [--rounds 15] [--names reactnet_resnet18 ...]
+python -m benchmarks.speed.rivals [--threads 1] [--rounds 15] [--names reactnet_resnet18 ...] [--ours]
 
 One image of 224x224, process time, all contenders in turns. The rival is torchvision's ResNet-18: in torch (float32 and
 bfloat16, compiled and frozen), in ONNX Runtime and in OpenVINO (float32, and int8 after static quantization with
 drawn images). Ours run packed in torch, as pack_ leaves them and after fold_real_, and, with the same kernels, in ONNX
 Runtime. Weights are drawn, which changes no time. Needs the extra `bench`; writes rivals_CPU-PATH.json, a file for each
-path of the processor.
+path of the processor. With --ours neither the rivals nor compiled networks run, and no file is written: how near is
+PyTorch to ONNX Runtime?
 """
 
 import argparse
@@ -110,8 +111,8 @@ def in_torch(x: torch.Tensor) -> dict[str, Call]:
     return {"torch fp32 frozen": frozen(whole, x), "torch bf16 frozen": frozen(narrow, x)}
 
 
-def ours(name: str, folder: Path, x: torch.Tensor, threads: int) -> dict[str, Call]:
-    """A packed network in torch and in ONNX Runtime, after a comparison of their logits."""
+def ours(name: str, folder: Path, x: torch.Tensor, threads: int, compiled: bool = True) -> dict[str, Call]:
+    """A packed network in torch, if asked also compiled, and in ONNX Runtime, after a comparison of their logits."""
     torch.manual_seed(0)
     packed = pack_(anneal_(create_model(name)).eval()).to(memory_format=torch.channels_last)
     path = folder / f"{name}.onnx"
@@ -123,13 +124,12 @@ def ours(name: str, folder: Path, x: torch.Tensor, threads: int) -> dict[str, Ca
     print(f"{name}: logits with fold_real differ by {turned:.1e} of the largest", flush=True)
     difference = np.abs(running.run(None, given)[0] - want).max() / np.abs(want).max()
     print(f"{name}: logits in ONNX Runtime differ by {difference:.1e} of the largest", flush=True)
-    return {
-        f"{name} torch": functools.partial(packed, x),
-        f"{name} torch frozen": frozen(packed, x),
-        f"{name} torch fold_real": functools.partial(folded, x),
-        f"{name} torch fold_real frozen": frozen(folded, x),
-        f"{name} onnxruntime": lambda: running.run(None, given),
-    }
+    found: dict[str, Call] = {f"{name} onnxruntime": lambda: running.run(None, given)}
+    for kind, network in (("torch", packed), ("torch fold_real", folded)):
+        found[f"{name} {kind}"] = functools.partial(network, x)
+        if compiled:
+            found[f"{name} {kind} frozen"] = frozen(network, x)
+    return found
 
 
 @torch.inference_mode()
@@ -149,6 +149,20 @@ def measure(names: list[str], threads: int, rounds: int) -> dict[str, Any]:
     best = min(us[f"{RIVAL} {runtime} int8"]["median"] for runtime in ("onnxruntime", "openvino"))
     faster = {name: round(best / times["median"], 2) for name, times in us.items() if not name.startswith(RIVAL)}
     return {"us": us, "times the fastest int8": faster}
+
+
+@torch.inference_mode()
+def compare(names: list[str], threads: int, rounds: int) -> None:
+    """Print times of our networks, and how many times ONNX Runtime's they are."""
+    x = torch.from_numpy(images(1)[0]).to(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as made:
+        calls = [ours(name, Path(made), x, threads, compiled=False) for name in names]
+        us = interleave({key: call for each in calls for key, call in each.items()}, rounds, clock=time.process_time)
+    for name in names:
+        best = us[f"{name} onnxruntime"]["median"]
+        for kind in ("onnxruntime", "torch fold_real", "torch"):
+            median = us[f"{name} {kind}"]["median"]
+            print(f"{f'{name} {kind}':34} {median / 1000:7.2f} ms  {median / best:.3f} times ONNX Runtime")
 
 
 @contextlib.contextmanager
@@ -177,7 +191,11 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--names", nargs="+", default=list(NAMES))
+    parser.add_argument("--ours", action="store_true", help="our networks alone, not compiled; writes no file")
     args = parser.parse_args()
+    if args.ours:
+        torch.set_num_threads(args.threads)
+        return compare(args.names, args.threads, args.rounds)
     try:
         found = versions()
     except ImportError as error:

@@ -1,34 +1,14 @@
-"""Real layers of a packed network on our own kernels: max-pooling, and what fold_real_ makes of the others."""
+"""Real layers of a packed network on our own kernels: what fold_real_ makes of convolutions and linear layers."""
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.kernels.cpu.real import RealFilters, Window, max_pool2d, real_conv2d, real_lanes
+from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu.program import Recorder
+from esbnn_core.kernels.cpu.real import RealFilters, Window, real_conv2d, real_lanes, real_linear
+from esbnn_core.kernels.cpu.real_steps import Map, record_conv, record_copies, tiled_affine
 from esbnn_core.kernels.direct import unwatched
-
-
-class PackedMaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d with the same numbers in every bit, without the positions that torch notes beside them.
-
-    Wherever the kernel does not serve, torch does: while something traces or compiles, on another device or in another
-    type than float32.
-    """
-
-    @classmethod
-    def of(cls, pool: nn.Module) -> "PackedMaxPool2d | None":
-        """The same pooling, None for any other module and for what the kernel does not do."""
-        if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices or _pair(pool.dilation) != (1, 1):
-            return None
-        return cls(pool.kernel_size, pool.stride, pool.padding)
-
-    @property
-    def window(self) -> Window:
-        """As the kernel takes it."""
-        return Window(_pair(self.kernel_size), _pair(self.stride), _pair(self.padding))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = max_pool2d(x, self.window) if unwatched(x) else None
-        return super().forward(x) if y is None else y
+from esbnn_core.packed.pools import PackedMaxPool2d, pair
 
 
 class TiledAffine(nn.Module):
@@ -55,6 +35,11 @@ class TiledAffine(nn.Module):
         self.register_buffer("positions", positions)
 
     def forward(self, x: Tensor) -> Tensor:
+        held = self._buffers
+        if held["positions"] is None and x.dim() == 4 and x.shape[1] == self.channels and unwatched(x):
+            y = tiled_affine(x, held["scale"], held["offset"])  # type: ignore[arg-type]
+            if y is not None:
+                return y
         x = x.permute(0, 2, 3, 1)  # the copies of a channel are in one pixel
         if self.positions is not None:
             y = torch.addcmul(self.offset, x.index_select(3, self.positions), self.scale)
@@ -122,6 +107,9 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
         copies: of that, or None.
     """
 
+    RECORDED = ("in_channels", "kernel_size", "stride", "padding", "direct")
+    """Attributes that `record` reads beside its children."""
+
     def __init__(
         self,
         conv: nn.Conv2d,
@@ -142,7 +130,7 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
             weight, bias = weight * scale.double().view(-1, 1, 1, 1), bias * scale.double()
         self._hold(weight, bias if offset is None else bias + offset.double(), conv.weight.dtype)
         self.pool, self.copies = pool, copies
-        plain = conv.groups == 1 and _pair(conv.dilation) == (1, 1) and conv.padding_mode == "zeros"
+        plain = conv.groups == 1 and pair(conv.dilation) == (1, 1) and conv.padding_mode == "zeros"
         self.direct = plain and not isinstance(conv.padding, str)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,6 +151,23 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
         y = y if pool is None else pool(y)
         return y if copies is None else copies(y)
 
+    def record(self, recorder: Recorder, x: Map) -> Map | None:
+        """The layer as steps of a program: the map that it gives, None for what is not of our kernel."""
+        library, copies = cpu.choose()[0], self.copies
+        fits = self.direct and self.pool is None and x.shape[1] == self.in_channels
+        if (
+            not fits
+            or library is None
+            or library.name == "portable"
+            or (copies is not None and copies.positions is not None)
+        ):
+            return None
+        window = Window(self.kernel_size, self.stride, self.padding)  # type: ignore[arg-type]
+        y = record_conv(recorder, x, self._filters(), window)
+        if y is None or copies is None:
+            return y
+        return record_copies(recorder, y, copies.scale, copies.offset, torch.get_num_threads())
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded"  # type: ignore[no-untyped-call]
 
@@ -182,20 +187,12 @@ class FoldedLinear(_OnLanes, nn.Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2 and x.shape[1] == self.in_features and unwatched(x):
-            # rows are the pixels of an image of one column
-            y = real_conv2d(x.t()[None, :, :, None], self._filters(), ONE)
+            y = real_linear(x, self._filters())
             if y is not None:
-                return y[0, :, :, 0].t()
+                return y
         return nn.Linear.forward(self, x)
 
 
 def is_folded(network: nn.Module) -> bool:
     """Whether fold_real_ folded real layers of the network."""
     return any(isinstance(module, _OnLanes) for module in network.modules())
-
-
-ONE = Window((1, 1), (1, 1), (0, 0))
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from esbnn_core.errors import InputError
 from esbnn_core.layers import Tile
 from esbnn_core.packed.layers import is_packed
+from esbnn_core.packed.pools import FoldedMean
 from esbnn_core.packed.real import FoldedConv2d, FoldedLinear, TiledAffine
+from esbnn_core.packed.stem import PackedStem
 from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
 from esbnn_core.units.folding import fold_norm, folds
 
@@ -22,7 +24,7 @@ def fold_real_(model: nn.Module) -> nn.Module:
     - Where copies of the maps are between them (ES) it becomes one factor and offset per channel, after the stem's
       max-pooling, which then pools the maps once and not their copies.
     - These convolutions run on our own kernel on a CPU in float32, and give maps in channels_last for any input.
-    - Linear layers run on the same kernel.
+    - Linear layers run on the same kernel. Means over all pixels are added in another order, in part in float64.
 
     Binary layers stay as they are, with exact sums. But a sign that hangs on the last bits of a real sum may turn, and
     one turned sign changes many after it: the logits are those of the unfolded network up to rounding only for images
@@ -57,7 +59,7 @@ def fold_real_(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for _, row, steps in found:
             row._modules = steps  # type: ignore[assignment]
-        for _ in replace_modules(model, lambda _, module: _linear(module)):
+        for _ in replace_modules(model, lambda _, module: _linear(module) or _mean(module)):
             pass
     return model.eval()
 
@@ -68,8 +70,13 @@ def _linear(module: nn.Module) -> nn.Module | None:
     return FoldedLinear(module) if plain else None  # type: ignore[arg-type]
 
 
+def _mean(module: nn.Module) -> nn.Module | None:
+    """Our mean over all pixels for torch's, None for other modules and for one with a hook."""
+    return None if has_hooks(module) else FoldedMean.of(module)
+
+
 def _is_row(module: nn.Module) -> bool:
-    return type(module) is nn.Sequential
+    return type(module) in (nn.Sequential, PackedStem)
 
 
 def _parts(row: nn.Module) -> list[tuple[str, nn.Module]]:

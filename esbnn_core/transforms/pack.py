@@ -7,7 +7,8 @@ from esbnn_core.errors import InputError
 from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.chain import chained
 from esbnn_core.packed.match import packed_like
-from esbnn_core.packed.real import PackedMaxPool2d
+from esbnn_core.packed.pools import PackedAvgPool2d, PackedMaxPool2d
+from esbnn_core.packed.stem import PackedStem
 from esbnn_core.transforms.fold_real import fold_real_
 from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
 from esbnn_core.units.conv import BinaryUnit
@@ -19,7 +20,7 @@ def pack_(model: nn.Module, *, fold_real: bool = False) -> nn.Module:
     In evaluation the packed network computes the numbers of the latent one, bit for bit on a CPU. Units in a row in an
     nn.Sequential pass packed signs on (esbnn_core.packed.chain). `.bfloat16()` of the packed network narrows its
     real-valued layers and the tensors between the units; the sums stay exact. Modules with parts for training alone (a
-    method drop_training_parts_, as latent_resnet18 has) lose them. Max-pooling runs on our own kernel, with the same
+    method drop_training_parts_, as latent_resnet18 has) lose them. Pooling runs on our own kernels, with the same
     numbers.
 
     Args:
@@ -69,7 +70,7 @@ def _check_can_be_packed(name: str, module: nn.Module) -> None:
 
 def _finish(model: nn.Module) -> nn.Module:
     """Let consecutive packed units pass their signs on, and pools run on our kernel; names and tensors stay."""
-    for replace in (chained, _pooled):
+    for replace in (chained, _pooled, _stem):
         for _ in replace_modules(model, lambda _, module, replace=replace: replace(module)):  # type: ignore[misc]
             pass
     return (chained(model) or model).eval()
@@ -77,7 +78,12 @@ def _finish(model: nn.Module) -> nn.Module:
 
 def _pooled(module: nn.Module) -> nn.Module | None:
     """Our pooling for torch's, None for other modules and for one with a hook, which would be lost."""
-    return None if has_hooks(module) else PackedMaxPool2d.of(module)
+    return None if has_hooks(module) else PackedMaxPool2d.of(module) or PackedAvgPool2d.of(module)
+
+
+def _stem(module: nn.Module) -> nn.Module | None:
+    """Our row for torch's, None for other modules and for one with a hook, which would be lost."""
+    return None if has_hooks(module) else PackedStem.of(module)
 
 
 def pack_layout_(model: nn.Module) -> nn.Module:

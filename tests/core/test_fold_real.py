@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esbnn_core import InputError, create_model, fold_real_, load_checkpoint, pack_, save_checkpoint
 from esbnn_core.layers import Tile
-from esbnn_core.packed import FoldedConv2d, PackedMaxPool2d
+from esbnn_core.packed import FoldedConv2d, PackedMaxPool2d, PackedStem
 from esbnn_core.transforms.fold_real import signed_filters
 from tests.helpers import paths
 from tests.helpers.networks import annealed, stir
@@ -35,7 +35,7 @@ def packed(name: str, **options: int) -> nn.Module:
 
 def rows_of(model: nn.Module) -> dict[str, nn.Sequential]:
     """The rows that folding changes: stems and shortcuts with a real convolution and a norm."""
-    found = {name: module for name, module in model.named_modules() if type(module) is nn.Sequential}
+    found = {name: module for name, module in model.named_modules() if type(module) in (nn.Sequential, PackedStem)}
     return {name: row for name, row in found.items() if any(isinstance(part, nn.BatchNorm2d) for part in row)}
 
 

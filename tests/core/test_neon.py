@@ -19,7 +19,7 @@ from esbnn_core.kernels.cpu import library
 from tests.helpers import paths
 from tests.helpers.networks import stir
 
-CHECK = Path(__file__).parents[1] / "helpers/native_check.cpp"
+CHECK, STEPS = (Path(__file__).parents[1] / "helpers" / name for name in ("native_check.cpp", "steps_check.cpp"))
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/cpp/classify.cpp"
 KERNELS = Path(library.__file__).parent
 CASES = "120"
@@ -41,14 +41,18 @@ def checked(printed: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What the check prints for every path of this machine's own library."""
+    return checked_here(CHECK, CASES, tmp_path_factory.mktemp("here"))
+
+
+def checked_here(source: Path, cases: str, folder: Path) -> dict[str, list[str]]:
     loaded, status = cpu.choose()
     cxx = library.compiler()
     if loaded is None or cxx is None:
         pytest.skip(f"no native library: {status.reason}")
-    made, target = tmp_path_factory.mktemp("here") / "check", Path(loaded.handle._name)
+    made, target = folder / "check", Path(loaded.handle._name)
     more = os.environ.get(library.MORE_FLAGS, "").split()
-    run(cxx, "-std=c++17", "-O2", *more, CHECK, target, f"-Wl,-rpath,{target.parent}", "-o", made)
-    return checked(run(made, CASES, *paths.usable()[1:]))
+    run(cxx, "-std=c++17", "-O2", *more, source, target, f"-Wl,-rpath,{target.parent}", "-o", made)
+    return checked(run(made, cases, *paths.usable()[1:]))
 
 
 @pytest.mark.slow
@@ -81,6 +85,17 @@ def test_neon_passes_it_under_emulation(here: dict[str, list[str]], objects: lis
     target = tmp_path / "check"
     run(CROSS, "-std=c++17", "-O2", "-static", "-fopenmp", CHECK, *objects, "-o", target)
     assert checked(run(QEMU, target, CASES, "neon")) == {"neon": here["portable"]}
+
+
+@pytest.mark.slow
+def test_steps_between_units_are_the_same_on_every_path(objects: list[Path], tmp_path: Path) -> None:
+    ours, target = checked_here(STEPS, "100", tmp_path), tmp_path / "steps"
+    assert list(ours) == paths.usable()[1:] and len({tuple(found) for found in ours.values()}) == 1
+    run(CROSS, "-std=c++17", "-O2", "-static", "-fopenmp", STEPS, *objects, "-o", target)
+    assert checked(run(QEMU, target, "100", "neon", "portable")) == dict.fromkeys(
+        ["neon", "portable"], ours["portable"]
+    )
+    assert int(ours["portable"][1]) > 700_000
 
 
 def runtime(folder: Path) -> Path:
@@ -133,8 +148,8 @@ def test_the_program_in_cpp_prints_the_networks_class(objects: list[Path], tmp_p
 def test_each_machine_compiles_the_paths_that_it_has(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units(machine)}
-    everywhere = [*library.PORTABLE, "driver", "ort_operators", "real", "training"]
-    assert list(flags)[:7] == everywhere
+    everywhere = [*library.PORTABLE, "driver", "ort_operators", "program", "real", "training"]
+    assert list(flags)[:8] == everywhere
     arm = {"neon", "real_neon"}
     own = {"aarch64": arm, "arm64": arm, "x86_64": set(library.X86), "riscv64": set()}[machine]
     assert set(flags) == {*everywhere, *own}

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.kernels.cpu.real import RealFilters, Window, max_pool2d, real_conv2d, real_lanes
-from esbnn_core.packed import PackedMaxPool2d
+from esbnn_core.kernels.cpu.real import RealFilters, Window, max_pool2d, real_conv2d, real_lanes, real_linear
+from esbnn_core.kernels.cpu.real_steps import Mean, average_pool2d, means, tiled_affine
+from esbnn_core.packed import FoldedMean, PackedAvgPool2d, PackedMaxPool2d
 from tests.helpers import paths
 from tests.helpers.operators import layouts
 
@@ -127,3 +128,96 @@ def test_what_the_library_does_not_serve_is_left_to_torch(monkeypatch: pytest.Mo
     assert max_pool2d(x, Window((3, 3), (1, 1), (2, 2))) is None
     paths.force("naive", monkeypatch)
     assert real_conv2d(x, filters, window) is None and max_pool2d(x, window) is None
+
+
+@pytest.mark.parametrize("path", NATIVE)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "mean"),
+    [
+        ((2, 64, 9, 12), Mean((2, 2), (2, 2), True)),
+        ((1, 20, 7, 5), Mean((3, 2), (1, 2), False)),
+        ((3, 17, 8, 8), Mean((3, 3), (2, 2), True)),
+        ((1, 40, 6, 1), Mean((5, 1), (4, 3), True)),
+        ((1, 33, 4, 4), Mean((2, 2), (3, 3), True)),  # whose last window would begin outside
+    ],
+)
+def test_means_over_windows_are_torchs_in_every_bit(
+    path: str, threads: int, shape: tuple[int, ...], mean: Mean, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.force(path, monkeypatch)
+    x = drawn(*shape)
+    x.view(-1)[::7] = -0.0
+    x.view(-1)[::11] = torch.inf
+    x.view(-1)[::29] = torch.nan
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        last = x.to(memory_format=torch.channels_last)
+        assert [average_pool2d(view, mean) for view in layouts(x) if view.stride() != last.stride()] == [None] * 4
+        for view in layouts(x)[:2]:
+            for include in (False, True):  # makes no difference without padding
+                want = F.avg_pool2d(view, mean.kernel, mean.stride, 0, mean.ceil, include)
+                got = average_pool2d(last, mean)
+                assert got is not None and got.is_contiguous(memory_format=torch.channels_last)
+                assert torch.equal(got.isnan(), want.isnan()) and 0 < want.isnan().sum() < want.numel()
+                assert torch.equal(got.nan_to_num(7).view(torch.int32), want.nan_to_num(7).view(torch.int32))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_mean_modules_leave_to_torch_what_is_torchs() -> None:
+    kept: list[Any] = [
+        torch.nn.AvgPool2d(2, padding=1),
+        torch.nn.AvgPool2d(2, divisor_override=3),
+        torch.nn.MaxPool2d(2),
+    ]
+    assert [PackedAvgPool2d.of(module) for module in kept] == [None] * 3
+    other: list[Any] = [torch.nn.AdaptiveAvgPool2d(2), torch.nn.AdaptiveAvgPool2d((1, None)), torch.nn.AvgPool2d(2)]
+    assert [FoldedMean.of(module) for module in other] == [None] * 3
+    pool, mean = (
+        PackedAvgPool2d.of(torch.nn.AvgPool2d(3, 2, ceil_mode=True)),
+        FoldedMean.of(torch.nn.AdaptiveAvgPool2d(1)),
+    )
+    assert pool is not None and mean is not None
+    x = drawn(2, 5, 8, 9)
+    for each in (x, x.double(), x.bfloat16(), x[0]):
+        assert torch.equal(pool(each), F.avg_pool2d(each, 3, 2, ceil_mode=True))
+    for each in (x.double(), x.bfloat16(), x[0]):
+        assert torch.equal(mean(each), F.adaptive_avg_pool2d(each, 1))
+    for module, plain in ((pool, torch.nn.AvgPool2d(3, 2, ceil_mode=True)), (mean, torch.nn.AdaptiveAvgPool2d(1))):
+        wanted, other_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+        module(wanted).sum().backward()
+        plain(other_x).sum().backward()
+        assert wanted.grad is not None and other_x.grad is not None and torch.equal(wanted.grad, other_x.grad)
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        PackedAvgPool2d(4)(drawn(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("path", NATIVE)
+@pytest.mark.parametrize("shape", [(2, 64, 7, 7), (3, 17, 1, 1), (1, 5, 20, 13)])
+def test_means_copies_and_rows_are_within_their_rounding(
+    path: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.force(path, monkeypatch)
+    x, channels = drawn(*shape), shape[1]
+    exact = x.double().mean((2, 3), keepdim=True)
+    scale, offset = drawn(3 * channels, seed=1), drawn(3 * channels, seed=2)
+    copies = x.double().repeat(1, 3, 1, 1) * scale.double().view(1, -1, 1, 1) + offset.double().view(1, -1, 1, 1)
+    for view in layouts(x):
+        got, tiled = means(view), tiled_affine(view, scale, offset)
+        assert got is not None and tiled is not None and tiled.is_contiguous(memory_format=torch.channels_last)
+        # sums of 64 pixels at the most, then the last rounding
+        assert ((got - exact).abs() <= 65 * 2.0**-24 * x.abs().mean((2, 3), keepdim=True)).all()
+        assert ((tiled - copies).abs() <= 2.0**-23 * (copies.abs() + 2 * offset.abs().view(1, -1, 1, 1))).all()
+    rows, weight, bias = (
+        x.flatten(1)[:, : 2 * channels],
+        drawn(21, min(2 * channels, x[0].numel()), seed=3),
+        drawn(21, seed=4),
+    )
+    got = real_linear(rows, filters_of(weight[:, :, None, None], bias))
+    assert (got is None) is (path == "portable")
+    if got is not None:
+        size = rows.abs().double() @ weight.abs().double().t() + bias.abs()
+        wanted = rows.double() @ weight.double().t() + bias
+        assert got.is_contiguous() and ((got - wanted).abs() <= (weight.shape[1] + 1) * 2.0**-24 * size).all()

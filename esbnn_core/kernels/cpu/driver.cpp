@@ -242,13 +242,6 @@ API int esbnn_conv_in(int path, const int64_t *s, void *const *p, esbnn_run run,
 
 API int esbnn_conv(int path, const int64_t *s, void *const *p) { return esbnn_conv_in(path, s, p, nullptr, nullptr); }
 
-API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers) {
-  int failed = 0;
-  for (int i = 0; i < count && !failed; i++)
-    failed = esbnn_conv(path, shapes + i * SHAPE_LENGTH, pointers + i * POINTER_LENGTH);
-  return failed;
-}
-
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
                     int64_t channels, int64_t groups, int64_t image_step, int64_t pixel_step, int64_t channel_step,
                     uint32_t *bits, int threads) {

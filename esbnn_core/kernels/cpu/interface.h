@@ -16,6 +16,16 @@ enum Shape {
 };
 enum Pointer { X, SHIFT, LANES_OF, SCALE, BIAS, PRELU, RESIDUAL, RPRELU, SIGN_SHIFT, Y, SUMS, BITS, POINTER_LENGTH };
 
+// The kinds of steps in a program, with their numbers and addresses.
+enum Step {
+  BINARY_CONV,  // as esbnn_conv
+  CLEAR,        // bytes; to
+  REAL_CONV,    // shape of esbnn_real_conv; x, y, weights, bias
+  AVERAGE_POOL, // shape of esbnn_max_pool; x, y
+  MEANS,        // images, pixels, channels; x, y
+  TILED_AFFINE  // images, pixels, channels, copies, shares; x, y, scale, offset
+};
+
 } // namespace esbnn
 
 // Calls share(of, i) for every i below `shares`, on threads of `pool`, and returns when all are done.
@@ -39,8 +49,10 @@ API void esbnn_lanes(int path, const uint32_t *weight, int64_t groups, int64_t f
 API int esbnn_conv(int path, const int64_t *shape, void *const *pointers);
 API int esbnn_conv_in(int path, const int64_t *shape, void *const *pointers, esbnn_run run, void *pool);
 
-// `count` calls of esbnn_conv, one after the other; their arguments side by side.
-API int esbnn_conv_row(int path, int count, const int64_t *shapes, void *const *pointers);
+// Steps one after the other, 0 or 1 as esbnn_conv. A program is: threads, how many steps; then for each its kind, how many
+// numbers and addresses it has, the numbers, and for each address which of `bases` it starts from and how many bytes
+// after that it is. The threads of a BINARY_CONV are those of its own numbers.
+API int esbnn_program(int path, const int64_t *program, void *const *bases);
 
 // Images of `pixels` pixels each; steps in values.
 API void esbnn_pack(int path, const void *x, int kind, const float *shift, int64_t images, int64_t pixels,
@@ -57,6 +69,13 @@ API int64_t esbnn_spin(int path, int64_t words, int64_t times);
 API int esbnn_real_conv(int path, const int64_t *shape, const float *x, const float *weights, const float *bias,
                         float *y, int threads);
 API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y, int threads);
+
+// A max-pooling of what the norm of as many copies of x will be applied to, in place of a max-pooling after the norm: y has
+// copies * channels channels. 1, or 0 where the two orders might differ in a bit; y is then not to be used. The norm's
+// vectors (copies * channels), weight and bias null where it has none. Channels are a multiple of 16.
+API int esbnn_pool_before_norm(int path, const int64_t *shape, const float *x, int64_t copies, const float *weight,
+                               const float *bias, const float *mean, const float *variance, double eps, float *y,
+                               int threads);
 
 // A convolution and the max-pooling of its output; scale and offset (copies * filters), or null for one plain copy.
 API int esbnn_real_conv_pool(int path, const int64_t *conv_shape, const int64_t *pool_shape, const float *x,

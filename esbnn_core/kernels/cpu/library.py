@@ -72,7 +72,7 @@ def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
     elif machine in ("aarch64", "arm64"):
         define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = [*PORTABLE, "driver", "ort_operators", "real", "training", *own]
+    names = [*PORTABLE, "driver", "ort_operators", "program", "real", "training", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 
@@ -166,13 +166,15 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     handle.esbnn_spin.restype = ctypes.c_int64
     handle.esbnn_spin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     handle.esbnn_conv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    handle.esbnn_conv_row.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    handle.esbnn_program.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     pointer, number = ctypes.c_void_p, ctypes.c_int
     counts = [ctypes.c_int64] * 7
     handle.esbnn_pack.argtypes = [number, pointer, number, pointer, *counts, pointer, number]
     handle.esbnn_real_conv.argtypes = [number, *[pointer] * 5, number]
     handle.esbnn_real_conv_pool.argtypes = [number, *[pointer] * 5, ctypes.c_int64, *[pointer] * 3, number]
     handle.esbnn_max_pool.argtypes = [number, *[pointer] * 3, number]
+    norm = (pointer, pointer, pointer, pointer, ctypes.c_double)
+    handle.esbnn_pool_before_norm.argtypes = [number, pointer, pointer, ctypes.c_int64, *norm, pointer, number]
     threads = "" if handle.esbnn_has_threads() else f", one thread because {openmp.MISSING.format(compiler())}"
     return handle, f"{reason}{threads}"
 

@@ -2,6 +2,7 @@
 // the division of the work among threads. The caller has checked the arguments.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -122,6 +123,32 @@ API void esbnn_max_pool(int path, const int64_t *shape, const float *x, float *y
     const float *image = x + i / s.out_h * s.in_h * s.in_w * s.channels;
     pool(c, image, 0, i % s.out_h, y + i * s.out_w * s.channels);
   });
+}
+
+// A norm gives alpha * x + beta, rounded once or twice, which never falls (rises, if alpha is negative) as x grows: the
+// largest of its values is its value of the largest. Only a zero's sign could differ. It cannot where beta is no smaller
+// than 2^-70, and else where every x that is picked is at least 2^-40, if alpha has an ordinary size.
+API int esbnn_pool_before_norm(int path, const int64_t *shape, const float *x, int64_t copies, const float *weight,
+                               const float *bias, const float *mean, const float *variance, double eps, float *y,
+                               int threads) {
+  const Sizes &s = sizes_of(shape);
+  const int64_t all = copies * s.channels;
+  std::vector<float> sign(all), least(all);
+  for (int64_t c = 0; c < all; c++) {
+    const double alpha = (weight ? weight[c] : 1.0) / std::sqrt(variance[c] + eps), moved = mean[c] * alpha;
+    const double start = bias ? bias[c] : 0.0, beta = std::abs(start - moved), size = std::abs(alpha);
+    if (!(size >= 0x1p-26 && size <= 0x1p60 && beta <= 0x1p60)) return 0;
+    sign[c] = alpha < 0 ? -1.0f : 1.0f;
+    least[c] = beta >= 0x1p-69 && beta >= 0x1p-18 * (std::abs(start) + std::abs(moved)) ? 0.0f : 0x1p-40f;
+  }
+  const RealPool c = pool_of(s, copies, nullptr, nullptr);
+  const auto extremes = kernels_of(path).extremes;
+  std::atomic<int> same{1};
+  spread({threads}, s.images * s.out_h, [&](int64_t i) {
+    const float *image = x + i / s.out_h * s.in_h * s.in_w * s.channels;
+    if (!extremes(c, sign.data(), least.data(), image, i % s.out_h, y + i * s.out_w * all)) same = 0;
+  });
+  return same;
 }
 
 // A few rows of the convolution at a time stay in the second cache until they are pooled.

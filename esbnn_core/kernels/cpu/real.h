@@ -116,6 +116,52 @@ static void pool(const RealPool &c, const float *x, int64_t base, int64_t out_ro
   }
 }
 
+// One row of windows' largest values, or their smallest for copies of a channel with a negative sign; channels are whole
+// blocks. False where the size of one is below `least`, and for values that are not finite.
+template <bool BOTH>
+static bool extremes_of(const RealPool &c, const float *sign, const float *least, const float *x, int64_t out_row, float *y) {
+  const int64_t top = out_row * c.stride_h - c.pad_h, from_h = top < 0 ? 0 : top;
+  const int64_t to_h = top + c.kernel_h < c.in_h ? top + c.kernel_h : c.in_h;
+  Floats odd{}; // not 0 as soon as something is wrong
+  for (int64_t column = 0; column < c.out_w; column++, y += c.copies * c.channels) {
+    const int64_t left = column * c.stride_w - c.pad_w, from_w = left < 0 ? 0 : left;
+    const int64_t to_w = left + c.kernel_w < c.in_w ? left + c.kernel_w : c.in_w;
+    for (int64_t channel = 0; channel < c.channels; channel += LANES) {
+      Floats high = load_vector<float>(x + (from_h * c.in_w + from_w) * c.channels + channel), low = high;
+      for (int64_t row = from_h; row < to_h; row++)
+        for (int64_t place = from_w; place < to_w; place++) {
+          const Floats v = load_vector<float>(x + (row * c.in_w + place) * c.channels + channel);
+          for (int i = 0; i < PARTS; i++) {
+            high.of[i] = v.of[i] > high.of[i] ? v.of[i] : high.of[i];
+            if (BOTH) low.of[i] = v.of[i] < low.of[i] ? v.of[i] : low.of[i];
+            odd.of[i] += v.of[i] * 0.0f;
+          }
+        }
+      for (int64_t at = channel; at < c.copies * c.channels; at += c.channels) {
+        const Floats s = load_vector<float>(sign + at), few = load_vector<float>(least + at);
+        Floats out = high;
+        for (int i = 0; i < PARTS; i++) {
+          if (BOTH) out.of[i] = s.of[i] < 0.0f ? low.of[i] : high.of[i];
+          const auto size = out.of[i] < 0.0f ? -out.of[i] : out.of[i];
+          odd.of[i] = size < few.of[i] ? s.of[i] : odd.of[i];
+        }
+        store_vector(y + at, out);
+      }
+    }
+  }
+  float found[LANES];
+  store_vector(found, odd);
+  for (const float f : found)
+    if (!(f == 0)) return false;
+  return true;
+}
+
+static bool extremes(const RealPool &c, const float *sign, const float *least, const float *x, int64_t out_row, float *y) {
+  bool both = false;
+  for (int64_t at = 0; at < c.copies * c.channels; at++) both |= sign[at] < 0;
+  return (both ? extremes_of<true> : extremes_of<false>)(c, sign, least, x, out_row, y);
+}
+
 // One row of means over windows, of the pixels of the image alone.
 static void average(const RealPool &c, const float *x, int64_t out_row, float *y) {
   const int64_t top = out_row * c.stride_h - c.pad_h, from_h = top < 0 ? 0 : top;

@@ -4,6 +4,7 @@ Each function returns None where the library does not serve and torch has to. Th
 convolution may fuse products with additions and adds in an order of its own: it is for callers that ask for that.
 """
 
+import functools
 import struct
 from typing import NamedTuple
 
@@ -67,29 +68,60 @@ def real_conv2d(
     library = cpu.choose()[0]
     if library is None or library.name == "portable" or x.dim() != 4:  # torch has faster code than plain C++
         return None
-    tensors = (x, filters.lanes, filters.bias, *(affine or ()))
-    if not all(t.is_cpu and t.dtype == torch.float32 for t in tensors):
-        return None
-    images, channels, height, width = x.shape
-    size = window.output(height, width)
-    out_size = size if pool is None else pool.output(*size)
+    for t in (x, filters.lanes, filters.bias, *(affine or ())):
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
     copies = 1 if affine is None else len(affine[0]) // filters.number
-    if min(*size, *out_size, x.numel(), filters.number) < 1 or (pool is not None and not _fits(pool)):
+    sizes = _conv_sizes(x.shape, window, pool, filters.number)
+    if sizes is None:
         return None
+    shape, pooled, out_size = sizes
     x = x.contiguous(memory_format=torch.channels_last)
-    y = _empty(images, copies * filters.number, out_size)
-    shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), filters.number)
+    y = _empty(x.shape[0], copies * filters.number, out_size)
     pointers = (x.data_ptr(), filters.lanes.data_ptr(), filters.bias.data_ptr())
     threads = torch.get_num_threads()
-    if pool is None:
+    if pooled is None:
         failed = library.handle.esbnn_real_conv(library.path, shape, *pointers, y.data_ptr(), threads)
     else:
         scale, offset = (0, 0) if affine is None else (t.data_ptr() for t in affine)
-        pooled = SHAPE.pack(images, *size, filters.number, *out_size, *_flat(pool), filters.number)
         more = (*pointers, copies, scale, offset, y.data_ptr(), threads)
         failed = library.handle.esbnn_real_conv_pool(library.path, shape, pooled, *more)
     if failed:
-        raise MemoryError(f"no memory for some rows of an image of {height}x{width}")
+        raise MemoryError(f"no memory for some rows of an image of {x.shape[2]}x{x.shape[3]}")
+    return y
+
+
+@functools.lru_cache(1024)  # asked at every call
+def _conv_sizes(
+    shape: torch.Size, window: Window, pool: Window | None, filters: int
+) -> tuple[bytes, bytes | None, tuple[int, int]] | None:
+    """The shapes of a convolution and its pooling as the library takes them, and the size of the output, or None."""
+    images, channels, height, width = shape
+    size = window.output(height, width)
+    out_size = size if pool is None else pool.output(*size)
+    if min(*size, *out_size, *shape, filters) < 1 or (pool is not None and not _fits(pool)):
+        return None
+    first = SHAPE.pack(images, height, width, channels, *size, *_flat(window), filters)
+    if pool is None:
+        return first, None, out_size
+    return first, SHAPE.pack(images, *size, filters, *out_size, *_flat(pool), filters), out_size
+
+
+def real_linear(x: Tensor, filters: RealFilters) -> Tensor | None:
+    """A linear layer by the same kernel: rows (N, C) -> (N, O), contiguous."""
+    library = cpu.choose()[0]
+    if library is None or library.name == "portable" or x.numel() == 0 or filters.number < 1:
+        return None
+    for t in (x, filters.lanes, filters.bias):
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
+    rows, channels = x.shape
+    x = x.contiguous()
+    y = torch.empty((rows, filters.number), dtype=torch.float32)
+    shape = SHAPE.pack(1, rows, 1, channels, rows, 1, *(1, 1, 1, 1, 0, 0), filters.number)  # pixels of one column
+    pointers = (x.data_ptr(), filters.lanes.data_ptr(), filters.bias.data_ptr(), y.data_ptr())
+    if library.handle.esbnn_real_conv(library.path, shape, *pointers, torch.get_num_threads()):
+        raise MemoryError(f"no memory for {rows} rows of a linear layer")
     return y
 
 
@@ -107,6 +139,50 @@ def max_pool2d(x: Tensor, window: Window) -> Tensor | None:
     shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), channels)
     library.handle.esbnn_max_pool(library.path, shape, last.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y if last is x else y.contiguous()
+
+
+class Norm(NamedTuple):
+    """A BatchNorm outside training, of copies of a map: vectors (copies*C,), and eps.
+
+    Attributes:
+        weight: or None.
+        bias: or None.
+        mean: of the running statistics.
+        variance: likewise.
+        eps: added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
+def pool_before_norm(x: Tensor, window: Window, norm: Norm) -> Tensor | None:
+    """What gives max_pool2d(norm(x)) in every bit if the norm is applied to it: (N, C, H, W) -> (N, copies*C, H', W').
+
+    The largest values of each window, for channels that the norm turns around the smallest: a norm is monotonic, also
+    as it is rounded. x has its channels last, and in no other layout; torch's norm then treats every pixel alike.
+    None for other maps, and where a zero of the two might have different signs.
+    """
+    library = cpu.choose()[0]
+    vectors = [t for t in norm[:4] if t is not None]
+    if library is None or x.dim() != 4 or not _fits(window) or x.shape[1] % LANES or x.numel() == 0:
+        return None
+    if not all(t.is_cpu and t.dtype == torch.float32 for t in (x, *vectors)) or x.is_contiguous():
+        return None
+    images, channels, height, width = x.shape
+    size = window.output(height, width)
+    plain = all(t.is_contiguous() for t in vectors) and x.is_contiguous(memory_format=torch.channels_last)
+    if not plain or min(size) < 1 or size == (1, 1) or len(norm.mean) % channels:
+        return None
+    y = _empty(images, len(norm.mean), size)
+    shape = SHAPE.pack(images, height, width, channels, *size, *_flat(window), channels)
+    places = [0 if t is None else t.data_ptr() for t in norm[:4]]
+    start = (library.path, shape, x.data_ptr(), len(norm.mean) // channels)
+    same = library.handle.esbnn_pool_before_norm(*start, *places, norm.eps, y.data_ptr(), torch.get_num_threads())
+    return y if same else None
 
 
 def _fits(window: Window) -> bool:

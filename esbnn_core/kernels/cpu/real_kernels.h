@@ -30,6 +30,7 @@ struct RealTail {
 struct RealKernels {
   void (*conv)(const RealConv &, const float *x, int64_t line_step, int64_t lines, int64_t pixels, float *y);
   void (*pool)(const RealPool &, const float *x, int64_t base, int64_t out_row, float *y);
+  bool (*extremes)(const RealPool &, const float *sign, const float *least, const float *x, int64_t out_row, float *y);
   void (*average)(const RealPool &, const float *x, int64_t out_row, float *y);
   void (*tail)(const RealTail &, const float *x, const float *gate, const float *factor, const float *residual,
                int64_t pixels, float *y);

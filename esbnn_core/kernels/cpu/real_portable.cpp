@@ -2,4 +2,5 @@
 #include "real.h"
 
 const esbnn::RealKernels esbnn::real_portable = {
-    esbnn::ISA::conv, esbnn::ISA::pool, esbnn::ISA::average, esbnn::ISA::tail, esbnn::ISA::sum};
+    esbnn::ISA::conv,    esbnn::ISA::pool, esbnn::ISA::extremes,
+    esbnn::ISA::average, esbnn::ISA::tail, esbnn::ISA::sum};
