@@ -15,7 +15,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import RealWeights, ReCU, Temperature
 from esbnn_core.lit.callbacks import ExportWeights, ReCUSchedule, TemperatureSchedule
 from esbnn_core.lit.cli import TaskCLI
-from esbnn_core.lit.recipes import read_recipe
+from esbnn_core.lit.recipes import read_config, read_recipe
 from tasks.classification.augment import Augmentation
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
@@ -274,3 +274,16 @@ def test_the_other_objectives() -> None:
         assert isinstance(objective, TeacherObjective) is ("binaryvit" in name or "reactnet" in name)
         if "binaryvit" not in name:
             assert body(name)["trainer"]["precision"] == "32-true"
+
+
+def test_the_start_that_is_recommended_goes_after_a_recipe_of_every_task() -> None:
+    """It adds its callback to those of the recipe; the demo's ES network has the same."""
+    start = read_config(ROOT / "configs/start_apart.yaml")["trainer"]["callbacks+"]
+    demo = read_config(ROOT / "configs/classification/demo_es.yaml")["trainer"]["callbacks+"]
+    assert start[0] in demo and len(start) == 1
+    named = [path for path in (ROOT / "configs").glob("*/es_*.yaml") if "configs/start_apart.yaml" in path.read_text()]
+    # the second of two steps starts from the weights of the first, and with them from its thresholds
+    assert sorted(path.stem for path in (ROOT / "configs").glob("*/es_*.yaml") if path not in named) == [
+        "es_reactnet_a_step2",
+        "es_reactnet_r18_step2",
+    ]
