@@ -20,6 +20,8 @@ import logging
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core.errors import InputError
 from esbnn_core.layers import (
@@ -32,7 +34,7 @@ from esbnn_core.layers import (
     SliceChannels,
     Tile,
 )
-from esbnn_core.layers.base import binary_layers
+from esbnn_core.layers.base import BinaryLayer, binary_layers
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
 from esbnn_core.transforms.expand_attributes import widened_attribute
@@ -61,6 +63,7 @@ from esbnn_core.transforms.expand_stream import StreamPlan, widen_parameters_
 from esbnn_core.transforms.record import Example
 from esbnn_core.transforms.replace import check_no_hooks
 from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.start import note_copies
 
 logger = logging.getLogger("esbnn")
 
@@ -223,6 +226,8 @@ def _check_not_empty(model: nn.Module, plan: ExpansionPlan) -> None:
 def _build_rows(graph: WidthGraph, plan: ExpansionPlan, expansion: Expansion) -> dict[str, Row]:
     """name -> the modules that take a module's place; a unit stays and gets other children (expand_unit_children)."""
     rows: dict[str, Row] = {}
+    expanded = {name for name in plan.expanded if isinstance(graph.modules[name], BinaryLayer)}
+    written = {graph.layers[name][1] for name in expanded if name in graph.layers}
     for name, (x, y) in graph.layers.items():
         module = graph.modules[name]
         if name in plan.expanded:
@@ -245,7 +250,10 @@ def _build_rows(graph: WidthGraph, plan: ExpansionPlan, expansion: Expansion) ->
         rows[name] = row
     for name, node in graph.widened.items():
         if graph.is_carried(node):
-            rows[name] = [widen(name, graph.modules[name], expansion, graph.order(name))]
+            wide = widen(name, graph.modules[name], expansion, graph.order(name))
+            if isinstance(wide, _BatchNorm) and isinstance(node, Node) and node.all_input_nodes[0] in written:
+                note_copies(wide, expansion.copies)
+            rows[name] = [wide]
     for (name, where), new in graph.inserted.items():
         if not graph.is_carried(new.key):
             continue

@@ -36,10 +36,11 @@ class Start:
             N(0, s).
         deviations: whether s counts in standard deviations of the channel-wise input, each layer's own, which are
             measured on the first training batch.
-        gains: factor of the weights of the norms behind the units. "alternate": unit l of those that have copies (in
-            the order of the modules, from 0) gives copy q of n the sign (-1)^popcount(q AND (l mod m)), m the power of
-            two from n on: over depth the copies become different signed sums. "drawn": signs that are drawn, but for
-            each fourth unit, from the first on. In a plain network both change nothing but the sign of a filter.
+        gains: factor of the weights of the norms behind binary layers, in units or behind those that expand_ expanded.
+            "alternate": norm l of those that have copies (in the order of the modules, from 0) gives copy q of n the
+            sign (-1)^popcount(q AND (l mod m)), m the power of two from n on: over depth the copies become different
+            signed sums. "drawn": signs that are drawn, but for each fourth norm, from the first on. In a plain network
+            both change nothing but the sign of a filter.
         seed: of what is drawn.
 
     Raises:
@@ -74,7 +75,8 @@ def start_apart_(model: nn.Module, start: Start) -> nn.Module:
         the same model.
 
     Raises:
-        InputError: thresholds without a sign that has a shift; gains without a unit that has a norm with weights.
+        InputError: thresholds without a sign that has a shift; gains without a norm with weights in a unit or behind a
+            binary layer that expand_ expanded.
     """
     draw = torch.Generator().manual_seed(start.seed)
     if start.thresholds:
@@ -87,18 +89,18 @@ def start_apart_(model: nn.Module, start: Start) -> nn.Module:
         for sign in signs:
             _start_thresholds(sign, start, draw)
     if start.gains != "ones":
-        units = list(_units_with_norm(model))
+        norms = list(_gains_of(model))
         if start.gains == "alternate":
-            units = [(unit, weight) for unit, weight in units if unit.copies > 1] or units
-        if not units:
+            norms = [(weight, copies) for weight, copies in norms if copies > 1] or norms
+        if not norms:
             raise InputError(
-                f"gains of a start must be 'ones' for a network without a unit that has a norm with weights, got "
-                f"{start.gains!r}"
+                f"gains of a start must be 'ones' for a network without a norm with weights behind a binary unit or an "
+                f"expanded binary layer, got {start.gains!r}"
             )
-        for number, (unit, weight) in enumerate(units):
-            signs_of_unit = _signs_of(unit, weight, number, start.gains, draw)
+        for number, (weight, copies) in enumerate(norms):
+            gain = _signs_of(weight.numel(), copies, number, start.gains, draw)
             with torch.no_grad():
-                weight.mul_(signs_of_unit.to(weight))
+                weight.mul_(gain.to(weight))
     return model
 
 
@@ -155,22 +157,32 @@ class _OnFirstBatch:
         self.handle.remove()
 
 
-def _units_with_norm(model: nn.Module) -> Iterator[tuple[BinaryUnit | TokenUnit, nn.Parameter]]:
-    for unit in model.modules():
-        if isinstance(unit, BinaryUnit | TokenUnit):
-            weight = getattr(unit.norm, "weight", None)
-            if isinstance(weight, nn.Parameter):
-                yield unit, weight
+NOTE = "_esbnn_copies"
+"""Where expand_ notes how many copies a norm behind an expanded binary layer is given, unless a unit has the norm."""
 
 
-def _signs_of(
-    unit: BinaryUnit | TokenUnit, weight: nn.Parameter, number: int, gains: Gains, draw: torch.Generator
-) -> Tensor:
-    """+1 or -1 for each channel of a unit's norm."""
+def note_copies(norm: nn.Module, copies: int) -> None:
+    """Let start_apart_ know of a norm whose input is so many tiled copies."""
+    setattr(norm, NOTE, copies)
+
+
+def _gains_of(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+    """Weights of norms behind binary layers, and how many copies their input is of."""
+    for module in model.modules():
+        copies: int
+        if isinstance(module, BinaryUnit | TokenUnit):
+            copies, weight = module.copies, getattr(module.norm, "weight", None)
+        else:
+            copies, weight = getattr(module, NOTE, 0), getattr(module, "weight", None)  # type: ignore[assignment]
+        if copies and isinstance(weight, nn.Parameter):
+            yield weight, copies
+
+
+def _signs_of(channels: int, copies: int, number: int, gains: Gains, draw: torch.Generator) -> Tensor:
+    """+1 or -1 for each channel of a norm."""
     if gains == "drawn":
-        drawn = 2.0 * torch.randint(2, (weight.numel(),), generator=draw) - 1
+        drawn = 2.0 * torch.randint(2, (channels,), generator=draw) - 1
         return torch.ones_like(drawn) if number % 4 == 0 else drawn
-    copies = unit.copies
     steps = 1 << (copies - 1).bit_length()
     by_copy = [(-1.0) ** ((q & (number % steps)).bit_count()) for q in range(copies)]
-    return torch.tensor(by_copy).repeat_interleave(weight.numel() // copies)
+    return torch.tensor(by_copy).repeat_interleave(channels // copies)

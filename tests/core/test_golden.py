@@ -69,14 +69,16 @@ def test_bnext_and_its_blocks(name: str, records: dict[str, float]) -> None:
 def test_binaryvit_its_first_layers_and_first_merge() -> None:
     model = fill(create_model("binaryvit"))
     x = closed_form("input", 3 * 224 * 224).view(1, 3, 224, 224)
+    found: dict[str, Tensor] = {}
+    parts = {"embeddings": model.stem, **{f"layer.{i}": model.layers[i] for i in range(3)}}
+    parts["patch_embed1"] = model.merges["3"]
+    for name, part in parts.items():
+        part.register_forward_hook(lambda *made, name=name: found.update({name: made[2]}))
     with torch.no_grad():
         close(model(x), RECORDS["binaryvit/224/logits"])
-        x = model.stem(x)
-        close(x, RECORDS["binaryvit/224/embeddings"])
-        for i in range(3):
-            x = model.layers[i](x)
-            close(x, RECORDS[f"binaryvit/224/layer.{i}"])
-        close(model.merges["3"](x), RECORDS["binaryvit/224/patch_embed1"])
+    assert found.keys() == parts.keys()
+    for name, value in found.items():
+        close(value, RECORDS[f"binaryvit/224/{name}"])
 
 
 def test_bidet_resnet18_and_its_layer4() -> None:

@@ -37,7 +37,7 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet(operators_listed_once: None) -> Any:
+def quiet(exporter_repeats_nothing: None) -> Any:
     """No warnings, and a network of one unit a stage under a registered name."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(vars(resnet.R8), "units", (1, 1, 1))

@@ -21,7 +21,7 @@ from onnx import helper
 
 from esbnn_core.onnx import export_onnx, operators_library, session
 
-pytestmark = pytest.mark.usefixtures("operators_listed_once")
+pytestmark = pytest.mark.usefixtures("exporter_repeats_nothing")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -107,6 +107,35 @@ def test_alternating_gains_are_the_rows_of_a_hadamard_matrix(name: str, copies: 
         assert torch.equal(factor, rows[number % copies][:, None].expand_as(factor)), number
 
 
+@pytest.mark.parametrize("tau", [2, 4])
+def test_gains_reach_the_norms_behind_the_binary_layers_that_expand_expanded(tau: int) -> None:
+    def block(groups: int) -> list[nn.Module]:
+        return [nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False), nn.BatchNorm2d(16), nn.PReLU()]
+
+    stem = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.PReLU()]
+    layers = [*block(1), *block(2), *block(16), nn.AvgPool2d(2), nn.BatchNorm2d(16), *block(1)]
+    plain = nn.Sequential(*stem, *layers, nn.Conv2d(16, 5, 1))
+    model = expand_(binarize_(plain, BinaryConfig(shift=True)), ESConfig(tau))
+    start_apart_(model, Start(gains="alternate"))
+    copies = tau * tau
+    rows = torch.tensor([[1.0]])
+    while len(rows) < copies:
+        rows = torch.kron(rows, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    inputs = []
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    model(torch.randn(2, 3, 12, 12))
+    # the stem's and the one behind the pool are behind no binary layer
+    behind = [place for place in range(len(norms)) if place not in (0, 4)]
+    assert len(norms) == 6 and all(bool((norms[place].weight == 1).all()) for place in (0, 4))
+    for number, place in enumerate(behind):
+        tiles = inputs[place].unflatten(1, (copies, -1))
+        assert torch.equal(tiles, tiles[:, :1].expand_as(tiles))
+        signs = norms[place].weight.detach().view(copies, -1)
+        assert torch.equal(signs, rows[number % copies][:, None].expand_as(signs)), number
+
+
 def test_gains_of_a_plain_network_are_the_signs_of_its_filters() -> None:
     torch.manual_seed(0)
     model, x = create_model("reactnet_resnet8"), torch.randn(4, 3, 16, 16)

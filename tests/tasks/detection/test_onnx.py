@@ -24,7 +24,7 @@ SIDE = 64
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("narrow_trunks", "operators_listed_once")
+@pytest.mark.usefixtures("narrow_trunks", "exporter_repeats_nothing")
 @torch.no_grad()
 def test_the_predicted_boxes_are_among_those_of_the_commands_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

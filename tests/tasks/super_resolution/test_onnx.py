@@ -19,7 +19,7 @@ from tasks.super_resolution.onnx import export_unet, main
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("operators_listed_once")
+@pytest.mark.usefixtures("exporter_repeats_nothing")
 @torch.no_grad()
 def test_the_noise_of_the_commands_file_is_the_packed_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
