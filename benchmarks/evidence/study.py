@@ -51,7 +51,7 @@ def _draw_choice(panel: Any, rows: Sequence[ProxyResult]) -> None:
         )
         panel.plot([row.mean], [place], "|", color=colour, markersize=12, markeredgewidth=2.5)
     panel.set_yticks(range(len(rows)), [f"{row.variant} ({len(row.seeds)})" for row in rows], fontsize=7)
-    panel.set_title("Choice: each run, and the mean of a variant (its runs)", fontsize=9, loc="left")
+    panel.set_title("Choice: each run, and the mean of a variant (its runs)", fontsize=8.5, loc="left")
     panel.set_xlabel("top-1 on CIFAR-10 at 16x16, 10,000 training images", fontsize=9)
     panel.grid(axis="x", alpha=0.3)
 
@@ -67,7 +67,7 @@ def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(pairs)), [f"{one}\nminus {other}" for one, other in pairs], fontsize=8)
     panel.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
-    panel.set_title("Decision: other seeds; mean difference, 95 % interval", fontsize=9, loc="left")
+    panel.set_title("Decision: other seeds, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 at 32x32, 50,000 training images", fontsize=9)
     panel.grid(axis="x", alpha=0.3)
 
