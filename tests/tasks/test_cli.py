@@ -29,7 +29,13 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 @pytest.mark.slow
 def test_fit_from_yaml_writes_logs_checkpoints_and_both_exports(tmp_path: Path) -> None:
     config = str(ROOT / "configs/classification/demo_es.yaml")
-    small = ["--data.train_size=80", "--data.val_size=50", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    small = [
+        "--data.train_size=80",
+        "--data.batch_size=40",
+        "--data.val_size=50",
+        "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=1",
+    ]
     words = ["--config", config, "--config", str(ROOT / "configs/trainer/cpu.yaml"), *small]
     done = processes.run([*COMMAND, *words], tmp_path, ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
