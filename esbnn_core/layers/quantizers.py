@@ -31,8 +31,10 @@ def current_name(ste: STE) -> STE:
 
 def hard_sign(x: Tensor) -> Tensor:
     """+1 where x >= 0, else -1 (NaN gives -1), in x's dtype; no gradient of its own."""
+    # only where it matters: who follows a forward takes a detach for an end of the gradient's way
+    x = x.detach() if x.requires_grad and torch.is_grad_enabled() else x
     # compared in x's dtype: from a mask of bools to numbers is several times slower on a CPU
-    return x.detach().clone().ge_(0).mul_(2).sub_(1)
+    return x.clone().ge_(0).mul_(2).sub_(1)
 
 
 class _Sign(torch.autograd.Function):

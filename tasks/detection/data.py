@@ -206,7 +206,7 @@ class DetectionItems(Dataset[dict[str, Any]]):
             else:
                 item = self.pipeline(record)
         except (OSError, AssertionError, AttributeError, cv2.error) as error:
-            if isinstance(error, OSError) or cv2.imread(record["img_path"]) is None:
+            if isinstance(error, OSError) or not _opens(record["img_path"]):
                 read_image_size(record["img_path"])  # says more of a file that is not there or cut off
                 raise InputError(
                     f"image {record['img_path']} cannot be read by OpenCV, it is damaged or of a kind that OpenCV does "
@@ -221,6 +221,14 @@ class DetectionItems(Dataset[dict[str, Any]]):
             )
         item["data_samples"].set_metainfo({"padded": index < 0})
         return item
+
+
+def _opens(path: str) -> bool:
+    """Whether OpenCV reads an image. Of a damaged one it gives None, or raises where it takes the size for too large."""
+    try:
+        return cv2.imread(path) is not None
+    except cv2.error:
+        return False
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:

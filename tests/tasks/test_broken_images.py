@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +59,19 @@ def test_broken_images_are_one_sentence(tmp_path: Path, task: str) -> None:
             READERS[task](path)
         said = str(caught.value)
         assert path.name in said and "\n" not in said and len(said) - len(str(path)) < 300, (path.name, said)
+
+
+def test_an_image_that_opencv_raises_on_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it did once, in place of None: of a damaged file it may take a size from memory that nothing was read into."""
+    Image.new("RGB", SIZE).save(tmp_path / "a.png")
+
+    def read(*_: Any) -> None:
+        raise cv2.error("pixels <= CV_IO_MAX_IMAGE_PIXELS")
+
+    monkeypatch.setattr(cv2, "imdecode", read)
+    monkeypatch.setattr(cv2, "imread", read)
+    with pytest.raises(InputError, match=r"image .*a\.png cannot be read by OpenCV, it is damaged"):
+        detect(tmp_path / "a.png")
 
 
 def test_a_photograph_is_turned_before_it_is_classified(tmp_path: Path) -> None:
