@@ -224,7 +224,7 @@ class DetectionItems(Dataset[dict[str, Any]]):
 
 
 def _opens(path: str) -> bool:
-    """Whether OpenCV reads an image. Of a damaged one it gives None, or raises where it takes the size for too large."""
+    """Whether OpenCV reads an image. Of a damaged one it gives None, or raises where it takes it for too large."""
     try:
         return cv2.imread(path) is not None
     except cv2.error:
