@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 import yaml
 
 from esbnn_core import count, load_checkpoint
 from esbnn_core.checkpoint.catalogue import FOLDER, Entry, read_catalogue
 from esbnn_core.errors import InputError
+from tasks.classification.datasets import dataset_info, open_split
 from tasks.evaluate.command import evaluate_name, main
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
@@ -64,6 +66,15 @@ def test_its_accuracy_is_the_catalogues(entry: Entry, tmp_path: Path, request: p
     assert result["within"] is True
     assert (entry.dataset, result["images"]) == ("fashion_mnist_mini", 3000)
     assert result["measured"] == pytest.approx(entry.value, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_normalisation_of_cifar10_is_that_of_its_images(cifar: str) -> None:
+    """Those of the 10,000 test images differ from the training images' by less than 0.01."""
+    images = torch.from_numpy(open_split("cifar10", cifar, train=False).data) / 255
+    info = dataset_info("cifar10")
+    for found, stated in ((images.mean((0, 1, 2)), info.mean), (images.std((0, 1, 2)), info.std)):
+        torch.testing.assert_close(found, torch.tensor(stated), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
