@@ -17,26 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.command import run_command
+from benchmarks.speed.parts import anneal_, settle_
 from esbnn_core import create_model, list_models, model_spec, pack_, save_checkpoint
-from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.onnx import export_onnx, session
 
 
-@torch.no_grad()
 def make_packed(name: str) -> nn.Module:
     """A network of the catalogue with random weights and settled norms, packed."""
     torch.manual_seed(0)
-    model = create_model(name).train()
-    for module in model.modules():
-        if isinstance(module, Temperature):
-            module.temperature.zero_()
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the mean over all batches
+    model = anneal_(create_model(name))
     spec = model_spec(model)
     assert spec is not None
-    for _ in range(2):
-        model(torch.randn(2, *spec.input_size))
-    return pack_(model.eval())
+    return pack_(settle_(model, *(torch.randn(2, *spec.input_size) for _ in range(2))))
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:

@@ -18,18 +18,14 @@ from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
 
 CHOICE, DECISION = "start", "start_long"
 STUDY = (CHOICE, DECISION)
+PAIRS = (("es apart", "base apart"), ("es", "base"), ("base apart", "base"), ("es apart", "es"))
+"""Variants of the decision that are compared."""
 
 
 def side_of(result: ProxyResult) -> str:
     """Which colour a variant has: that of the base, of ES, or another."""
     first = result.variant.split()[0]
     return first if first in ("base", "es") else "other"
-
-
-def pair_differences(one: ProxyResult, other: ProxyResult) -> dict[int, float]:
-    """one - other by seed, of the seeds that both have."""
-    values = dict(zip(other.seeds, other.values, strict=True))
-    return {seed: value - values[seed] for seed, value in zip(one.seeds, one.values, strict=True) if seed in values}
 
 
 def draw_study(results: Sequence[ProxyResult]) -> bytes:
@@ -60,17 +56,13 @@ def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
     by_name = {row.variant: row for row in rows}
     pairs = [(one, other) for one, other in PAIRS if one in by_name and other in by_name]
     for place, (one, other) in enumerate(pairs):
-        found = pair_differences(by_name[one], by_name[other])
-        mean, half = compute_interval([*found.values()])
+        found = by_name[one].differences(by_name[other])
+        mean, half = compute_interval(found)
         panel.errorbar([mean], [place], xerr=[half], fmt="D", color=COLOURS["es"], capsize=4, markersize=6)
-        panel.plot([*found.values()], [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
+        panel.plot(found, [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(pairs)), [f"{one}\nminus {other}" for one, other in pairs], fontsize=8)
     panel.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
     panel.set_title("Decision: other seeds, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 at 32x32, 50,000 training images", fontsize=9)
     panel.grid(axis="x", alpha=0.3)
-
-
-PAIRS = (("es apart", "base apart"), ("es", "base"), ("base apart", "base"), ("es apart", "es"))
-"""Variants of the decision that are compared."""

@@ -5,17 +5,16 @@ of networks, each on both tiles. A difference is kept with its place and both va
 own sources in the tests' emulator.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import ctypes
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.task import OutOfTime, Skipped, Task
+from benchmarks.gpu_check.kernels import kernels_on
+from benchmarks.gpu_check.task import OutOfTime, Task
 from esbnn_core.kernels import cuda, reference
 from esbnn_core.kernels.call import call_of
 from esbnn_core.kernels.cuda import launch
@@ -30,27 +29,10 @@ REPEATS = 20
 """How often a layer of NETWORK_LAYERS has to give the same bits."""
 
 
-@contextlib.contextmanager
-def kernels_on(task: Task) -> Iterator[None]:
-    """Let the CUDA kernels serve: the GPU's, or in a rehearsal the emulated ones on CPU tensors.
-
-    Raises:
-        RuntimeError: the kernels do not serve this GPU, with their reason.
-        Skipped: a rehearsal without g++.
-    """
-    if not task.rehearse:
-        gpu, status = cuda.choose()
-        if gpu is None:
-            raise RuntimeError(f"the CUDA kernels do not serve this GPU: {status.reason}")
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        handle = build(Path(folder))
-        if handle is None:
-            raise Skipped("no g++ here to compile the emulated kernels")
-        emulator = Emulator(handle)
-        with patch.object(cuda, "_serving", lambda *_: emulator):
-            yield
+def emulated(handle: ctypes.CDLL) -> AbstractContextManager[Any]:
+    """The operators on CPU tensors are the emulated kernels'."""
+    emulator = Emulator(handle)
+    return patch.object(cuda, "_serving", lambda *_: emulator)
 
 
 def moved(task: Task, arguments: Args) -> Args:
@@ -193,7 +175,7 @@ def network_layers(task: Task, comparison: Comparison) -> None:
 def run(task: Task) -> None:
     """The stage."""
     comparison = Comparison(task)
-    with torch.no_grad(), kernels_on(task):
+    with torch.no_grad(), kernels_on(task, build, emulated):
         task.attempt("pack_sign", lambda: pack(task, comparison))
         task.attempt("network layers", lambda: network_layers(task, comparison))
         task.attempt("binary_linear", lambda: linear(task, comparison))

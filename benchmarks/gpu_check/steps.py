@@ -4,20 +4,17 @@ Each step of esbnn_core.kernels.cuda.training is compared with float64 torch on 
 The times are the rows of benchmarks.speed.steps. A rehearsal runs the kernels' own sources in the tests' emulator.
 """
 
-import contextlib
 import itertools
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_check.task import Skipped, Task
+from benchmarks.gpu_check.kernels import kernels_on
+from benchmarks.gpu_check.task import Task
 from benchmarks.speed import steps
 from benchmarks.speed.gpu import Plan
 from benchmarks.speed.graphs import captured
-from esbnn_core.kernels import cuda
 from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
@@ -34,28 +31,6 @@ REPEATS = 5
 TINY = Plan(1, 3, "cpu", copied=1 << 16)
 
 Results = dict[str, Tensor | None]
-
-
-@contextlib.contextmanager
-def steps_on(task: Task) -> Iterator[None]:
-    """Let the kernels serve: the GPU's, or in a rehearsal the emulated ones on CPU tensors.
-
-    Raises:
-        RuntimeError: the kernels do not serve this GPU, with their reason.
-        Skipped: a rehearsal without g++.
-    """
-    if not task.rehearse:
-        gpu, status = cuda.choose()
-        if gpu is None:
-            raise RuntimeError(f"the CUDA kernels do not serve this GPU: {status.reason}")
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        handle = build_training(Path(folder))
-        if handle is None:
-            raise Skipped("no g++ here to compile the emulated kernels")
-        with steps_emulated(handle):
-            yield
 
 
 def compare(task: Task, step: str, case: str, call: Callable[[], Results | None], want: Results) -> None:
@@ -190,7 +165,7 @@ def times(task: Task) -> None:
 
 def run_steps(task: Task) -> None:
     """All of it; an error in one part is a fault and the next goes on."""
-    with torch.no_grad(), steps_on(task):
+    with torch.no_grad(), kernels_on(task, build_training, steps_emulated):
         for label, part in (
             ("tails", tails),
             ("whole numbers", whole_numbers),

@@ -27,6 +27,7 @@ from benchmarks.timing import medians, write
 from esbnn_core import kernels
 from esbnn_core.errors import InputError
 from esbnn_core.kernels import SUMS, Epilogue, Geometry, cuda
+from esbnn_core.kernels.backend import Status
 
 STAGES = ((56, 64), (28, 128), (14, 256), (7, 512))
 """Side and channels of ReActNet-18's four stages at 224x224; all 3x3."""
@@ -231,6 +232,16 @@ def run(
     return record
 
 
+def serving(command: str) -> Status:
+    """The state of the CUDA kernels that a command times; ends it with a sentence where they do not serve."""
+    if not torch.cuda.is_available():
+        raise SystemExit(f"{command} needs a CUDA device, torch sees none: run it on a machine with a GPU")
+    gpu, status = cuda.choose()
+    if gpu is None:
+        raise SystemExit(f"{command} times the CUDA kernels, which do not serve here: {status.reason}")
+    return status
+
+
 def main() -> None:
     """Run, print, and write benchmarks/results/gpu.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,11 +249,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--seconds", type=float, default=300.0, help="time after which torch compiles nothing more")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.speed.gpu needs a CUDA device, torch sees none: run it on a machine with a GPU")
-    gpu, status = cuda.choose()
-    if gpu is None:
-        raise SystemExit(f"benchmarks.speed.gpu times the CUDA kernels, which do not serve here: {status.reason}")
+    status = serving("benchmarks.speed.gpu")
     torch.backends.cudnn.benchmark = True
     settings = {
         "gpu": torch.cuda.get_device_name(),

@@ -39,16 +39,26 @@ def anneal_(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def settle_(model: nn.Module, *batches: Tensor) -> nn.Module:
+    """Give the norms the statistics of these batches; returns the model in evaluation."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # the mean over all batches
+    model.train()
+    for images in batches:
+        model(images)
+    return model.eval()
+
+
+@torch.no_grad()
 def warmed(model: nn.Module, images: Tensor) -> nn.Module:
     """The model in evaluation, with statistics of the images and parameters that differ between channels."""
     generator = torch.Generator().manual_seed(0)
     for module in anneal_(model).modules():
         if isinstance(module, _BatchNorm):
-            module.momentum = None  # cumulative
             module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
             module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
     for name, parameter in model.named_parameters():
         if "shift" in name:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    model.train()(images)
-    return model.eval()
+    return settle_(model, images)

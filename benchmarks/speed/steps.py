@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks.command import positive, run_command
-from benchmarks.speed.gpu import Plan, bandwidth
+from benchmarks.speed.gpu import Plan, bandwidth, serving
 from benchmarks.speed.graphs import time_in_turns
 from benchmarks.timing import write
 from esbnn_core.errors import InputError
-from esbnn_core.kernels import cuda
 from esbnn_core.kernels.training import Steps, steps_of
 from esbnn_core.training.on_bits import signs, statistics, tail
 from esbnn_core.training.on_bits.signs import SignRule
@@ -164,11 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--rounds", type=positive, default=9)
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.speed.steps needs a CUDA device, torch sees none: run it on a machine with a GPU")
-    gpu, status = cuda.choose()
-    if gpu is None:
-        raise SystemExit(f"benchmarks.speed.steps times the CUDA kernels, which do not serve here: {status.reason}")
+    status = serving("benchmarks.speed.steps")
     settings = {"gpu": torch.cuda.get_device_name(), "reason": status.reason, **vars(args)}
     record = run(replace(Plan(), batch=args.batch, rounds=args.rounds))
     print(write("steps", {"settings": settings, **record}))

@@ -12,18 +12,7 @@ from torch import Tensor
 
 from esbnn_core.kernels.cpu import training as cpu_training
 from esbnn_core.kernels.cuda import training as cuda_training
-
-
-class TailSteps(Protocol):
-    """A unit's steps after its sums, with their parameters."""
-
-    def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Their result (M, C')."""
-
-    def backward(
-        self, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor] | None:
-        """Gradients of the sums (M, O), of the residual (M, C') and of the vectors (6, C')."""
+from esbnn_core.kernels.tail import TailSteps
 
 
 class Steps(Protocol):

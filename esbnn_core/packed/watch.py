@@ -49,15 +49,14 @@ class Watch:
         self.free = -1
 
     def hooked(self) -> bool:
-        """Whether a call of one of the modules would do more than the forward of its class, or another one.
+        """As the function `hooked` of the modules.
 
         torch numbers hooks as they are registered: as long as no number is gone nothing has to be looked at.
         """
         registered = RemovableHandle.next_id
         if registered == self.free:
             return False
-        held = [module.__dict__ for module in self.modules]
-        if any(d["_forward_hooks"] or d["_forward_pre_hooks"] or "forward" in d for d in held):
+        if hooked(*self.modules):
             return True
         self.free = registered
         return False
@@ -82,5 +81,6 @@ def _values(dicts: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def hooked(*modules: nn.Module) -> bool:
-    """Whether a call of one of the modules would do more than its class's forward."""
-    return Watch(modules).hooked()
+    """Whether a call of one of the modules would do more than the forward of its class, or another one."""
+    held = [module.__dict__ for module in modules]
+    return any(d["_forward_hooks"] or d["_forward_pre_hooks"] or "forward" in d for d in held)

@@ -226,11 +226,12 @@ def _check_not_empty(model: nn.Module, plan: ExpansionPlan) -> None:
 def _build_rows(graph: WidthGraph, plan: ExpansionPlan, expansion: Expansion) -> dict[str, Row]:
     """name -> the modules that take a module's place; a unit stays and gets other children (expand_unit_children)."""
     rows: dict[str, Row] = {}
-    expanded = {name for name in plan.expanded if isinstance(graph.modules[name], BinaryLayer)}
-    written = {graph.layers[name][1] for name in expanded if name in graph.layers}
+    written = set()
     for name, (x, y) in graph.layers.items():
         module = graph.modules[name]
         if name in plan.expanded:
+            if isinstance(module, BinaryLayer):
+                written.add(y)
             rows[name] = expand_layer(name, module, expansion, graph.order(name))
             continue
         row: Row = []

@@ -24,7 +24,7 @@ from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.weights import through_weight
 from tests.helpers import paths
-from tests.helpers.bit_training import compare, draw, in_double, on_bits, run, unit_of
+from tests.helpers.bit_training import UNITS, compare, draw, in_double, on_bits, remove_torchs_steps, run, unit_of
 from tests.helpers.emulation import build_training, steps_emulated
 from tests.helpers.units import randn, relative
 
@@ -239,13 +239,6 @@ def test_a_division_has_every_row_and_depends_on_the_shape_alone(monkeypatch: py
     assert division.divide(1, 64 * 65536) is None and division.divide(0, 8) is None
 
 
-UNITS: list[dict[str, Any]] = [
-    {"tau": 2, "groups": 2, "inner_act": True},
-    {"tau": 4, "act": "hardtanh", "ste": "clip", "clip": 1.2},
-    {"groups": 2, "act": "prelu", "learned_scale": True, "weight_quantizer": "absmean_centred"},
-]
-
-
 @pytest.mark.parametrize("options", UNITS, ids=str)
 def test_a_unit_takes_all_its_steps_from_the_kernels_and_is_the_plain_one(
     options: dict[str, Any], handle: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
@@ -255,11 +248,7 @@ def test_a_unit_takes_all_its_steps_from_the_kernels_and_is_the_plain_one(
     single = on_bits(copy.deepcopy(unit).float())
     x = x.float().double()
     want = run(copy.deepcopy(unit).float().double(), x)
-    for module, name in (
-        *((tail, f"{step}_in_torch") for step in ("finish", "unfinish", "add_statistics")),
-        *((signs, f"{step}_in_torch") for step in ("through", "signs", "unpack")),
-    ):
-        monkeypatch.delattr(module, name)
+    remove_torchs_steps(monkeypatch.delattr)
     with steps_emulated(handle) as emulator:
         compare(run(single, x.float()), want, 1e-6)
         functions = [kernel.function for kernel in emulator.launched]

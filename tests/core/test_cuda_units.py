@@ -17,7 +17,7 @@ from esbnn_core.kernels import cuda
 from esbnn_core.kernels.cuda import training as on_cuda
 from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
-from tests.helpers.bit_training import compare, draw, in_double, on_bits, run, unit_of
+from tests.helpers.bit_training import UNITS, compare, draw, in_double, on_bits, remove_torchs_steps, run, unit_of
 from tests.helpers.units import randn, relative
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: make gpu-check runs this on one")
@@ -25,10 +25,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDED = (1e-6, 2.0**-8, 2.0**-11)
 """How far one rounding to each of them may be."""
-FALLBACKS = (
-    *((tail, f"{step}_in_torch") for step in ("finish", "unfinish", "add_statistics")),
-    *((signs, f"{step}_in_torch") for step in ("through", "signs", "unpack")),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,8 +67,7 @@ def test_a_tail_is_torchs_in_float64(number: int, monkeypatch: pytest.MonkeyPatc
     exact = None if added is None else added.double()
     want_y = tail.finish_in_torch(in_double(made), sums, exact, torch.float64)
     want = tail.unfinish_in_torch(in_double(made), grad.double(), sums, exact, with_residual)
-    for module, name in FALLBACKS:
-        monkeypatch.delattr(module, name)
+    remove_torchs_steps(monkeypatch.delattr)
     there = moved(made), sums.cuda(), None if added is None else added.cuda(), grad.cuda()
 
     def step() -> list[Tensor | None]:
@@ -134,16 +129,8 @@ def test_bits_are_read_back(channels: int, groups: int) -> None:
     assert relative(total.cpu(), (rows * inside).double().sum(0)) < 1e-6
 
 
-UNITS: list[dict[str, Any]] = [
-    {"tau": 2, "groups": 2, "inner_act": True},
-    {"tau": 4, "act": "hardtanh", "ste": "clip", "clip": 1.2},
-    {"groups": 2, "act": "prelu", "learned_scale": True, "weight_quantizer": "absmean_centred"},
-    {"norm": False, "weight_quantizer": "sign", "act": "none"},
-]
-
-
 @pytest.mark.parametrize("config", [None, TrainOnBits(keep_sums=True)], ids=["sums again", "sums kept"])
-@pytest.mark.parametrize("options", UNITS, ids=str)
+@pytest.mark.parametrize("options", [*UNITS, {"norm": False, "weight_quantizer": "sign", "act": "none"}], ids=str)
 def test_gradients_of_a_unit_are_the_plain_layers(
     options: dict[str, Any], config: TrainOnBits | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +140,7 @@ def test_gradients_of_a_unit_are_the_plain_layers(
     single = on_bits(copy.deepcopy(unit).float(), config).cuda()
     plain = copy.deepcopy(unit).float().double()
     wanted = [run(copy.deepcopy(plain), x), run(copy.deepcopy(plain).cuda(), x.cuda())]
-    for module, name in FALLBACKS:
-        monkeypatch.delattr(module, name)
+    remove_torchs_steps(monkeypatch.delattr)
     got = {name: t.cpu() for name, t in run(single, x.float().cuda()).items()}
     for want in wanted:
         compare(got, {name: t.cpu() for name, t in want.items()}, 1e-5)

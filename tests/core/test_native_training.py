@@ -17,7 +17,7 @@ from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.statistics import batch_statistics, moments_in_torch
 from esbnn_core.training.on_bits.tail import Tail
 from tests.helpers import paths
-from tests.helpers.bit_training import compare, draw, in_double, on_bits, run, unit_of
+from tests.helpers.bit_training import UNITS, compare, draw, in_double, on_bits, remove_torchs_steps, run, unit_of
 from tests.helpers.units import randn, relative
 
 
@@ -219,13 +219,6 @@ def test_what_the_library_does_not_read_is_left_to_torch() -> None:
     assert native.signs(x, None, torch.float32) is not None
 
 
-UNITS: list[dict[str, Any]] = [
-    {"tau": 2, "groups": 2, "inner_act": True},
-    {"tau": 4, "act": "hardtanh", "ste": "clip", "clip": 1.2},
-    {"groups": 2, "act": "prelu", "learned_scale": True, "weight_quantizer": "absmean_centred"},
-]
-
-
 @pytest.mark.parametrize("options", UNITS, ids=str)
 def test_a_unit_is_native_from_end_to_end_and_the_plain_one(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -236,9 +229,5 @@ def test_a_unit_is_native_from_end_to_end_and_the_plain_one(
     single = on_bits(copy.deepcopy(unit).float())
     x = x.float().double()
     want = run(copy.deepcopy(unit).float().double(), x)
-    for module, name in (
-        *((tail, f"{step}_in_torch") for step in ("finish", "unfinish", "add_statistics")),
-        *((signs, f"{step}_in_torch") for step in ("through", "signs", "unpack")),
-    ):
-        monkeypatch.delattr(module, name)
+    remove_torchs_steps(monkeypatch.delattr)
     compare(run(single, x.float()), want, 1e-6)

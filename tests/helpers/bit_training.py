@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,28 @@ from esbnn_core import (
     train_on_bits_,
 )
 from esbnn_core.layers.quantizers import Temperature
+from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.tail import Tail
 from esbnn_core.units.conv import BinaryUnit
 from tests.helpers.units import build, randn, relative
+
+UNITS: list[dict[str, Any]] = [
+    {"tau": 2, "groups": 2, "inner_act": True},
+    {"tau": 4, "act": "hardtanh", "ste": "clip", "clip": 1.2},
+    {"groups": 2, "act": "prelu", "learned_scale": True, "weight_quantizer": "absmean_centred"},
+]
+"""Units with every step that a library has."""
+
+
+def remove_torchs_steps(remove: Callable[[object, str], None]) -> None:
+    """Take away the steps in pieces of torch operators, so that what falls back to them fails.
+
+    Args:
+        remove: monkeypatch.delattr.
+    """
+    for module, names in ((tail, ("finish", "unfinish", "add_statistics")), (signs, ("through", "signs", "unpack"))):
+        for name in names:
+            remove(module, f"{name}_in_torch")
 
 
 def unit_of(options: dict[str, Any]) -> BinaryUnit:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esbnn_core.kernels import cpu
+from esbnn_core.kernels.cpu.library import Library
 
 SHAPE = struct.Struct("13q")
 LANES, ROW = 16, 64
@@ -49,6 +50,14 @@ class RealFilters(NamedTuple):
     number: int
 
 
+def library_for(*tensors: Tensor) -> Library | None:
+    """The library, if it serves tensors like these: float32 on the CPU."""
+    for t in tensors:
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return None
+    return cpu.choose()[0]
+
+
 def real_conv2d(
     x: Tensor,
     filters: RealFilters,
@@ -65,12 +74,9 @@ def real_conv2d(
         pool: a max-pooling of the output.
         affine: only with a pool: factor and offset (copies*O,) of as many copies of what it gives.
     """
-    library = cpu.choose()[0]
+    library = library_for(x, filters.lanes, filters.bias, *(affine or ()))
     if library is None or library.name == "portable" or x.dim() != 4:  # torch has faster code than plain C++
         return None
-    for t in (x, filters.lanes, filters.bias, *(affine or ())):
-        if t.dtype is not torch.float32 or not t.is_cpu:
-            return None
     copies = 1 if affine is None else len(affine[0]) // filters.number
     sizes = _conv_sizes(x.shape, window, pool, filters.number)
     if sizes is None:
@@ -109,12 +115,9 @@ def _conv_sizes(
 
 def real_linear(x: Tensor, filters: RealFilters) -> Tensor | None:
     """A linear layer by the same kernel: rows (N, C) -> (N, O), contiguous."""
-    library = cpu.choose()[0]
+    library = library_for(x, filters.lanes, filters.bias)
     if library is None or library.name == "portable" or x.numel() == 0 or filters.number < 1:
         return None
-    for t in (x, filters.lanes, filters.bias):
-        if t.dtype is not torch.float32 or not t.is_cpu:
-            return None
     rows, channels = x.shape
     x = x.contiguous()
     y = torch.empty((rows, filters.number), dtype=torch.float32)
@@ -127,8 +130,8 @@ def real_linear(x: Tensor, filters: RealFilters) -> Tensor | None:
 
 def max_pool2d(x: Tensor, window: Window) -> Tensor | None:
     """torch's max_pool2d without dilation and ceil_mode, every bit and NaN of it, in the memory format of x."""
-    library = cpu.choose()[0]
-    if library is None or not x.is_cpu or x.dtype != torch.float32 or x.dim() != 4 or not _fits(window):
+    library = library_for(x)
+    if library is None or x.dim() != 4 or not _fits(window):
         return None
     images, channels, height, width = x.shape
     size = window.output(height, width)
@@ -166,11 +169,11 @@ def pool_before_norm(x: Tensor, window: Window, norm: Norm) -> Tensor | None:
     as it is rounded. x has its channels last, and in no other layout; torch's norm then treats every pixel alike.
     None for other maps, and where a zero of the two might have different signs.
     """
-    library = cpu.choose()[0]
     vectors = [t for t in norm[:4] if t is not None]
+    library = library_for(x, *vectors)
     if library is None or x.dim() != 4 or not _fits(window) or x.shape[1] % LANES or x.numel() == 0:
         return None
-    if not all(t.is_cpu and t.dtype == torch.float32 for t in (x, *vectors)) or x.is_contiguous():
+    if x.is_contiguous():
         return None
     images, channels, height, width = x.shape
     size = window.output(height, width)

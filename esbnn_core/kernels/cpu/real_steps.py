@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu.library import Library
 from esbnn_core.kernels.cpu.program import Buffer, Given, Place, Program, Recorder, Step
-from esbnn_core.kernels.cpu.real import RealFilters, Window
+from esbnn_core.kernels.cpu.real import RealFilters, Window, library_for
 
 LAST = torch.channels_last
 
@@ -103,8 +102,8 @@ def _copies_step(shape: tuple[int, ...], out: int, threads: int) -> tuple[Step, 
 
 def average_pool2d(x: Tensor, mean: Mean) -> Tensor | None:
     """torch's avg_pool2d without padding in every bit, of x (N, C, H, W) in channels_last and in no other layout."""
-    library = _library_for(x)
-    if library is None or not x.is_contiguous(memory_format=LAST) or x.is_contiguous():
+    library = library_for(x)
+    if library is None or x.dim() != 4 or not x.is_contiguous(memory_format=LAST) or x.is_contiguous():
         return None
     found = _average_program(library, x.shape, mean, torch.get_num_threads())
     if found is None:
@@ -130,8 +129,8 @@ def _average_program(
 
 def means(x: Tensor) -> Tensor | None:
     """The mean of each channel, (N, C, H, W) -> (N, C, 1, 1); sums of 64 pixels are float32, their sum is float64."""
-    library = _library_for(x)
-    if library is None or x.numel() == 0:
+    library = library_for(x)
+    if library is None or x.dim() != 4 or x.numel() == 0:
         return None
     images, channels, _, _ = shape = x.shape
     last = x.contiguous(memory_format=LAST)
@@ -150,8 +149,10 @@ def _means_program(library: Library, shape: torch.Size, threads: int) -> Program
 
 def tiled_affine(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor | None:
     """As record_copies: (N, C, H, W) -> (N, copies*C, H, W) in channels_last."""
-    library = _library_for(x, scale, offset)
-    if library is None or x.numel() == 0 or not (scale.is_contiguous() and offset.is_contiguous()):
+    library = library_for(x, scale, offset)
+    if library is None or x.dim() != 4 or x.numel() == 0:
+        return None
+    if not (scale.is_contiguous() and offset.is_contiguous()):
         return None
     images, _, height, width = x.shape
     x = x.contiguous(memory_format=LAST)
@@ -166,11 +167,3 @@ def _copies_program(library: Library, shape: torch.Size, out: int, threads: int)
     recorder = Recorder()
     recorder.add(*_copies_step(shape, out, threads), (Given(0), Given(1), Given(2), Given(3)))
     return recorder.finish(library, threads, 4)
-
-
-def _library_for(x: Tensor, *others: Tensor) -> Library | None:
-    """The library, if it serves a map and vectors like these."""
-    for t in (x, *others):
-        if t.dtype is not torch.float32 or not t.is_cpu:
-            return None
-    return cpu.choose()[0] if x.dim() == 4 else None

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu.library import Library
+from esbnn_core.kernels.tail import ACTIVATIONS, TailSteps, all_single
 
 KINDS = cpu.KINDS
 SUMS = {torch.int32: 0, torch.int16: 1}
-ACTIVATIONS = {"none": 0, "prelu": 1, "hardtanh": 2}
 RULES = {"identity": 0, "clip": 1, "poly2": 2, "mask": 3}
 LARGEST = 46340
 """Of the sums whose squares `moments` adds up in int32."""
@@ -45,10 +45,6 @@ def _library(*tensors: Tensor | None) -> Library | None:
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.is_contiguous()):
             return None
     return cpu.choose()[0]
-
-
-def _single(*vectors: Tensor | None) -> bool:
-    return all(t is None or t.dtype == torch.float32 for t in vectors)
 
 
 def _numbers(*numbers: int) -> bytes:
@@ -83,16 +79,8 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
     return both
 
 
-class TailCall:
-    """The tail of a unit as the library takes it: affine -> [PReLU] -> [+ residual] -> [activation].
-
-    Args:
-        copies: tiles.
-        centre: (O,) float32 subtracted from the sums, or None.
-        vectors: factor, offset, inner, shift_in, slope, shift_out (C',) float32, the last four None where left out.
-        act: "none", "prelu" or "hardtanh".
-        limits: of the hardtanh.
-    """
+class TailCall(TailSteps):
+    """A tail by the library."""
 
     def __init__(
         self,
@@ -102,13 +90,11 @@ class TailCall:
         act: str,
         limits: tuple[float, float],
     ) -> None:
-        factor, offset, inner, *ends = vectors
-        assert factor is not None
-        self.copies, self.act, self.channels = copies, ACTIVATIONS[act], len(factor)
-        self.served = _single(centre, *vectors)
-        self.vectors = [t if t is None else t.contiguous() for t in (centre, factor, offset, inner)]
-        self.vectors += [torch.zeros_like(factor) if t is None else t.contiguous() for t in ends]
-        self.limits = torch.tensor(limits, dtype=torch.float32)
+        super().__init__(copies, centre, vectors, act, limits)
+        # the library may be without a centre and the inner slopes, but not without what comes after these
+        ends = self.vectors[4:]
+        self.vectors[4:] = [torch.zeros_like(self.vectors[1]) if t is None else t for t in ends]  # type: ignore[arg-type]
+        self.low_and_high = torch.tensor(limits, dtype=torch.float32)
 
     def _serve(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> Library | None:
         known = sums.dtype in SUMS and y.dtype in KINDS and (residual is None or residual.dtype in KINDS)
@@ -119,14 +105,13 @@ class TailCall:
         return _numbers(*sums.shape, self.copies, SUMS[sums.dtype], self.act, kind, KINDS[y.dtype])
 
     def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """y (M, C') of `dtype` from sums (M, O) and the residual (M, C')."""
         if not self.served or dtype not in KINDS:
             return None
         y = torch.empty(sums.shape[0], self.channels, dtype=dtype)
         library = self._serve(sums, y, residual)
         if library is None:
             return None
-        pointers = _addresses(sums, *self.vectors, self.limits, residual, y, None, None)
+        pointers = _addresses(sums, *self.vectors, self.low_and_high, residual, y, None, None)
         short = _prepared(library).esbnn_train_tail(library.path, self._numbers(sums, y, residual), pointers)
         _check_memory(short, *y.shape)
         return y
@@ -134,26 +119,14 @@ class TailCall:
     def backward(
         self, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
     ) -> tuple[Tensor, Tensor | None, Tensor] | None:
-        """Gradients of forward.
-
-        Args:
-            grad: (M, C') of y.
-            sums: (M, O).
-            residual: (M, C'), read only where an activation follows it.
-            wants_residual: whether to compute its gradient.
-
-        Returns:
-            That of the centred sums (M, O) and of the residual (M, C') or None, float32, and those of offset, factor,
-            inner, shift_in, slope and shift_out (6, C') float64.
-        """
-        residual = None if self.act == 0 else residual
+        residual = None if self.act == ACTIVATIONS["none"] else residual
         library = self._serve(sums, grad, residual) if self.served else None
         if library is None:
             return None
         sums_grad = torch.empty(sums.shape, dtype=torch.float32)
         residual_grad = torch.empty(grad.shape, dtype=torch.float32) if wants_residual else None
         totals = torch.empty(6, self.channels, dtype=torch.float64)
-        pointers = _addresses(sums, *self.vectors, self.limits, residual, grad, sums_grad, residual_grad)
+        pointers = _addresses(sums, *self.vectors, self.low_and_high, residual, grad, sums_grad, residual_grad)
         numbers = self._numbers(sums, grad, residual)
         short = _prepared(library).esbnn_train_tail_backward(library.path, numbers, pointers, totals.data_ptr())
         _check_memory(short, *grad.shape)
@@ -165,7 +138,7 @@ def add_statistics(
 ) -> Tensor | None:
     """grad + constant + slope * (sums - centre), rows (M, O) of `dtype`; in place where that is grad's, float32."""
     vectors = (centre, constant, slope)
-    known = _single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
+    known = all_single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
     library = _library(grad, sums, *vectors) if known else None
     if library is None:
         return None
@@ -204,7 +177,7 @@ def estimator(
     """
     kinds = [torch.float32 if t is None else t.dtype for t in (grad, x, onto)]
     bits, groups = mask if mask is not None else (None, 1)
-    known = all(kind in KINDS for kind in (*kinds, dtype)) and _single(shift)
+    known = all(kind in KINDS for kind in (*kinds, dtype)) and all_single(shift)
     library = _library(grad, x, shift, bits, onto) if known else None
     if library is None:
         return None
@@ -224,7 +197,7 @@ def estimator(
 
 def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """sign(x + shift) of rows (M, C) as +-1 of `dtype`; shift (C,) float32 or None."""
-    known = x.dtype in KINDS and dtype in KINDS and _single(shift)
+    known = x.dtype in KINDS and dtype in KINDS and all_single(shift)
     library = _library(x, shift) if known else None
     if library is None:
         return None

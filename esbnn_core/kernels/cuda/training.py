@@ -7,15 +7,15 @@ waits for the device.
 """
 
 import struct
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from esbnn_core.kernels import cuda
-from esbnn_core.kernels.cpu.training import ACTIVATIONS, RULES
+from esbnn_core.kernels.cpu.training import RULES
 from esbnn_core.kernels.cuda.division import MOST_TURNS, SLOTS, Division, add_blocks, divide
 from esbnn_core.kernels.cuda.launch import TYPES, Device
+from esbnn_core.kernels.tail import ACTIVATIONS, TailSteps, all_single
 
 KINDS = {dtype: number for dtype, number in TYPES.items() if dtype.is_floating_point}
 SUMS = {torch.int32: TYPES[torch.int32], torch.int16: 4}
@@ -39,10 +39,6 @@ def _device(*tensors: Tensor | None) -> Device | None:
     return cuda._serving(given[0])
 
 
-def _single(*vectors: Tensor | None) -> bool:
-    return all(t is None or t.dtype == torch.float32 for t in vectors)
-
-
 def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if t is None else t.data_ptr() for t in tensors]
 
@@ -64,30 +60,8 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
     return both
 
 
-class TailCall:
-    """The tail of a unit as the kernels take it: affine -> [PReLU] -> [+ residual] -> [activation].
-
-    Args:
-        copies: tiles.
-        centre: (O,) float32 subtracted from the sums, or None.
-        vectors: factor, offset, inner, shift_in, slope, shift_out (C',) float32, the last four None where left out.
-        act: "none", "prelu" or "hardtanh".
-        limits: of the hardtanh.
-    """
-
-    def __init__(
-        self,
-        copies: int,
-        centre: Tensor | None,
-        vectors: Sequence[Tensor | None],
-        act: str,
-        limits: tuple[float, float],
-    ) -> None:
-        factor = vectors[0]
-        assert factor is not None
-        self.copies, self.act, self.channels, self.limits = copies, ACTIVATIONS[act], len(factor), limits
-        self.served = _single(centre, *vectors)
-        self.vectors = [None if t is None else t.contiguous() for t in (centre, *vectors)]
+class TailCall(TailSteps):
+    """A tail by the kernels."""
 
     def _divided(
         self, sums: Tensor, residual: Tensor | None, grad: Tensor | None, kind: torch.dtype, most: int
@@ -113,7 +87,6 @@ class TailCall:
         division.launch(device, function, division.packed(sums, y, *self.vectors, *ends[:3]) + arguments)
 
     def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """y (M, C') of `dtype` from sums (M, O) and the residual (M, C')."""
         serving = self._divided(sums, residual, None, dtype, MOST_TURNS)
         if serving is None:
             return None
@@ -124,18 +97,6 @@ class TailCall:
     def backward(
         self, grad: Tensor, sums: Tensor, residual: Tensor | None, wants_residual: bool
     ) -> tuple[Tensor, Tensor | None, Tensor] | None:
-        """Gradients of forward.
-
-        Args:
-            grad: (M, C') of y.
-            sums: (M, O).
-            residual: (M, C'), read only where an activation follows it.
-            wants_residual: whether to compute its gradient.
-
-        Returns:
-            That of the centred sums (M, O) and of the residual (M, C') or None, float32, and those of offset, factor,
-            inner, shift_in, slope and shift_out (6, C') float64.
-        """
         residual = None if self.act == ACTIVATIONS["none"] else residual
         serving = self._divided(sums, residual, grad, grad.dtype, SLOTS if self.copies > 1 else MOST_TURNS)
         if serving is None:
@@ -159,7 +120,7 @@ def add_statistics(
 ) -> Tensor | None:
     """grad + constant + slope * (sums - centre), rows (M, O) of `dtype`; in place where that is grad's, float32."""
     vectors = (centre, constant, slope)
-    known = _single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
+    known = all_single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
     device, division = _device(grad, sums, *vectors) if known else None, divide(*sums.shape)
     if device is None or division is None:
         return None
@@ -184,7 +145,7 @@ def estimator(
     """From the gradient of signs to that of their input, plus `onto`: as cpu.training.estimator."""
     kinds = [torch.float32 if t is None else t.dtype for t in (grad, x, onto)]
     bits, groups = mask if mask is not None else (None, 1)
-    known = all(kind in KINDS for kind in (*kinds, dtype)) and _single(shift)
+    known = all(kind in KINDS for kind in (*kinds, dtype)) and all_single(shift)
     device, division = _device(grad, x, shift, bits, onto) if known else None, divide(*grad.shape)
     if device is None or division is None:
         return None
@@ -211,7 +172,7 @@ def _words(bits: Tensor | None, channels: int, groups: int) -> tuple[int, int, i
 
 def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """sign(x + shift) of rows (M, C) as +-1 of `dtype`; shift (C,) float32 or None."""
-    known = x.dtype in KINDS and _single(shift)
+    known = x.dtype in KINDS and all_single(shift)
     return _signs(x, shift, None, (x.shape[0], x.shape[1]), 1, dtype) if known else None
 
 

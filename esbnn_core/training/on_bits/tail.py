@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esbnn_core.kernels.training import TailSteps, steps_of
+from esbnn_core.kernels.tail import TailSteps
+from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
 Kind = Literal["none", "prelu", "hardtanh"]

@@ -71,6 +71,12 @@ class ProxyResult:
         """Half the width of the 95 % interval of the mean (Student's t); nan for one seed."""
         return compute_half_width(self.values)
 
+    def differences(self, other: "ProxyResult") -> list[float]:
+        """Its values less those of another result, of the seeds that both have."""
+        by_seed = dict(zip(other.seeds, other.values, strict=True))
+        pairs = zip(self.seeds, self.values, strict=True)
+        return [value - by_seed[seed] for seed, value in pairs if seed in by_seed]
+
 
 def compare_with_base(result: ProxyResult, results: Sequence[ProxyResult]) -> tuple[float, float] | None:
     """The difference between a result and the base of its system that was trained as long, seed by seed.
@@ -94,9 +100,7 @@ def compare_with_base(result: ProxyResult, results: Sequence[ProxyResult]) -> tu
         if suffix is None or not result.variant.endswith(suffix):
             continue
         if (base.system, base.dataset, base.metric, base.epochs) == kind:
-            by_seed = dict(zip(base.seeds, base.values, strict=True))
-            pairs = zip(result.seeds, result.values, strict=True)
-            differences = [value - by_seed[seed] for seed, value in pairs if seed in by_seed]
+            differences = result.differences(base)
             if not differences:
                 return None
             return sum(differences) / len(differences), compute_half_width(differences)
