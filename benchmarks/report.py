@@ -167,6 +167,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "layers_avx2": layers,
     "rivals_avx512": rivals,
+    "rivals_avx2": rivals,
     "networks": networks,
     "networks_batch8": networks,
     "agreement": agreement,
@@ -181,8 +182,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 FILES = {
     "kept": "training",
     "steps": "training",
+    "layers": "layers_avx512-vpopcntdq",
     "layers_avx2": "layers_avx2-tables",
     "rivals_avx512": "rivals_avx512-vpopcntdq",
+    "rivals_avx2": "rivals_avx2-tables",
 }
 """Tables whose json file has another name."""
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import Block
-from benchmarks.timing import frozen, interleave, medians, write
+from benchmarks.timing import frozen, interleave, machine, medians, write
 from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue, Geometry, cpu
-from esbnn_core.kernels.backend import forced
 
 LAYERS = (  # name, side, channels, kernel
     ("R18 56x56x64 3x3", 56, 64, 3),
@@ -107,7 +106,7 @@ def ratio(rows: list[dict[str, Any]], names: list[str]) -> float:
 
 
 def main() -> None:
-    """Run, print, and write benchmarks/results/layers.json, or layers_PATH.json where ESBNN_BACKEND names the path."""
+    """Run, print, and write benchmarks/results/layers_PATH.json, a file for each path of the processor."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=1)
@@ -129,8 +128,12 @@ def main() -> None:
         row["of the loop alone"] = round(row["macs"] / row["us"]["packed conv alone"]["median"] / 1e3 / fastest, 3)
     print(f"the innermost loop alone: {fastest:.0f} products a nanosecond")
     settings = {"threads": args.threads, "batch": args.batch, "rounds": args.rounds, "compile": args.compile}
-    name = f"layers_{forced()}" if forced() else "layers"
-    print(write(name, {"settings": settings, "rows": rows, "times_faster": summary, "loop_alone": round(fastest)}))
+    print(
+        write(
+            f"layers_{machine()['path']}",
+            {"settings": settings, "rows": rows, "times_faster": summary, "loop_alone": round(fastest)},
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks.command import positive, run_command
 from benchmarks.speed.networks import NAMES, Narrow
-from benchmarks.speed.parts import anneal_
+from benchmarks.speed.parts import anneal_, settle_
 from benchmarks.timing import frozen, interleave, machine, write
 from esbnn_core import create_model, fold_real_, pack_
 from esbnn_core.onnx import export_onnx, session
@@ -114,7 +114,8 @@ def in_torch(x: torch.Tensor) -> dict[str, Call]:
 def ours(name: str, folder: Path, x: torch.Tensor, threads: int, compiled: bool = True) -> dict[str, Call]:
     """A packed network in torch, if asked also compiled, and in ONNX Runtime, after a comparison of their logits."""
     torch.manual_seed(0)
-    packed = pack_(anneal_(create_model(name)).eval()).to(memory_format=torch.channels_last)
+    settled = settle_(anneal_(create_model(name)), *(torch.randn(2, *SHAPE[1:]) for _ in range(2)))
+    packed = pack_(settled).to(memory_format=torch.channels_last)
     path = folder / f"{name}.onnx"
     export_onnx(packed, path)
     running, given = session(path, threads=threads), {"images": x.contiguous().numpy()}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esbnn_core import InputError, TrainOnBits, create_model, train_on_bits_
 from esbnn_core.kernels.cpu import narrow
@@ -18,6 +19,16 @@ STEP = 2.0**-8
 """No rounding to bfloat16 moves a number by more than half of this part of it."""
 
 
+@pytest.fixture(params=[True, False], ids=["native", "imitated"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the processor is said to have instructions for bfloat16."""
+    if request.param and narrow.is_native(torch.bfloat16) is False:
+        pytest.skip("this processor has no bfloat16 instructions, and what torch does in their place rounds more often")
+    monkeypatch.setattr(narrow, "is_native", lambda dtype: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kind", [BinaryConv2d, BinaryConvTranspose2d])
 def test_whole_gradients_come_through_exactly(kind: Any, stride: int) -> None:
@@ -37,6 +48,7 @@ def test_whole_gradients_come_through_exactly(kind: Any, stride: int) -> None:
         assert torch.equal(got[0], x_grad) and torch.equal(got[1], weight_grad)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(
     "options", [{}, {"tau": 2, "groups": 2}, {"ste": "clip", "inner_act": True, "stride": 2}], ids=str
 )
@@ -51,6 +63,25 @@ def test_a_unit_rounds_what_goes_through_its_convolution_alone(options: dict[str
     compare({k: got[k] for k in got.keys() - through}, {k: want[k] for k in got.keys() - through}, 0.0)
     for name in through:
         assert 1e-5 < relative(got[name], want[name]) < STEP, name
+
+
+def test_a_processor_that_imitates_it_convolves_in_float32_and_rounds(native: bool) -> None:
+    layer = on_bits(BinaryConv2d(8, 8, 3, 1, 1, weight_quantizer="sign", activation="identity").train(), ROUNDED)
+    x, seen = randn(2, 8, 5, 5).float().requires_grad_(), list[tuple[str, list[torch.dtype]]]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "convolution_backward" in str(func):
+                seen.append((str(func), [each.dtype for each in args[:3]]))
+            return func(*args, **(kwargs or {}))
+
+    y = layer(x)
+    with Watch():
+        y.backward(randn(*y.shape).float())
+    ((_, dtypes),) = seen
+    assert dtypes == [torch.bfloat16 if native else torch.float32] * 3
+    for grad in (x.grad, layer.weight.grad):
+        assert torch.equal(grad, grad.bfloat16().float())
 
 
 def test_other_types_of_a_layer_are_left_as_they_are() -> None:
@@ -76,6 +107,6 @@ def test_a_processor_that_imitates_it_is_named_once(
     narrow.mention.cache_clear()
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "esbnn: this processor has no bfloat16 instructions, so gradients in bfloat16 are slower than in float32: "
-        "leave gradient_dtype out (train_on_bits: true) here"
+        "esbnn: this processor has no bfloat16 instructions, so gradients rounded to bfloat16 are no faster "
+        "here than in float32: leave gradient_dtype out (train_on_bits: true)"
     )

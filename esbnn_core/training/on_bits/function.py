@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from esbnn_core.kernels.cpu.narrow import computing_dtype
 from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
 from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, through_mask, unpack
@@ -177,11 +178,14 @@ class UnitOnBits(torch.autograd.Function):
                 )
             sums_grad = map_of(rows, grad)
         channels, groups = geometry.channels, geometry.groups
-        signs = signs_of(x, shift, plan.narrow) if bits is None else _signs(bits, channels, groups, plan.narrow)
-        weight = unpack(weight_bits, ctx.weight_shape[1], 1, plan.narrow).permute(0, 3, 1, 2)
+        exact = computing_dtype(plan.narrow, grad.device)
+        signs = signs_of(x, shift, exact) if bits is None else _signs(bits, channels, groups, exact)
+        weight = unpack(weight_bits, ctx.weight_shape[1], 1, exact).permute(0, 3, 1, 2)
         wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
         wanted = (wants_x or wants_shift, wants_weight)
-        x_grad, weight_grad = gradients(geometry, sums_grad.to(plan.narrow), signs, weight, wanted)
+        found = gradients(geometry, sums_grad.to(plan.narrow).to(exact), signs, weight, wanted)
+        x_grad, weight_grad = (None if part is None else part.to(plan.narrow) for part in found)
+        del found
         del signs
         if weight_grad is not None and latent is not None:
             weight_grad = through_weight(plan.weight_rule, weight_grad, latent)

@@ -38,8 +38,9 @@ class TrainOnBits:
             convolution.
         gradient_dtype: torch.bfloat16 rounds the gradient of a float32 layer's sums to 8 bits before its two
             convolutions of backward, the dearest part of a step, which processors with instructions for it and GPUs do
-            in half the time or less; the +-1 of the other operands are exact there. What the convolutions return is
-            rounded once more. The forward, its statistics, the tail's gradients and the shortcut's stay as they are.
+            in half the time or less; other processors convolve the rounded numbers in float32. The +-1 of the other
+            operands are exact in both. What the convolutions return is rounded once more. The forward, its statistics,
+            the tail's gradients and the shortcut's stay as they are.
             None: nothing is rounded.
     """
 
@@ -51,7 +52,11 @@ class TrainOnBits:
         if self.gradient_dtype is None or dtype != torch.float32:
             return dtype
         if device.type == "cpu":
-            mention(self.gradient_dtype, "gradients in {}", "leave gradient_dtype out (train_on_bits: true) here")
+            mention(
+                self.gradient_dtype,
+                "gradients rounded to {} are no faster here than in float32",
+                "leave gradient_dtype out (train_on_bits: true)",
+            )
         return self.gradient_dtype
 
 
