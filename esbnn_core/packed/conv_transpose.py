@@ -9,6 +9,7 @@ from esbnn_core.kernels import Epilogue
 from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d, part_filters, parts_of
 from esbnn_core.layers import BinaryConvTranspose2d
 from esbnn_core.layers.conv_transpose import padding_for
+from esbnn_core.packed.lanes import Origin
 from esbnn_core.packed.layers import PackedConvolution, stream_dtype
 from esbnn_core.packed.match import packs
 
@@ -29,19 +30,21 @@ class PackedConvTranspose2d(PackedConvolution):
     def __init__(self, conv: BinaryConvTranspose2d) -> None:
         shape = (conv.in_channels, conv.stride, conv.padding, conv.output_padding, conv.dilation, conv.groups)
         super().__init__(conv, TransposedGeometry(*shape, conv.copies))
-        del self.lanes  # of weight_bits as a whole, which no convolution reads; torch.export miscounts empty buffers
-        self.parts = parts_of(self.kernel_size, self.geometry)
-        for index, part in enumerate(self.parts):
-            self.register_buffer(f"filters{index}", part_filters(self.weight_bits, part), persistent=False)
-        for index in range(len(self.parts)):
-            self.register_buffer(f"lanes{index}", None, persistent=False)
+        self.make_lanes_()
 
-    def make_lanes_(self) -> None:
-        """Make the filters of each part and their lanes anew from weight_bits."""
-        for index, part in enumerate(self.parts):
-            filters = part_filters(self.weight_bits, part)
-            self._buffers[f"filters{index}"] = filters
-            self._buffers[f"lanes{index}"] = kernels.lanes_of(filters, part.geometry.groups)
+    def _origin(self) -> Origin:
+        self.parts = parts_of(self.kernel_size, self.geometry)
+        names = (f"{name}{index}" for name in ("filters", "lanes") for index in range(len(self.parts)))
+        return Origin(tuple(names), ("weight_bits",))
+
+    def _lanes(self) -> list[Tensor | None]:
+        """The filters of each part, then their lanes."""
+        filters = self._filters()
+        groups = [part.geometry.groups for part in self.parts]
+        return [*filters, *map(kernels.lanes_of, filters, groups)]
+
+    def _filters(self) -> list[Tensor]:
+        return [part_filters(self.weight_bits, part) for part in self.parts]
 
     @property
     def output_padding(self) -> Pair:
@@ -55,8 +58,12 @@ class PackedConvTranspose2d(PackedConvolution):
             shape = (self.kernel_size, self.stride, self.padding, self.dilation)
             padding_for(output_size, x.shape[2:], *shape)  # refuses what cannot be
             size = output_size[-2], output_size[-1]
-        filters = [self.get_buffer(f"filters{index}") for index in range(len(self.parts))]
-        lanes = [self._buffers[f"lanes{index}"] for index in range(len(self.parts))]
+        lanes: list[Tensor | None] | None = None
+        if self.check_lanes_():
+            filters = [self.get_buffer(f"filters{index}") for index in range(len(self.parts))]
+            lanes = [self._buffers[f"lanes{index}"] for index in range(len(self.parts))]
+        else:
+            filters = self._filters()
         epilogue = Epilogue(self.scale, self.bias, out_dtype=stream_dtype(x))
         rest = (epilogue, self.shift, filters, lanes, size)
         y = binary_conv_transpose2d(x, self.weight_bits, self.geometry, *rest)

@@ -17,6 +17,7 @@ from esbnn_core.kernels.reference import pack_bits
 from esbnn_core.kernels.transposed import TransposedGeometry
 from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.packed.lanes import OnLanes, Origin
 from esbnn_core.packed.match import packs
 from esbnn_core.units.folding import fold_norm
 
@@ -28,7 +29,7 @@ def stream_dtype(x: Tensor) -> torch.dtype | None:
     return x.dtype if x.dtype in HALF else None
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(OnLanes):
     """What every packed module has: weight bits, scale, bias and the shift of the input's sign.
 
     Attributes:
@@ -39,8 +40,7 @@ class PackedLayer(nn.Module):
         scale: buffer (copies*O,).
         bias: buffer (copies*O,).
         shift: buffer (C,), None where the latent layer has none.
-        lanes: buffer that is not saved: weight_bits in the order of the native implementation, or None. fill_ and
-            load_state_dict make it anew.
+        lanes: buffer that is not saved: weight_bits in the order of the native implementation, or None.
     """
 
     transposed = False
@@ -62,8 +62,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("bias", zeros(geometry.copies * out))
         shifted = isinstance(layer.sign, Sign) and layer.sign.shift is not None
         self.register_buffer("shift", zeros(geometry.channels) if shifted else None)
-        self.register_buffer("lanes", None, persistent=False)
-        self.register_load_state_dict_post_hook(_make_lanes)  # type: ignore[no-untyped-call]
+        self.register_lanes(self._origin())
 
     @torch.no_grad()
     def fill_(self, layer: BinaryLayer, name: str = "") -> "PackedLayer":
@@ -96,9 +95,11 @@ class PackedLayer(nn.Module):
             self.shift.copy_(layer.sign.shift)
         self.make_lanes_()
 
-    def make_lanes_(self) -> None:
-        """Make `lanes`, and what else follows from weight_bits, anew."""
-        self.lanes = kernels.lanes_of(self.weight_bits, self.geometry.groups)
+    def _origin(self) -> Origin:
+        return Origin(("lanes",), ("weight_bits",))
+
+    def _lanes(self) -> list[Tensor | None]:
+        return [kernels.lanes_of(self.weight_bits, self.geometry.groups)]
 
     # what a network's own forward may ask its layers, as torch names it
 
@@ -114,7 +115,7 @@ class PackedLayer(nn.Module):
         exact, and their affine and the signs are still computed in float32. Lanes are made anew on another device.
         """
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        device = self.weight_bits.device
+        device, stale = self.weight_bits.device, self.stale()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
             now = self._buffers[name]
@@ -122,16 +123,12 @@ class PackedLayer(nn.Module):
                 self._buffers[name] = buffer.to(now.device)
         if self.weight_bits.device != device:
             self.make_lanes_()
+        elif not stale:  # moved together
+            self._note_lanes()
         return self
 
     def extra_repr(self) -> str:
         return f"weight={self.weight_shape}, groups={self.geometry.groups}, copies={self.geometry.copies}"
-
-
-def _make_lanes(layer: nn.Module, _: object = None) -> None:
-    """Hook of load_state_dict."""
-    assert isinstance(layer, PackedLayer)
-    layer.make_lanes_()
 
 
 class PackedConvolution(PackedLayer):
@@ -234,7 +231,8 @@ class PackedConv2d(PackedConvolution):
         epilogue = Epilogue(own["scale"], bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
         weight = own["weight_bits"]
         assert weight is not None
-        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, own["lanes"])
+        lanes = own["lanes"] if self.check_lanes_() else None
+        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, lanes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]
@@ -274,7 +272,8 @@ class PackedLinear(PackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         features, groups, copies = self.geometry.channels, self.geometry.groups, self.geometry.copies
         bits = kernels.pack_sign(x, self.shift, groups, -1)
-        y = kernels.binary_linear(bits, self.weight_bits, features, groups, copies, self.scale, self.bias, self.lanes)
+        lanes = self.lanes if self.check_lanes_() else None
+        y = kernels.binary_linear(bits, self.weight_bits, features, groups, copies, self.scale, self.bias, lanes)
         dtype = stream_dtype(x)
         return y if dtype is None else y.to(dtype)
 

@@ -8,6 +8,7 @@ from esbnn_core.kernels.cpu.program import Recorder
 from esbnn_core.kernels.cpu.real import RealFilters, Window, real_conv2d, real_lanes, real_linear
 from esbnn_core.kernels.cpu.real_steps import Map, record_conv, record_copies, tiled_affine
 from esbnn_core.kernels.direct import unwatched
+from esbnn_core.packed.lanes import OnLanes, Origin
 from esbnn_core.packed.pools import PackedMaxPool2d, pair
 
 
@@ -52,46 +53,32 @@ class TiledAffine(nn.Module):
         return f"channels={self.channels}, copies={len(self.scale) // self.channels}"
 
 
-class _OnLanes(nn.Module):
-    """A layer with weight (O, C, ...) and bias (O,) that it also holds as our kernel reads them.
-
-    Attributes:
-        lanes: buffer that is not saved; load_state_dict makes it anew.
-        lane_bias: likewise.
-    """
+class _Folded(OnLanes):
+    """A layer with weight (O, C, ...) and bias (O,) that it also holds as our kernel reads them, in lanes."""
 
     weight: Tensor
     bias: Tensor
-    lanes: Tensor
-    lane_bias: Tensor
 
     def _hold(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         """Take weight and bias, float64, each number rounded once."""
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-        self.register_buffer("lanes", None, persistent=False)
-        self.register_buffer("lane_bias", None, persistent=False)
+        self.register_lanes(Origin(("lanes", "lane_bias"), ("weight", "bias")))
         self.make_lanes_()
-        self.register_load_state_dict_post_hook(_make_lanes)  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def make_lanes_(self) -> None:
-        """Make the kernel's weight and bias anew."""
-        self.lanes, self.lane_bias = real_lanes(self.weight, self.bias)
+    def _lanes(self) -> list[Tensor | None]:
+        return list(real_lanes(self.weight, self.bias))
 
-    def _filters(self) -> RealFilters:
+    def _filters(self) -> RealFilters | None:
+        """None where the lanes do not serve this call."""
+        if not self.check_lanes_():
+            return None
         lanes, bias = self._buffers["lanes"], self._buffers["lane_bias"]
         assert lanes is not None and bias is not None
         return RealFilters(lanes, bias, len(self.weight))
 
 
-def _make_lanes(layer: nn.Module, _: object = None) -> None:
-    """Hook of load_state_dict."""
-    assert isinstance(layer, _OnLanes)
-    layer.make_lanes_()
-
-
-class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
+class FoldedConv2d(_Folded, nn.Conv2d):  # type: ignore[misc]
     """A convolution with an affine map per channel folded in, then a max-pooling and copies where there are such.
 
     (N, C, H, W) -> (N, O, H', W') in channels_last, O*copies channels with copies. Without groups and dilation it is
@@ -141,7 +128,8 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
             affine = None
             if fused is not None and copies is not None and copies.positions is None:
                 affine, copies = (copies.scale, copies.offset), None
-            y = real_conv2d(x, self._filters(), window, fused, affine)
+            filters = self._filters()
+            y = None if filters is None else real_conv2d(x, filters, window, fused, affine)
             if y is not None:
                 y = pool(y) if pool is not None and fused is None else y
                 return y if copies is None else copies(y)
@@ -163,7 +151,8 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
         ):
             return None
         window = Window(self.kernel_size, self.stride, self.padding)  # type: ignore[arg-type]
-        y = record_conv(recorder, x, self._filters(), window)
+        filters = self._filters()
+        y = None if filters is None else record_conv(recorder, x, filters, window)
         if y is None or copies is None:
             return y
         return record_copies(recorder, y, copies.scale, copies.offset, torch.get_num_threads())
@@ -172,7 +161,7 @@ class FoldedConv2d(_OnLanes, nn.Conv2d):  # type: ignore[misc]
         return f"{super().extra_repr()}, folded"  # type: ignore[no-untyped-call]
 
 
-class FoldedLinear(_OnLanes, nn.Linear):  # type: ignore[misc]
+class FoldedLinear(_Folded, nn.Linear):  # type: ignore[misc]
     """A linear layer on our own kernel, which adds in an order of its own: (..., I) -> (..., O)."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -181,13 +170,13 @@ class FoldedLinear(_OnLanes, nn.Linear):  # type: ignore[misc]
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double()
         self._hold(weight, bias, linear.weight.dtype)
 
-    @torch.no_grad()
-    def make_lanes_(self) -> None:
-        self.lanes, self.lane_bias = real_lanes(self.weight[:, :, None, None], self.bias)
+    def _lanes(self) -> list[Tensor | None]:
+        return list(real_lanes(self.weight[:, :, None, None], self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2 and x.shape[1] == self.in_features and unwatched(x):
-            y = real_linear(x, self._filters())
+            filters = self._filters()
+            y = None if filters is None else real_linear(x, filters)
             if y is not None:
                 return y
         return nn.Linear.forward(self, x)
@@ -195,4 +184,4 @@ class FoldedLinear(_OnLanes, nn.Linear):  # type: ignore[misc]
 
 def is_folded(network: nn.Module) -> bool:
     """Whether fold_real_ folded real layers of the network."""
-    return any(isinstance(module, _OnLanes) for module in network.modules())
+    return any(isinstance(module, _Folded) for module in network.modules())

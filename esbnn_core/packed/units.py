@@ -96,7 +96,8 @@ class PackedTokenUnit(PackedLinear):
         residual = skip.transpose(1, 2).unsqueeze(2)
         epilogue = Epilogue(self.scale, self.bias, None, residual, self.rprelu, out_dtype=stream_dtype(x))
         weight, tokens = self.weight_bits[:, None, None], x.transpose(1, 2).unsqueeze(2)
-        y, _ = kernels.binary_conv2d(tokens, weight, self.geometry, epilogue, self.shift, self.lanes)
+        lanes = self.lanes if self.check_lanes_() else None
+        y, _ = kernels.binary_conv2d(tokens, weight, self.geometry, epilogue, self.shift, lanes)
         return y.squeeze(2).transpose(1, 2)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from esbnn_core.packed.lanes import OnLanes
+
 
 class Watch:
     """Modules, their children, their buffers and some of their attributes as they are now.
@@ -22,6 +24,8 @@ class Watch:
         more: further tensors that are read, each with the dict and the name under which its module has it.
         constants: attributes that are read, each with its module and its name: whole numbers, tuples of them, modules.
         owners: further modules whose children are compared.
+
+    Of a module on lanes it is also told whether the lanes are those of its weights.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Watch:
         places = [(module.__dict__, name) for module, name in constants]
         self.holders, self.names = [of for of, _ in places], [name for _, name in places]
         self.constants = list(map(dict.get, self.holders, self.names))
+        self.on_lanes = [module for module in self.modules if isinstance(module, OnLanes)]
         self.free = -1
 
     def hooked(self) -> bool:
@@ -73,6 +78,7 @@ class Watch:
             and list(map(type, self.modules)) == self.types
             and list(map(dict.get, self.holders, self.names)) == self.constants
             and all(of[name] is held for of, name, held in self.more)
+            and not any(map(OnLanes.stale, self.on_lanes))
         )
 
 
