@@ -1,5 +1,6 @@
 """Weights that a module also holds in the order of a native kernel, and whether they are still those of its weights."""
 
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -8,32 +9,47 @@ from torch.compiler import is_compiling
 
 from esbnn_core.kernels.direct import unwatched
 
+_LOCK = threading.Lock()
+
+
+class _Source(NamedTuple):
+    """A tensor that lanes were made from: whether it is a buffer, its name, it itself and how often it was written to.
+
+    Tensors of inference mode do not count (None).
+    """
+
+    is_buffer: bool
+    name: str
+    tensor: Tensor
+    version: int | None
+
+    def same(self) -> bool:
+        """Whether nothing was written to the tensor."""
+        return self.version is None or self.tensor._version == self.version
+
 
 class _Made:
     """What lanes were made from; no tuple, in which torch.export would look for tensors.
 
-    Attributes:
+    Args:
         name: of the first lanes.
         first: these.
-        sources: whether each is a buffer, its name, it itself and how often it was written to, None in inference mode,
-            whose tensors do not count.
+        sources: whether each is a buffer, its name, it itself, and whether the lanes are those of what it is now.
     """
 
     __slots__ = ("first", "name", "sources")
 
-    def __init__(self, layer: "OnLanes") -> None:
-        self.name = layer.origin.lanes[0]
-        self.first = layer._buffers[self.name]
+    def __init__(self, name: str, first: Tensor | None, sources: list[tuple[bool, str, Tensor, bool]]) -> None:
+        self.name, self.first = name, first
         self.sources = [
-            (name in layer._buffers, name, source, None if source.is_inference() else source._version)
-            for name, source in zip(layer.origin.sources, layer._sources(), strict=True)
+            _Source(is_buffer, key, tensor, -1 if not same else None if tensor.is_inference() else tensor._version)
+            for is_buffer, key, tensor, same in sources
         ]
 
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copy's tensors count from 0: its layer makes its lanes anew once."""
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy's tensors count from 0, and are as fresh as these
+        known = [(source.is_buffer, source.name, source.tensor, source.same()) for source in self.sources]
+        return _Made, (self.name, self.first, known)
 
 
 class Origin(NamedTuple):
@@ -81,7 +97,9 @@ class OnLanes(nn.Module):
         wanted = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         if wanted or not all(unwatched(source.detach()) for source in sources):
             return False  # torch.func's or a tracer's, or of a gradient: nothing of it may stay here
-        self.make_lanes_()
+        with _LOCK:  # of threads that call a changed network at once, the first makes them, and the others use these
+            if self.stale():
+                self.make_lanes_()
         return True
 
     def stale(self) -> bool:
@@ -92,8 +110,8 @@ class OnLanes(nn.Module):
         buffers = self._buffers
         if buffers[made.name] is not made.first:
             return False
-        for of_buffers, name, then, version in made.sources:
-            now = (buffers if of_buffers else self._parameters)[name]
+        for is_buffer, name, then, version in made.sources:
+            now = (buffers if is_buffer else self._parameters)[name]
             if now is not then or (version is not None and now._version != version):
                 return True
         return False
@@ -102,7 +120,9 @@ class OnLanes(nn.Module):
         raise NotImplementedError
 
     def _note_lanes(self) -> None:
-        self._made = _Made(self)
+        name, buffers = self.origin.lanes[0], self._buffers
+        found = zip(self.origin.sources, self._sources(), strict=True)
+        self._made = _Made(name, buffers[name], [(key in buffers, key, tensor, True) for key, tensor in found])
 
     def _sources(self) -> list[Tensor]:
         buffers, parameters = self._buffers, self._parameters

@@ -1,6 +1,7 @@
 """Lanes follow the weights that a call has: exchanged, written to in place, copied, stacked, wanted a gradient of."""
 
 import copy
+import io
 from collections.abc import Callable
 
 import pytest
@@ -59,9 +60,16 @@ def test_a_call_computes_with_the_weights_that_it_has(kind: str) -> None:
         assert torch.equal(one(x), own)
     write_(one, other.state_dict())
     assert torch.equal(one(x), want)
-    twin = copy.deepcopy(one)
-    write_(twin, first)
-    assert torch.equal(twin(x), own) and torch.equal(one(x), want)
+    file = io.BytesIO()
+    torch.save(one, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(one), torch.load(file, weights_only=False)):
+        layers = [module for module in twin.modules() if isinstance(module, OnLanes)]
+        assert not any(layer.stale() for layer in layers)  # the lanes went along
+        write_(twin, first)
+        assert all(layer.stale() for layer in layers)
+        late = copy.deepcopy(twin)
+        assert torch.equal(twin(x), own) and torch.equal(late(x), own) and torch.equal(one(x), want)
     write_(one, first)
     moved = one.to(torch.float32).to(memory_format=torch.contiguous_format)  # written to before it moved
     assert torch.equal(moved(x), own)
