@@ -1,4 +1,4 @@
-"""Rewrites the tables of performance.md and networks-coverage.md in docs/reports from the json files of results.
+"""Rewrites the tables of performance.md, networks-coverage.md and onnx-catalogue.md in docs/reports from the results.
 
 python -m benchmarks.report
 
@@ -18,6 +18,7 @@ from tasks.reproduce.report.markdown import render_markdown_table
 
 DOCUMENT = ROOT / "docs" / "reports" / "performance.md"
 COVERAGE = ROOT / "docs" / "reports" / "networks-coverage.md"
+CATALOGUE = ROOT / "docs" / "reports" / "onnx-catalogue.md"
 
 
 def taken_on(record: dict[str, Any]) -> str:
@@ -163,6 +164,29 @@ def coverage(record: dict[str, Any]) -> str:
     return "\n".join([first, "", render_markdown_table([*head, "exports"], body), *plain])
 
 
+def onnx_catalogue(record: dict[str, Any]) -> str:
+    """Every network as an ONNX file: its size, what may change, and how far its outputs are from PyTorch's."""
+    keys = ("difference", "PyTorch's own")
+    body = [
+        [
+            row["network"],
+            f"{row['bytes']:,}",
+            f"{row['packed bytes']:,}",
+            row["images"],
+            *(f"{row[k]:.1e}" for k in keys),
+        ]
+        for row in record["rows"]
+    ]
+    close = sum(row["difference"] <= 1e-6 for row in record["rows"])
+    within = sum(1e-6 < row["difference"] <= row["PyTorch's own"] for row in record["rows"])
+    first = (
+        f"{len(body)} networks: {close} agree to 1e-6, {within} more differ by no more than PyTorch's own largest "
+        f"difference, {len(body) - close - within} by more."
+    )
+    head = ["network", "bytes of the ONNX file", "of the packed one", "images", "largest difference", "PyTorch's own"]
+    return f"{first}\n\n{render_markdown_table(head, body)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers,
     "layers_avx2": layers,
@@ -174,6 +198,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sizes": sizes,
     "detection": detection,
     "super_resolution": super_resolution,
+    "onnx_catalogue": onnx_catalogue,
     "coverage": coverage,
     "coverage_tasks": coverage,
     "kept": kept,
@@ -219,8 +244,8 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Rewrite both documents in place."""
-    for document in (DOCUMENT, COVERAGE):
+    """Rewrite the documents in place."""
+    for document in (DOCUMENT, COVERAGE, CATALOGUE):
         document.write_text(rewrite(document.read_text()))
         print(document)
 

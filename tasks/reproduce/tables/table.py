@@ -27,6 +27,8 @@ SYSTEMS = (
     "width",
     "start",
     "start_long",
+    "start_groups",
+    "start_narrow",
 )
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""
