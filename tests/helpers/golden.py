@@ -18,10 +18,20 @@ RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "cl
 
 
 def closed_form(key: str, count: int) -> Tensor:
-    n = torch.arange(count, dtype=torch.float64)
     phase = math.fmod(0.01 * sum(map(ord, key)), 1)
-    t = (n + 1) * 0.6180339887498949 + (torch.floor(n / 7) + 1) * 0.4142135623730951 + phase
-    return 2 * (t - torch.floor(t)) - 1
+    t = _before_phase(count) + phase
+    return t.sub_(torch.floor(t)).mul_(2).sub_(1)
+
+
+def _before_phase(count: int) -> Tensor:
+    """What the numbers of all keys have in common, worked out for the largest tensor so far and kept."""
+    if count > len(_COMMON[0]):
+        n = torch.arange(count, dtype=torch.float64)
+        _COMMON[0] = (n + 1) * 0.6180339887498949 + (torch.floor(n / 7) + 1) * 0.4142135623730951
+    return _COMMON[0][:count]
+
+
+_COMMON = [torch.empty(0, dtype=torch.float64)]
 
 
 def fill(model: nn.Module, temperature: float = 1e-8) -> nn.Module:
@@ -43,8 +53,8 @@ def _value(name: str, given: Tensor, temperature: float) -> Tensor:
         return torch.ones_like(given)
     u = closed_form(name, given.numel()).view(given.shape)
     if name.endswith(".running_var"):
-        return 1 + 0.5 * u.abs()
-    return 0.5 + 0.3 * u if given.dim() <= 1 else 0.3 * u
+        return u.abs_().mul_(0.5).add_(1)
+    return u.mul_(0.3).add_(0.5) if given.dim() <= 1 else u.mul_(0.3)
 
 
 def close(x: Tensor, record: dict[str, Any], tolerance: float = 1e-9) -> None:
