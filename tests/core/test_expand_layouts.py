@@ -116,7 +116,7 @@ def test_networks_of_libraries(name: str) -> None:
     share = sum(layer.weight.numel() for each, layer in binary_layers(plain) if each in plan.expanded)
     assert share >= 0.9 * sum(layer.weight.numel() for _, layer in binary_layers(plain)), plan.left
     assert_two_groups_compute_plain(plain, x)
-    assert_costs_stay_it_trains_and_packs(plain.float(), x, ESConfig())
+    assert_costs_stay_it_trains_and_packs(plain.float(), x, ESConfig(), plan)
 
 
 @pytest.mark.parametrize("tau, groups", [(2, 1), (2, 3), (3, 2)])

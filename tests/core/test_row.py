@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,10 +25,17 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def packed(name: str, fold_real: bool = False, **options: int) -> nn.Module:
+@cache
+def latent(name: str, *options: tuple[str, int]) -> nn.Module:
+    """A network of which each case packs a copy."""
     torch.manual_seed(0)
-    latent = stir(annealed(create_model(name, num_classes=10, **options)))
-    return pack_(latent, fold_real=fold_real).to(memory_format=torch.channels_last)
+    return stir(annealed(create_model(name, num_classes=10, **dict(options))))
+
+
+def packed(name: str, fold_real: bool = False, **options: int) -> nn.Module:
+    return pack_(copy.deepcopy(latent(name, *options.items())), fold_real=fold_real).to(
+        memory_format=torch.channels_last
+    )
 
 
 def one_by_one(model: nn.Module, *inputs: Any) -> Any:

@@ -20,7 +20,7 @@ from esbnn_core.layers import (
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.conv_transpose import filters_of, weight_of
 from esbnn_core.transforms.binarize import binarize_
-from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
+from esbnn_core.transforms.expand import ESConfig, ExpansionPlan, expand_, plan_expansion
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
 
@@ -134,10 +134,15 @@ def assert_two_groups_compute_plain(plain: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def assert_costs_stay_it_trains_and_packs(model: nn.Module, x: Tensor, config: ESConfig) -> None:
-    """Expand the model: equal multiply-accumulates and weights, gradients everywhere, packed == latent."""
+def assert_costs_stay_it_trains_and_packs(
+    model: nn.Module, x: Tensor, config: ESConfig, plan: ExpansionPlan | None = None
+) -> None:
+    """Expand the model: equal multiply-accumulates and weights, gradients everywhere, packed == latent.
+
+    `plan` is that of the model, where it is known.
+    """
     before = costs(model, x)
-    expanded = len(plan_expansion(model, config).expanded)
+    expanded = len((plan or plan_expansion(model, config)).expanded)
     assert expand_(model, config) is model
     assert costs(model, x) == before
     tiled = [m for m in model.modules() if isinstance(m, ESBinaryConv2d | ESBinaryLinear | BinaryUnit)]

@@ -53,8 +53,8 @@ def test_there_are_some_and_they_are_small() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
-def test_its_accuracy_is_the_catalogues(entry: Entry, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    root = request.getfixturevalue("cifar") if entry.dataset == "cifar10" else str(tmp_path)
+def test_its_accuracy_is_the_catalogues(entry: Entry, data_root: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue("cifar") if entry.dataset == "cifar10" else data_root
     limit = 1000 if entry.name in FIRST else 0
     # batches whose maps stay in the cache
     result = evaluate_name(entry.name, data=root, batch_size=100, workers=0, limit=limit)

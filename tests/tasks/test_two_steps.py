@@ -65,9 +65,10 @@ def run(
                     raise KeyboardInterrupt
 
         def trainer(*extra: L.Callback, place: Path = place) -> L.Trainer:
-            keep = ModelCheckpoint(dirpath=place, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+            # each step of a run that is broken off: it goes on from the last one
+            every = [ModelCheckpoint(dirpath=place, filename="{step}", save_top_k=-1, every_n_train_steps=1)]
             ends = ModelCheckpoint(dirpath=place, filename="end-{epoch}", save_top_k=-1, save_last=True)
-            callbacks = [EpochSeed(0), keep, ends, FlipRatio(), ExportWeights(str(place)), *extra]
+            callbacks = [EpochSeed(0), *(every if extra else []), ends, FlipRatio(), ExportWeights(str(place)), *extra]
             return make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=callbacks)
 
         module = step(number, folder)

@@ -110,7 +110,7 @@ def test_resume_differs_by_nothing(
     tmp_path: Path, sets: Path, make_trainer: MakeTrainer, average: bool, stops: list[str]
 ) -> None:
     """From an epoch's end and from the middle of one, with dropout, and with an average of the weights beside them."""
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=4)
     ends = ModelCheckpoint(dirpath=tmp_path, filename="end-{epoch}-{step}", save_top_k=-1)
     whole = fit(make_trainer, sets, make_module(), average, keep, ends, enable_checkpointing=True)
     assert not same(whole, make_module().state_dict())
