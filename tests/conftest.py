@@ -2,7 +2,10 @@
 
 import functools
 import gc
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,47 +15,59 @@ gc.disable()
 
 LONG = [
     "test_docs",
-    "tasks/test_cli",
     "tasks/super_resolution/test_module",
-    "core/test_onnx",
-    "tasks/test_smoke",
-    "tasks/super_resolution/test_command",
     "tasks/test_tables",
-    "tasks/test_export_run",
-    "core/test_export",
-    "tasks/super_resolution/test_onnx",
-    "tasks/test_evaluate",
-    "core/test_cuda_compile",
     "tasks/test_releases",
-    "tasks/test_proxy",
-    "core/test_golden",
-    "test_gpu_check",
-    "tasks/test_trainer_options",
-    "core/test_foreign",
     "core/test_expand_layouts",
     "tasks/test_two_steps",
-    "core/test_neon",
+    "core/test_export",
+    "tasks/test_trainer_options",
+    "test_gpu_check",
+    "tasks/test_export_run",
+    "core/test_golden",
     "tasks/test_recipes",
+    "core/test_foreign",
     "core/test_binaryvit",
-    "core/test_amx",
     "tasks/test_resident",
     "core/test_models",
+    "core/test_row",
     "test_broken_inputs",
+    "tasks/test_run_options",
     "tasks/super_resolution/test_unet",
     "core/test_cuda_arithmetic",
     "core/test_expand",
     "core/test_expand_tokens",
+    "core/test_amx",
     "tasks/test_precision_files",
-    "tasks/test_repeatability",
     "tasks/detection/test_module",
     "tasks/test_evaluate_names",
     "core/test_packing",
     "tasks/test_data",
-    "tasks/detection/test_patches",
     "core/test_counting",
-    "core/test_onnx_rewrite",
 ]
 """Files of the longest runs, longest first: the two processes of `make test` begin with them and end together."""
+
+
+PREPARES = re.compile(r"tests\.helpers(\.| import (.*, )?)processes\b|from esbnn_core\.onnx import")
+"""Of a file that forks commands from a process with the packages imported, or lets torch list its ONNX operators."""
+
+
+@functools.cache
+def prepares(path: Path) -> bool:
+    return PREPARES.search(path.read_text()) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give one process of `make test` all files that prepare the same, which takes ten seconds in each process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "prepared" if prepares(config.rootpath / file) else file
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_unconfigure() -> None:
@@ -99,6 +114,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     # two that spin for each other's core make a loaded machine many times slower
     torch.set_num_threads(1)
+    if not torch.cuda.device_count():
+        # otherwise torch's exporters ask the missing driver again before each operator that they trace
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # how long a loader waits at its end for a worker that has met an error, 5 seconds each time
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
     gc.freeze()
