@@ -1,6 +1,5 @@
 """torch.export of packed networks: operators kept whole, any batch and image size, saved and loaded elsewhere."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from esbnn_core.models import reactnet, resnet
 from esbnn_core.models.binaryvit import BinaryViT, Pyramid
 from esbnn_core.models.bnext import BNext
 from esbnn_core.packed.layers import PackedLayer
-from tests.helpers import paths
+from tests.helpers import paths, processes
 from tests.helpers.networks import stir
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +108,7 @@ def test_an_exported_file_runs_in_another_process(tmp_path: Path, monkeypatch: p
     torch.export.save(program, tmp_path / "network.pt2")
     other = images(7, 3, 40, 24)
     torch.save([other, model(other)], tmp_path / "pair.pt")
-    # importing esbnn_core brings the operators, nothing else is needed
+    # importing esbnn_core brings the operators (test_import.py: it alone), nothing else is needed
     code = (
         "import torch, esbnn_core; runs = torch.export.load('network.pt2').module(); x, want = torch.load('pair.pt'); "
         "print(torch.equal(runs(x), want))"
@@ -117,7 +116,7 @@ def test_an_exported_file_runs_in_another_process(tmp_path: Path, monkeypatch: p
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())}
     # the real stem sums in another order on another number of threads
     env["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code], tmp_path, env)
     assert done.stdout.split() == ["True"], done.stderr[-2000:]
     # a machine without a compiler runs them too
     runs = torch.export.load(tmp_path / "network.pt2").module()
