@@ -3,11 +3,11 @@
 python -m benchmarks.speed.rivals [--threads 1] [--rounds 15] [--names reactnet_resnet18 ...] [--ours]
 
 One image of 224x224, process time, all contenders in turns. The rival is torchvision's ResNet-18: in torch (float32 and
-bfloat16, compiled and frozen), in ONNX Runtime and in OpenVINO (float32, and int8 after static quantization with
-drawn images). Ours run packed in torch, as pack_ leaves them and after fold_real_, and, with the same kernels, in ONNX
-Runtime. Weights are drawn, which changes no time. Needs the extra `bench`; writes rivals_CPU-PATH.json, a file for each
-path of the processor. With --ours neither the rivals nor compiled networks run, and no file is written: how near is
-PyTorch to ONNX Runtime?
+bfloat16, compiled and frozen, and int8), in ONNX Runtime and in OpenVINO (float32, and int8 after static quantization
+with drawn images). Ours run packed in torch, as pack_ leaves them and after fold_real_, and, with the same kernels, in
+ONNX Runtime. Weights are drawn, which changes no time. Needs the extra `bench`; writes rivals_CPU-PATH.json, a file for
+each path of the processor. With --ours neither the rivals nor compiled networks run, and no file is written: how near
+is PyTorch to ONNX Runtime?
 """
 
 import argparse
@@ -103,12 +103,28 @@ def in_openvino(folder: Path, x: np.ndarray, threads: int) -> dict[str, Call]:
 
 
 def in_torch(x: torch.Tensor) -> dict[str, Call]:
-    """ResNet-18 in torch, compiled and frozen."""
+    """ResNet-18 in torch, compiled and frozen, and in int8 as torchvision quantizes it."""
     from torchvision.models import resnet18
 
     whole: nn.Module = resnet18().eval().to(memory_format=torch.channels_last)
     narrow = Narrow(copy.deepcopy(whole))
-    return {"torch fp32 frozen": frozen(whole, x), "torch bf16 frozen": frozen(narrow, x)}
+    found = {"torch fp32 frozen": frozen(whole, x), "torch bf16 frozen": frozen(narrow, x)}
+    return found | {"torch int8": functools.partial(quantized(), x)}
+
+
+def quantized() -> nn.Module:
+    """ResNet-18 in torch's own int8, calibrated on drawn images."""
+    from torch.ao import quantization
+    from torchvision.models.quantization import resnet18
+
+    network = resnet18(quantize=False).eval()
+    network.fuse_model(is_qat=False)
+    network.qconfig = quantization.get_default_qconfig("x86")
+    torch.backends.quantized.engine = "x86"
+    prepared = quantization.prepare(network)
+    for image in images(8):
+        prepared(torch.from_numpy(image))
+    return quantization.convert(prepared).to(memory_format=torch.channels_last)
 
 
 def ours(name: str, folder: Path, x: torch.Tensor, threads: int, compiled: bool = True) -> dict[str, Call]:
@@ -140,14 +156,15 @@ def measure(names: list[str], threads: int, rounds: int) -> dict[str, Any]:
     contenders: dict[str, Call] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
+        laid_out = x.to(memory_format=torch.channels_last)
         with quiet():
             rivals = in_onnxruntime(folder, x.numpy(), threads) | in_openvino(folder, x.numpy(), threads)
-        laid_out = x.to(memory_format=torch.channels_last)
-        contenders |= {f"{RIVAL} {kind}": call for kind, call in (rivals | in_torch(laid_out)).items()}
+            rivals |= in_torch(laid_out)
+        contenders |= {f"{RIVAL} {kind}": call for kind, call in rivals.items()}
         for name in names:
             contenders |= ours(name, folder, laid_out, threads)
         us = interleave(contenders, rounds, clock=time.process_time)
-    best = min(us[f"{RIVAL} {runtime} int8"]["median"] for runtime in ("onnxruntime", "openvino"))
+    best = min(us[f"{RIVAL} {runtime} int8"]["median"] for runtime in ("onnxruntime", "openvino", "torch"))
     faster = {name: round(best / times["median"], 2) for name, times in us.items() if not name.startswith(RIVAL)}
     return {"us": us, "times the fastest int8": faster}
 
