@@ -39,6 +39,10 @@ class TailSteps(ABC):
         self.copies, self.act, self.channels, self.limits = copies, ACTIVATIONS[act], len(factor), limits
         self.served = all_single(centre, *vectors)
         self.vectors = [None if t is None else t.contiguous() for t in (centre, *vectors)]
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027 (optional: CUDA keeps nothing)
+        """What a library keeps beside these."""
 
     @abstractmethod
     def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:

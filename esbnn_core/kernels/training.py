@@ -4,7 +4,6 @@ Both work on rows of channels in float32, from maps of float32, bfloat16 or floa
 serve and torch has to; cpu/training.py describes their arguments.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -21,14 +20,8 @@ class Steps(Protocol):
     def moments(self, sums: Tensor, largest: int) -> Tensor | None:
         """Exact sums, and sums of squares, over rows."""
 
-    def TailCall(
-        self,
-        copies: int,
-        centre: Tensor | None,
-        vectors: Sequence[Tensor | None],
-        act: str,
-        limits: tuple[float, float],
-    ) -> TailSteps:
+    @property
+    def TailCall(self) -> type[TailSteps]:
         """A unit's steps after its sums."""
 
     def add_statistics(

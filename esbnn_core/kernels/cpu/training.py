@@ -8,7 +8,6 @@ device, a traced tensor, or no library.
 import ctypes
 import functools
 import struct
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,19 +81,11 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
 class TailCall(TailSteps):
     """A tail by the library."""
 
-    def __init__(
-        self,
-        copies: int,
-        centre: Tensor | None,
-        vectors: Sequence[Tensor | None],
-        act: str,
-        limits: tuple[float, float],
-    ) -> None:
-        super().__init__(copies, centre, vectors, act, limits)
+    def _prepare(self) -> None:
         # the library may be without a centre and the inner slopes, but not without what comes after these
         ends = self.vectors[4:]
         self.vectors[4:] = [torch.zeros_like(self.vectors[1]) if t is None else t for t in ends]  # type: ignore[arg-type]
-        self.low_and_high = torch.tensor(limits, dtype=torch.float32)
+        self.low_and_high = torch.tensor(self.limits, dtype=torch.float32)
 
     def _serve(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> Library | None:
         known = sums.dtype in SUMS and y.dtype in KINDS and (residual is None or residual.dtype in KINDS)
