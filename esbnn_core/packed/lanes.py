@@ -1,6 +1,7 @@
 """Weights that a module also holds in the order of a native kernel, and whether they are still those of its weights."""
 
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,16 @@ class OnLanes(nn.Module):
             if now is not then or (version is not None and now._version != version):
                 return True
         return False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OnLanes":
+        """Move or convert as any module does, lanes along with their weights; another device has lanes of its own."""
+        device, stale = self._sources()[0].device, self.stale()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._sources()[0].device != device:
+            self.make_lanes_()
+        elif not stale:
+            self._note_lanes()
+        return self
 
     def _lanes(self) -> list[Tensor | None]:
         raise NotImplementedError

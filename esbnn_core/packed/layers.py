@@ -98,6 +98,10 @@ class PackedLayer(OnLanes):
     def _origin(self) -> Origin:
         return Origin(("lanes",), ("weight_bits",))
 
+    def lanes_now(self) -> Tensor | None:
+        """`lanes` if they serve this call."""
+        return self._buffers["lanes"] if self.check_lanes_() else None
+
     def _lanes(self) -> list[Tensor | None]:
         return [kernels.lanes_of(self.weight_bits, self.geometry.groups)]
 
@@ -112,19 +116,14 @@ class PackedLayer(OnLanes):
         """Move or convert as any module does, but keep scale, bias and shifts out of the half-precision types.
 
         `network.bfloat16()` makes the real layers narrow and, with them, what flows between the units. The sums stay
-        exact, and their affine and the signs are still computed in float32. Lanes are made anew on another device.
+        exact, and their affine and the signs are still computed in float32.
         """
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        device, stale = self.weight_bits.device, self.stale()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, buffer in before.items():
             now = self._buffers[name]
             if now is not None and now.dtype in HALF and buffer.dtype not in HALF:
                 self._buffers[name] = buffer.to(now.device)
-        if self.weight_bits.device != device:
-            self.make_lanes_()
-        elif not stale:  # moved together
-            self._note_lanes()
         return self
 
     def extra_repr(self) -> str:
@@ -231,8 +230,7 @@ class PackedConv2d(PackedConvolution):
         epilogue = Epilogue(own["scale"], bias, prelu, residual, rprelu, sign_shift, sign_groups, stream_dtype(x))
         weight = own["weight_bits"]
         assert weight is not None
-        lanes = own["lanes"] if self.check_lanes_() else None
-        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, lanes)
+        return kernels.ConvCall(source, weight, self.geometry, epilogue, shift, self.lanes_now())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x)[0]
@@ -272,7 +270,7 @@ class PackedLinear(PackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         features, groups, copies = self.geometry.channels, self.geometry.groups, self.geometry.copies
         bits = kernels.pack_sign(x, self.shift, groups, -1)
-        lanes = self.lanes if self.check_lanes_() else None
+        lanes = self.lanes_now()
         y = kernels.binary_linear(bits, self.weight_bits, features, groups, copies, self.scale, self.bias, lanes)
         dtype = stream_dtype(x)
         return y if dtype is None else y.to(dtype)

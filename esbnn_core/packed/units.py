@@ -96,8 +96,7 @@ class PackedTokenUnit(PackedLinear):
         residual = skip.transpose(1, 2).unsqueeze(2)
         epilogue = Epilogue(self.scale, self.bias, None, residual, self.rprelu, out_dtype=stream_dtype(x))
         weight, tokens = self.weight_bits[:, None, None], x.transpose(1, 2).unsqueeze(2)
-        lanes = self.lanes if self.check_lanes_() else None
-        y, _ = kernels.binary_conv2d(tokens, weight, self.geometry, epilogue, self.shift, lanes)
+        y, _ = kernels.binary_conv2d(tokens, weight, self.geometry, epilogue, self.shift, self.lanes_now())
         return y.squeeze(2).transpose(1, 2)
 
 

@@ -68,6 +68,10 @@ def test_a_call_computes_with_the_weights_that_it_has(kind: str) -> None:
         late = copy.deepcopy(twin)
         assert torch.equal(twin(x), own) and torch.equal(late(x), own) and torch.equal(one(x), want)
     write_(one, first)
+    one.double().float()
+    write_(one, other.state_dict())
+    assert torch.equal(one(x), want)
+    write_(one, first)
     moved = one.to(torch.float32).to(memory_format=torch.contiguous_format)  # written to before it moved
     assert torch.equal(moved(x), own)
 
