@@ -1,4 +1,4 @@
-"""Rewrites the tables of performance.md, networks-coverage.md and onnx-catalogue.md in docs/reports from the results.
+"""Rewrites the tables of performance.md, gpu.md, networks-coverage.md and onnx-catalogue.md in docs/reports.
 
 python -m benchmarks.report
 
@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report_gpu
 from benchmarks.command import run_command
 from benchmarks.timing import RESULTS
 from esbnn_core.files import ROOT
 from tasks.reproduce.report.markdown import render_markdown_table
 
 DOCUMENT = ROOT / "docs" / "reports" / "performance.md"
+GPU = ROOT / "docs" / "reports" / "gpu.md"
 COVERAGE = ROOT / "docs" / "reports" / "networks-coverage.md"
 CATALOGUE = ROOT / "docs" / "reports" / "onnx-catalogue.md"
 
@@ -203,6 +205,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "coverage_tasks": coverage,
     "kept": kept,
     "steps": steps,
+    **report_gpu.TABLES,
 }
 FILES = {
     "kept": "training",
@@ -211,6 +214,7 @@ FILES = {
     "layers_avx2": "layers_avx2-tables",
     "rivals_avx512": "rivals_avx512-vpopcntdq",
     "rivals_avx2": "rivals_avx2-tables",
+    **report_gpu.FILES,
 }
 """Tables whose json file has another name."""
 
@@ -245,7 +249,7 @@ def rewrite(text: str, results: Path = RESULTS) -> str:
 
 def main() -> None:
     """Rewrite the documents in place."""
-    for document in (DOCUMENT, COVERAGE, CATALOGUE):
+    for document in (DOCUMENT, GPU, COVERAGE, CATALOGUE):
         document.write_text(rewrite(document.read_text()))
         print(document)
 

@@ -1,7 +1,8 @@
 """Stage 2: are the sums of latent layers exact on cuDNN and cuBLAS, under TF32 too, and the packed ones with them?
 
 Products of +-1 are exact in TF32 and a float32 accumulator holds their sums, unless an algorithm transforms its inputs
-(Winograd, FFT). Each layer's sums are compared with the CPU's whole numbers under every setting a user may have.
+(Winograd, FFT), as cuDNN's may where TF32 is forbidden: a difference is noted there, and is a fault everywhere else.
+Each layer's sums are compared with the CPU's whole numbers under every setting a user may have.
 """
 
 import contextlib
@@ -112,10 +113,10 @@ def measure_linear(task: Task, rows: int, features: int, outputs: int) -> None:
 
 
 def report(task: Task, row: dict[str, Any]) -> None:
-    """Keep a row; each setting with a wrong sum is a fault."""
+    """Keep a row; each setting with a wrong sum is a fault, but those that forbid TF32."""
     task.row("rows", row)
     for name, found in {**row["latent"], "packed": row.get("packed", {"equal": True})}.items():
-        if not found["equal"]:
+        if not found["equal"] and not name.startswith("fp32 "):
             task.fault(f"sums of {row['layer']} with {name} are off by up to {found['largest difference']}")
 
 
@@ -130,5 +131,6 @@ def run(task: Task) -> None:
     for shape in ((5, 33, 7),) if task.rehearse else ((3136, 384, 384), (1000, 2048, 1000), (64, 4096, 512)):
         task.attempt(f"linear {shape}", partial(measure_linear, task, *shape))
     rows = task.record.get("rows", [])
+    rounded = {name for row in rows for name, found in row["latent"].items() if not found["equal"]}
     exact = sum(all(found["equal"] for found in row["latent"].values()) for row in rows)
-    print(f"{exact} of {len(rows)} layers have exact latent sums under every setting")
+    print(f"{exact} of {len(rows)} layers have exact latent sums under every setting; not exact: {sorted(rounded)}")

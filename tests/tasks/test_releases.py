@@ -4,18 +4,24 @@ import csv
 import runpy
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 import yaml
+from PIL import Image
 
+from benchmarks import releases
+from benchmarks.releases import KINDS, SEEDS, Release, keep
 from esbnn_core import count, load_checkpoint
 from esbnn_core.checkpoint.catalogue import FOLDER, Entry, read_catalogue
 from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.evaluate.command import evaluate_name, main
+from tasks.evaluate.options import EvaluateRequest
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
 FIRST = {
@@ -34,10 +40,12 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not (MOSAICS / "unpack.py").exists():
         pytest.skip("CIFAR-10 is not beside the repository (../shared/data/cifar10)")
     folder = tmp_path_factory.mktemp("cifar")
+    limit = Image.MAX_IMAGE_PIXELS
     unpack = runpy.run_path(str(MOSAICS / "unpack.py"))
     for name in unpack["MD5"].keys() - {"test_batch"}:
         del unpack["MD5"][name]
     unpack["main"](folder)
+    Image.MAX_IMAGE_PIXELS = limit  # the script lifts it for the whole process
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.CIFAR10, "train_list", [])
         yield str(folder)
@@ -86,9 +94,9 @@ def test_its_config_and_curve_are_those_of_the_run(entry: Entry) -> None:
     assert {key: held.options[key] for key in entry.options} == dict(entry.options)
     with (folder / "metrics.csv").open(newline="") as file:
         seen = [row for row in csv.DictReader(file) if row["val_top1"]]
-    # the last epoch's weights, and the run ended; the latent network and the packed one may differ by rounding
+    # the last epoch's weights, and the run ended; a GPU rounds the real layers to TF32, which turns signs of few images
     assert int(seen[-1]["epoch"]) == config["trainer"]["max_epochs"] - 1
-    assert float(seen[-1]["val_top1"]) == pytest.approx(entry.value, abs=0.1)
+    assert float(seen[-1]["val_top1"]) == pytest.approx(entry.value, abs=0.2)
 
 
 def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,14 +117,42 @@ def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: 
 def test_the_table_of_a_page_is_the_catalogues(page: str) -> None:
     text = (FOLDER.parent / page).read_text()
     table = text.split("<!-- releases -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert [row[0] for row in rows] == [entry.name for entry in OWN]
-    for entry, (_, top1, ops, _, size) in zip(OWN, rows, strict=True):
-        assert top1 == f"{entry.value:.2f}" and size == f"{entry.bytes:,} bytes"
-        network = load_checkpoint(FOLDER / str(entry.file))
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.strip("|").split("|")[1:]] for line in table}
+    assert list(rows) == [entry.name for entry in OWN if "_seed" not in entry.name]
+    for name, (values, ops, _, size) in rows.items():
+        entries = [entry for entry in OWN if entry.name == name or entry.name.startswith(f"{name}_seed")]
+        assert values == ", ".join(f"{entry.value:.2f}" for entry in entries) and size == f"{entries[0].bytes:,} bytes"
+        network = load_checkpoint(FOLDER / str(entries[0].file))
         side = 28 if network.model_spec.input_size[0] == 1 else 32
         assert ops == f"{count(network, (network.model_spec.input_size[0], side, side)).ops:,.0f}"
     # base and ES cost the same
-    costs = {row[0]: row[2:4] for row in rows}
-    pairs = [(name, f"es_{name}") for name in costs if f"es_{name}" in costs]
-    assert len(pairs) == 2 and all(costs[base] == costs[es] for base, es in pairs)
+    pairs = [(rows[name][1:3], rows[f"es_{name}"][1:3]) for name in rows if f"es_{name}" in rows]
+    assert len(pairs) == 2 and all(base == es for base, es in pairs)
+
+
+def test_a_release_is_made_by_its_command_and_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_recipes = [entry for entry in OWN if entry.config == "configs/releases/fashion.yaml"]
+    made = [Release("fashion", prefix, seed) for seed in SEEDS for prefix in KINDS]
+    assert {r.name: r.command() for r in made} == {entry.name: entry.command for entry in of_recipes}
+    with pytest.raises(InputError, match=r"es_.*seed1 must have packed.safetensors, got none"):
+        keep([Release("fashion", "es_", 1)], tmp_path, "data")
+    # one run's files taken over again, into a catalogue that holds another value of it
+    shutil.copytree(FOLDER, tmp_path / "checkpoints")
+    home, release = tmp_path / "checkpoints", made[0]
+    monkeypatch.setattr(releases, "FOLDER", home)
+    monkeypatch.setattr(releases, "CATALOGUE", home / "manifest.json")
+    before = (home / "manifest.json").read_text()
+    (home / "manifest.json").write_text(before.replace(str(read_catalogue().find(release.name).value), "12.5"))
+    measured = []
+
+    def evaluate(request: EvaluateRequest) -> dict[str, Any]:
+        measured.append(request)
+        return whole(replace(request, limit=60))
+
+    whole = releases.evaluate
+    monkeypatch.setattr(releases, "evaluate", evaluate)
+    keep([release], FOLDER, "data")
+    (asked,), after = measured, read_catalogue(home / "manifest.json")
+    entry, old = after.find(release.name), read_catalogue().find(release.name)
+    assert Path(asked.target).parent.name == release.name and entry.value != 12.5
+    assert replace(entry, value=old.value) == old and [e.name for e in after] == [e.name for e in read_catalogue()]

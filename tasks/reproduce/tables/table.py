@@ -29,6 +29,7 @@ SYSTEMS = (
     "start_long",
     "start_groups",
     "start_narrow",
+    "groups_long",
 )
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""
