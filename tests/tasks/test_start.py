@@ -1,5 +1,6 @@
 """StartApart in a fit: thresholds start apart once, and a run that has thresholds already keeps them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,28 @@ from torch import Tensor
 
 from esbnn_core import InputError, Start, save_checkpoint, start_apart_
 from esbnn_core.lit.callbacks import EpochSeed
+from esbnn_core.lit.cli import TaskCLI
 from esbnn_core.lit.start import StartApart
 from tasks.classification.data import ClassificationDataModule
+from tasks.classification.module import ClassificationModule
+from tasks.detection.data import VOCDataModule
+from tasks.detection.module import DetectionModule
+from tasks.super_resolution.data import SRDataModule
+from tasks.super_resolution.module import SuperResolutionModule
 from tests.helpers.classification import make_module
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMED = {
+    path: found
+    for path in sorted(CONFIGS.glob("*/es_*.yaml"))
+    if (found := re.search(r"configs/(start_\w+\.yaml)", path.read_text()))
+}
+"""Recipes whose head names the start that suits their networks."""
+TASKS = {
+    "classification": (ClassificationModule, ClassificationDataModule, ("num_classes",)),
+    "detection": (DetectionModule, VOCDataModule, ("num_classes",)),
+    "super_resolution": (SuperResolutionModule, SRDataModule, ("scale",)),
+}
 MakeData = Callable[..., ClassificationDataModule]
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -27,6 +46,20 @@ def still(**options: Any) -> Any:
 
 def shifts(module: Any) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.network.named_parameters() if name.endswith("sign.shift")}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.parametrize("recipe", NAMED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_start_that_a_recipe_names_suits_its_network(recipe: Path) -> None:
+    words = ["--config", str(recipe), "--config", str(CONFIGS / NAMED[recipe][1]), "--trainer.accelerator=cpu"]
+    module, data, links = TASKS[recipe.parent.name]
+    with torch.device("cpu" if module is DetectionModule else "meta"):  # mmdet's anchors are numbers
+        cli = TaskCLI(module, data, links=links, run=False, args=words, seed_everything_default=0)
+    (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, StartApart))
+    versions = [p._version for p in cli.model.parameters()]
+    callback.on_fit_start(cli.trainer, cli.model)
+    assert sum(p._version > v for p, v in zip(cli.model.parameters(), versions, strict=True)) > 5
 
 
 @pytest.mark.slow
