@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from esbnn_core import InputError, Start, save_checkpoint, start_apart_
+from esbnn_core import InputError, Start, create_model, save_checkpoint, start_apart_
 from esbnn_core.lit.callbacks import EpochSeed
 from esbnn_core.lit.cli import TaskCLI
 from esbnn_core.lit.start import StartApart
@@ -19,6 +19,8 @@ from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tasks.detection.data import VOCDataModule
 from tasks.detection.module import DetectionModule
+from tasks.reproduce.tables.proxies import read_proxy_config
+from tasks.reproduce.tables.table import SYSTEMS
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
 from tests.helpers.classification import make_module
@@ -60,6 +62,25 @@ def test_the_start_that_a_recipe_names_suits_its_network(recipe: Path) -> None:
     versions = [p._version for p in cli.model.parameters()]
     callback.on_fit_start(cli.trainer, cli.model)
     assert sum(p._version > v for p, v in zip(cli.model.parameters(), versions, strict=True)) > 5
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_the_starts_of_the_proxies_suit_their_networks() -> None:
+    """A run of hours may come before the first that has one."""
+    started = [(proxy, v) for proxy in map(read_proxy_config, SYSTEMS) for v in proxy.variants if v.start]
+    assert {proxy.task for proxy, _ in started} == {"classification", "super_resolution"}
+    for proxy, variant in started:
+        if proxy.task == "classification":
+            with torch.device("meta"):
+                start_apart_(create_model(variant.network, **variant.options), Start(**variant.start))
+            continue
+        words = [word for config in proxy.recipe_of(variant) for word in ("--config", str(CONFIGS.parent / config))]
+        module, data, links = TASKS[proxy.task]
+        with torch.device("meta"):
+            words += [*variant.all_words, "--trainer.accelerator=cpu"]
+            cli = TaskCLI(module, data, links=links, run=False, args=words, seed_everything_default=0)
+        (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, StartApart))
+        callback.on_fit_start(cli.trainer, cli.model)
 
 
 @pytest.mark.slow
