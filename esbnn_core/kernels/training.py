@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esbnn_core.kernels.cpu import training as cpu_training
 from esbnn_core.kernels.cuda import training as cuda_training
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.kernels.tail import TailSteps
 
 
@@ -19,6 +20,19 @@ class Steps(Protocol):
 
     def moments(self, sums: Tensor, largest: int) -> Tensor | None:
         """Exact sums, and sums of squares, over rows."""
+
+    def norm(
+        self,
+        call: NormCall,
+        beta: Tensor | None,
+        shift_in: Tensor | None,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float,
+    ) -> Tensor | None:
+        """What a tail starts with, by the batch's statistics; running statistics are updated."""
+
+    def norm_gradients(self, call: NormCall, totals: Tensor) -> Tensor | None:
+        """From a tail's totals to the gradients of all vectors of channels."""
 
     @property
     def TailCall(self) -> type[TailSteps]:

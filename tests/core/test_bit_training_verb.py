@@ -12,6 +12,7 @@ from esbnn_core import (
     TrainOnBits,
     bit_training_report,
     create_model,
+    kernels,
     pack_,
     train_on_bits_,
     train_plain_,
@@ -47,7 +48,9 @@ def test_what_is_kept_is_the_input_or_its_bits(images: int, channels: int, size:
     real = pixels * channels * 4
     bits = pixels * words * 4
     weight_bits = channels * 9 * words * 4
-    numbers = 2 * channels * 8  # mean and variance in float64
+    lanes = kernels.lanes_of(torch.zeros(channels, 3, 3, words, dtype=torch.int32), 1)
+    # exact moments in int64; centre, factor and offset in float32; the weight's bits in the order of the kernels
+    numbers = 2 * channels * 8 + 3 * channels * 4 + (0 if lanes is None else 4 * lanes.numel())
     reactnet = BinaryUnit(channels, channels, shortcut=nn.Identity())
     # x alone, read by poly2 and by the activation behind the residual; and the detached alpha
     assert kept_bytes(on_bits(reactnet), x) == real + weight_bits + numbers + 4 * channels

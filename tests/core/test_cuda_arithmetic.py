@@ -16,6 +16,7 @@ from torch import Tensor
 from esbnn_core import InputError, create_model, kernels, pack_
 from esbnn_core.kernels import ConvCall, Geometry, cpu, cuda, reference
 from esbnn_core.kernels.cuda import launch
+from esbnn_core.kernels.cuda.lanes import make_lanes
 from esbnn_core.kernels.linear import long_row
 from tests.helpers import paths
 from tests.helpers.emulation import Emulator, build, convolve
@@ -73,7 +74,7 @@ def test_whole_words_and_wide_accesses(device: Emulator, monkeypatch: pytest.Mon
     for number in range(36):
         ways = [("Large", "Bits"), ("Small", "Bits"), (("Large", "Small")[number % 2], "Bytes")][number % 4 % 3 :]
         compare(device, in_words(number), number, ways, monkeypatch)
-    steps = [kernel.steps for kernel in device.launched]
+    steps = [kernel.steps for kernel in device.launched if kernel.function == "conv"]
     assert all(s & launch.WIDE for s in steps) and any(s & launch.WORDS for s in steps)
     assert {s >> launch.COPY_WORDS for s in steps} == {0, 1, 2}
 
@@ -86,7 +87,7 @@ def test_values_that_lie_askew_are_taken_one_by_one(device: Emulator, monkeypatc
     arguments = in_words(1) | {"residual": None}
     for name in ("x", "scale"):
         compare(device, arguments | {name: shifted(arguments[name])}, 1, [("Small", "Bits")], monkeypatch)
-    first, second = (kernel.steps for kernel in device.launched)
+    first, second = (kernel.steps for kernel in device.launched if kernel.function == "conv")
     assert first & launch.WIDE and first >> launch.COPY_WORDS == 0 and not second & launch.WIDE
 
 
@@ -141,6 +142,18 @@ def test_a_matrix_product_is_a_long_row(device: Emulator) -> None:
                 done = cuda.binary_conv2d(call, call.output_size())
                 assert done is not None and done[0].dtype == want.dtype
                 assert torch.equal(done[0].permute(0, 2, 3, 1).reshape(want.shape), want)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 2, 1), (70, 1, 1, 5, 2), (96, 5, 3, 1, 3), (4, 3, 3, 9, 4)])
+def test_lanes_are_those_of_torchs_operators(shape: tuple[int, ...], device: Emulator) -> None:
+    *size, groups = shape
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randint(-(2**31), 2**31, size, generator=g).int()
+    device.launched.clear()
+    assert torch.equal(cuda.lanes_of(weight, groups), make_lanes(weight, groups))
+    flat = weight[:, 0, 0].clone()
+    assert torch.equal(cuda.lanes_of(flat, groups), make_lanes(flat, groups))
+    assert [kernel.name for kernel in device.launched] == ["lanes"] * 2
 
 
 def test_lanes_made_elsewhere_are_made_again(device: Emulator) -> None:

@@ -55,7 +55,7 @@ def variants(architecture: int) -> list[tuple[str, Kernel]]:
     found = [
         (name, Kernel("conv", tile, path, STEPS[name][0])) for name in chosen[architecture] for tile in STEPS[name][1]
     ]
-    return [*found, ("pack", Kernel("pack"))]
+    return [*found, ("pack", Kernel("pack")), ("lanes", Kernel("lanes"))]
 
 
 def compiler() -> None:
@@ -134,6 +134,16 @@ def test_the_steps_of_training_are_one_compilation_without_spills_or_sums_in_any
     # whole numbers alone may be added in any order
     added = {word for word in made if word.startswith(("RED", "ATOM"))}
     assert added and not any("F32" in word or "F64" in word or "F16" in word for word in added), added
+
+
+def test_the_norm_adds_and_multiplies_floats_apart(tmp_path: Path) -> None:
+    """A multiply-add is found in divisions alone, which are calls: running statistics are the CPU's in every bit."""
+    compiler()
+    code, log = library.compiled(Kernel("batch_norm", source="norm"), "sm_90", ("--ptxas-options=-v",))
+    stacks = dict(re.findall(r"properties for (\w+)\n.* (\d+) bytes stack frame", log))
+    assert set(stacks) == {"batch_norm", "batch_norm_gradients"} and max(map(int, stacks.values())) <= 16, log
+    kinds = [word.split(".")[0] for word in instructions(code, disassembler(), tmp_path)]
+    assert {"DMUL", "DADD", "FMUL", "FADD"} <= set(kinds)
 
 
 def test_each_architecture_has_its_path() -> None:

@@ -7,12 +7,14 @@ import copy
 import ctypes
 import itertools
 import platform
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esbnn_core import kernels
 from esbnn_core.kernels import cuda
@@ -24,7 +26,17 @@ from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.weights import through_weight
 from tests.helpers import paths
-from tests.helpers.bit_training import UNITS, compare, draw, in_double, on_bits, remove_torchs_steps, run, unit_of
+from tests.helpers.bit_training import (
+    UNITS,
+    compare,
+    draw,
+    draw_norm,
+    in_double,
+    on_bits,
+    remove_torchs_steps,
+    run,
+    unit_of,
+)
 from tests.helpers.emulation import build_training, steps_emulated
 from tests.helpers.units import randn, relative
 
@@ -239,6 +251,22 @@ def test_a_division_has_every_row_and_depends_on_the_shape_alone(monkeypatch: py
     assert division.divide(1, 64 * 65536) is None and division.divide(0, 8) is None
 
 
+@pytest.mark.parametrize(("filters", "copies"), [(8, 4), (70, 1), (3, 16)])
+def test_a_norm_is_the_cpus_in_every_bit(filters: int, copies: int, handle: ctypes.CDLL) -> None:
+    for number in range(4):
+        call, beta, shift_in, running = draw_norm(filters, copies, number)
+        totals = randn(6, copies * filters, seed=12)
+
+        def forward(call: Any = call, beta: Any = beta, shift_in: Any = shift_in, running: Any = running) -> Any:
+            updated = None if running is None else tuple(t.clone() for t in running)
+            return (steps_of(call.moments).norm(call, beta, shift_in, updated, 0.3), *(updated or ()))
+
+        for work in (forward, lambda call=call, totals=totals: steps_of(totals).norm_gradients(call, totals)):
+            want, got = both(handle, work)
+            for a, b in zip(tensors(got), tensors(want), strict=True):
+                assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("options", UNITS, ids=str)
 def test_a_unit_takes_all_its_steps_from_the_kernels_and_is_the_plain_one(
     options: dict[str, Any], handle: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
@@ -252,4 +280,36 @@ def test_a_unit_takes_all_its_steps_from_the_kernels_and_is_the_plain_one(
     with steps_emulated(handle) as emulator:
         compare(run(single, x.float()), want, 1e-6)
         functions = [kernel.function for kernel in emulator.launched]
-        assert functions.count("tail") == functions.count("tail_gradients") == functions.count("moments") == 1
+        once = ("tail", "tail_gradients", "moments", "batch_norm", "batch_norm_gradients")
+        assert [functions.count(name) for name in once] == [1] * len(once)
+
+
+VIEWS = {"view", "permute", "detach", "unsqueeze", "expand", "as_strided", "split_with_sizes", "alias", "select"}
+VIEWS |= {"empty", "new_empty", "promote_types", "_unsafe_view"}
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators of torch that would be a launch each on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1]
+        self.names[name] += name not in VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_a_unit_is_few_launches(handle: ctypes.CDLL) -> None:
+    """Each costs the host of a GPU as much as a large map costs the device; there were 130 once."""
+    unit = on_bits(unit_of({"tau": 2}).float())
+    x = randn(2, 16, 6, 5, seed=7).float().to(memory_format=torch.channels_last).requires_grad_()
+    with steps_emulated(handle) as emulator:
+        unit(x).sum().backward()  # what is asked once
+        unit.zero_grad()
+        x.grad = None
+        emulator.launched.clear()
+        with Counted() as counted:
+            unit(x).sum().backward()
+    assert sum(counted.names.values()) <= 16 and len(emulator.launched) <= 12, (counted.names, emulator.launched)

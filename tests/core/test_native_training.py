@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.kernels.cpu import training as native
@@ -17,7 +18,17 @@ from esbnn_core.training.on_bits.signs import SignRule
 from esbnn_core.training.on_bits.statistics import batch_statistics, moments_in_torch
 from esbnn_core.training.on_bits.tail import Tail
 from tests.helpers import paths
-from tests.helpers.bit_training import UNITS, compare, draw, in_double, on_bits, remove_torchs_steps, run, unit_of
+from tests.helpers.bit_training import (
+    UNITS,
+    compare,
+    draw,
+    draw_norm,
+    in_double,
+    on_bits,
+    remove_torchs_steps,
+    run,
+    unit_of,
+)
 from tests.helpers.units import randn, relative
 
 
@@ -217,6 +228,34 @@ def test_what_the_library_does_not_read_is_left_to_torch() -> None:
     with paths.forced("naive"):
         assert native.signs(x, None, torch.float32) is None
     assert native.signs(x, None, torch.float32) is not None
+
+
+@pytest.mark.parametrize(("filters", "copies"), [(8, 4), (70, 1)])
+def test_a_norm_is_that_of_torch_in_float64(filters: int, copies: int) -> None:
+    """Centre, factor and offset make what F.batch_norm makes of the scaled and tiled sums; so does what it tracks."""
+    for number in range(4):
+        call, beta, shift_in, running = draw_norm(filters, copies, number)
+        sums = (60 * randn(37, filters, seed=number) + 5).round()
+        scaled = (sums if call.scale is None else sums * call.scale.double()).repeat(1, copies)
+        tracked = None if running is None else [t.double() for t in running]
+        numbers = [None if t is None else t.double() for t in (call.gamma, beta)]
+        want = F.batch_norm(scaled, *(tracked or (None, None)), *numbers, True, 0.3, call.eps)
+        want = want if shift_in is None else want + shift_in.double()
+        made = native.norm(call, beta, shift_in, running, 0.3)
+        assert made is not None
+        centre, factor, offset = made.double().split(call.forward_sizes())
+        assert relative((sums - centre).repeat(1, copies) * factor + offset, want) < 1e-6
+        for got, expected in zip(running or (), tracked or (), strict=True):
+            assert relative(got.double(), expected) < 1e-6
+    assert native.norm(call._replace(scale=randn(filters)), None, None, None, 0.1) is None  # float64
+
+
+def test_running_statistics_that_a_library_wrote_are_seen_to_have_changed() -> None:
+    unit = on_bits(unit_of({}).float())
+    norm = unit.norm
+    before = [(t, t._version, t.clone()) for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+    unit(randn(3, 8, 7, 5).float())
+    assert all(t._version > version and not torch.equal(t, value) for t, version, value in before)
 
 
 @pytest.mark.parametrize("options", UNITS, ids=str)

@@ -148,7 +148,7 @@ def test_the_program_in_cpp_prints_the_networks_class(objects: list[Path], tmp_p
 def test_each_machine_compiles_the_paths_that_it_has(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units(machine)}
-    everywhere = [*library.PORTABLE, "driver", "ort_operators", "program", "real", "training"]
+    everywhere = [*library.PORTABLE, "driver", "ort_operators", "program", "real", "training", "norm"]
     assert list(flags)[:8] == everywhere
     arm = {"neon", "real_neon"}
     own = {"aarch64": arm, "arm64": arm, "x86_64": set(library.X86), "riscv64": set()}[machine]

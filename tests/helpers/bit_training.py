@@ -13,8 +13,10 @@ from esbnn_core import (
     bit_training_report,
     train_on_bits_,
 )
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.layers.quantizers import Temperature
-from esbnn_core.training.on_bits import signs, tail
+from esbnn_core.training.on_bits import function, signs, tail
+from esbnn_core.training.on_bits import paths as training_paths
 from esbnn_core.training.on_bits.tail import Tail
 from esbnn_core.units.conv import BinaryUnit
 from tests.helpers.units import build, randn, relative
@@ -36,6 +38,8 @@ def remove_torchs_steps(remove: Callable[[object, str], None]) -> None:
     for module, names in ((tail, ("finish", "unfinish", "add_statistics")), (signs, ("through", "signs", "unpack"))):
         for name in names:
             remove(module, f"{name}_in_torch")
+    remove(training_paths, "batch_statistics")
+    remove(function, "_through_tail")
 
 
 def unit_of(options: dict[str, Any]) -> BinaryUnit:
@@ -91,3 +95,17 @@ def draw(shape: tuple[int, int, int], act: str, inner: bool, centre: bool, sums:
 
 def in_double(made: Tail) -> Tail:
     return Tail(*(t.double() if isinstance(t, Tensor) else t for t in made))
+
+
+def draw_norm(
+    filters: int, copies: int, number: int
+) -> tuple[NormCall, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """A norm over 37 rows of drawn sums, its bias, a shift and its running statistics; `number` leaves some out."""
+    sums = (60 * randn(37, filters, seed=number) + 5).round().long()
+    scale, (gamma, beta, shift_in) = randn(filters, seed=1).abs().float(), randn(3, copies * filters, seed=2).float()
+    running = (randn(copies * filters, seed=3).float(), randn(copies * filters, seed=4).abs().float())
+    call = NormCall(
+        torch.stack([sums.sum(0), (sums * sums).sum(0)]),
+        *(37, copies, 1e-5, scale if number % 2 else None, gamma if number != 2 else None),
+    )
+    return call, beta if number != 1 else None, shift_in if number > 1 else None, running if number != 3 else None

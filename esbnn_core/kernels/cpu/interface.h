@@ -118,3 +118,13 @@ API void esbnn_signs(int path, const int64_t *numbers, void *const *pointers);
 // both (2, filters): sums over the rows, and sums of squares. numbers: rows, filters, kind of the sums, the largest
 // |sum| that can be, at most 46340, threads. 0, or 1 where memory is short.
 API int esbnn_moments(int path, const int64_t *numbers, const void *sums, int64_t *both);
+
+// The norm over these moments (norm.cpp). numbers: filters, copies, rows. pointers: moments, scale (filters) or null,
+// gamma, beta and shift_in (channels) or null, running mean and variance (channels), to be updated, or null, result:
+// centre (filters), factor, offset (channels). reals: eps, momentum.
+API void esbnn_norm(const int64_t *numbers, void *const *pointers, const double *reals);
+
+// Its gradients. numbers as above; pointers: moments, scale, gamma, totals (6, channels) of esbnn_train_tail_backward,
+// result: constant and slope of esbnn_statistics, gradient of scale (filters), those of gamma, of the offset, the inner
+// slope, shift_in, slope and shift_out (channels).
+API void esbnn_norm_gradients(const int64_t *numbers, void *const *pointers, double eps);

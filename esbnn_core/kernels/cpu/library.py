@@ -72,7 +72,7 @@ def units(machine: str | None = None) -> list[tuple[Path, list[str]]]:
     elif machine in ("aarch64", "arm64"):
         define, own = ["-DESBNN_NEON"], ARM
     # portable first: the linker keeps the first copy of an inline function, and that one must run everywhere
-    names = [*PORTABLE, "driver", "ort_operators", "program", "real", "training", *own]
+    names = [*PORTABLE, "driver", "ort_operators", "program", "real", "training", "norm", *own]
     more = os.environ.get(MORE_FLAGS, "").split()
     return [(SOURCES / f"{name}.cpp", [*FLAGS, *define, *own.get(name, []), *more]) for name in names]
 

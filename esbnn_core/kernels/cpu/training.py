@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from esbnn_core.kernels import cpu
 from esbnn_core.kernels.cpu.library import Library
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.kernels.tail import ACTIVATIONS, TailSteps, all_single
 
 KINDS = cpu.KINDS
@@ -33,6 +34,8 @@ def _prepared(library: Library) -> ctypes.CDLL:
     handle.esbnn_estimator.argtypes = [path, packed, packed, ctypes.c_float, pointer]
     handle.esbnn_signs.argtypes = [path, packed, packed]
     handle.esbnn_moments.argtypes = [path, packed, pointer, pointer]
+    handle.esbnn_norm.argtypes = [packed, packed, packed]
+    handle.esbnn_norm_gradients.argtypes = [packed, packed, ctypes.c_double]
     return handle
 
 
@@ -76,6 +79,44 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
     short = _prepared(library).esbnn_moments(library.path, numbers, sums.data_ptr(), both.data_ptr())
     _check_memory(short, rows, filters)
     return both
+
+
+def norm(
+    call: NormCall,
+    beta: Tensor | None,
+    shift_in: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+) -> Tensor | None:
+    """What a tail starts with, in parts of call.forward_sizes(), float32.
+
+    Args:
+        call: the norm and the moments.
+        beta: (C',) float32, the norm's bias, or None.
+        shift_in: (C',) float32 that is added to the offset, or None.
+        running: mean and variance (C',) float32, updated as the norm's forward would, or None.
+        momentum: of these.
+    """
+    given = (call.moments, call.scale, call.gamma, beta, shift_in, *(running or (None, None)))
+    library = _library(*given) if call.served(*given[3:]) else None
+    if library is None:
+        return None
+    made = torch.empty(sum(call.forward_sizes()))
+    reals = struct.pack("2d", call.eps, momentum)
+    _prepared(library).esbnn_norm(_numbers(call.filters, call.copies, call.rows), _addresses(*given, made), reals)
+    return made
+
+
+def norm_gradients(call: NormCall, totals: Tensor) -> Tensor | None:
+    """Gradients in parts of call.backward_sizes(), float32; totals (6, C') float64 are those of a tail's backward."""
+    given = (call.moments, call.scale, call.gamma, totals)
+    library = _library(*given) if call.served() else None
+    if library is None:
+        return None
+    made = torch.empty(sum(call.backward_sizes()))
+    numbers = _numbers(call.filters, call.copies, call.rows)
+    _prepared(library).esbnn_norm_gradients(numbers, _addresses(*given, made), call.eps)
+    return made
 
 
 class TailCall(TailSteps):

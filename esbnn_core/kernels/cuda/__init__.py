@@ -8,13 +8,13 @@ device.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.kernels.call import ConvCall
 from esbnn_core.kernels.checks import words_of
 from esbnn_core.kernels.cuda.lanes import fits, make_lanes, padded, rows_of
-from esbnn_core.kernels.cuda.launch import TYPES, Conv, Pack, launch_conv, launch_pack
+from esbnn_core.kernels.cuda.launch import TYPES, Conv, Pack, launch_conv, launch_lanes, launch_pack
 from esbnn_core.kernels.cuda.library import Gpu, choose, path_of
 
 __all__ = ["binary_conv2d", "choose", "lanes_of", "pack_sign", "path_of"]
@@ -41,7 +41,15 @@ def _check_pixels(name: str, pixels: int) -> None:
 
 def lanes_of(weight: Tensor, groups: int) -> Tensor | None:
     """The weight (O, KH, KW, words) or (O, words) in the kernels' order, int32 (rows, 8), or None."""
-    return None if _serving(weight) is None else make_lanes(weight, groups)
+    gpu = _serving(weight)
+    return None if gpu is None else _made_lanes(gpu, weight, groups)
+
+
+def _made_lanes(gpu: Gpu, weight: Tensor, groups: int) -> Tensor:
+    traced = torch.compiler.is_compiling() or type(weight) not in (Tensor, nn.Parameter)
+    if traced or weight.dtype != torch.int32 or not weight.numel():
+        return make_lanes(weight, groups)
+    return launch_lanes(gpu, (weight[:, None, None] if weight.dim() == 2 else weight).contiguous(), groups)
 
 
 def pack_sign(x: Tensor, shift: Tensor | None, groups: int, channel_dim: int) -> Tensor | None:
@@ -94,7 +102,7 @@ def binary_conv2d(call: ConvCall, out_size: tuple[int, int]) -> tuple[Tensor, Te
             return None
         x = packed
     if not fits(lanes, weight, groups):
-        lanes = make_lanes(weight, groups)
+        lanes = _made_lanes(gpu, weight, groups)
     assert lanes is not None
     if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
         residual = residual.contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esbnn_core.kernels.call import Geometry
 from esbnn_core.kernels.checks import words_of
-from esbnn_core.kernels.cuda.lanes import PANEL
+from esbnn_core.kernels.cuda.lanes import PANEL, padded, rows_of
 from esbnn_core.kernels.cuda.library import Kernel
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int32: 3}
@@ -25,6 +25,8 @@ SPECIALISED = True
 CONV = struct.Struct("11Q23i4x")
 PACK = struct.Struct("3Q3q7i4x")
 PACK_THREADS, PACK_TURNS = 256, 4
+LANES = struct.Struct("2Q7i4x")
+LANES_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -206,3 +208,15 @@ def launch_pack(device: Device, p: Pack) -> None:
         *(images, pixels, channels, p.groups, words // p.groups, TYPES[p.x.dtype], int(dense)),
     )
     device.launch(Kernel("pack"), (blocks, 1), PACK_THREADS, arguments)
+
+
+def launch_lanes(device: Device, weight: Tensor, groups: int) -> Tensor:
+    """lanes.make_lanes of a contiguous weight (O, KH, KW, words), one launch in place of its operators."""
+    filters, *kernel, words = weight.shape
+    lanes = torch.empty(sum(rows_of(weight, groups)), 8, dtype=torch.int32, device=weight.device)
+    panels = -(-kernel[0] * kernel[1] * words // PANEL)
+    per_group = filters // groups
+    numbers = (groups, per_group, padded(per_group), *kernel, words, panels)
+    arguments = LANES.pack(weight.data_ptr(), lanes.data_ptr(), *numbers)
+    device.launch(Kernel("lanes"), (-(-lanes.numel() // LANES_THREADS), 1), LANES_THREADS, arguments)
+    return lanes

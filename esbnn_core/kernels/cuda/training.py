@@ -1,4 +1,4 @@
-"""Steps of training on bits as CUDA kernels, on rows of channels (training.cu): the calls of kernels/training.py.
+"""Steps of training on bits as CUDA kernels (training.cu, norm.cu): the calls of kernels/training.py.
 
 As in the CPU's library the arithmetic is float32, maps may be float32, bfloat16 or float16, and every step is rounded
 on its own; so maps are the CPU's in every bit, and sums over rows are the same in every run. Each function returns None
@@ -15,6 +15,8 @@ from esbnn_core.kernels import cuda
 from esbnn_core.kernels.cpu.training import RULES
 from esbnn_core.kernels.cuda.division import MOST_TURNS, SLOTS, Division, add_blocks, divide
 from esbnn_core.kernels.cuda.launch import TYPES, Device
+from esbnn_core.kernels.cuda.library import Kernel
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.kernels.tail import ACTIVATIONS, TailSteps, all_single
 
 KINDS = {dtype: number for dtype, number in TYPES.items() if dtype.is_floating_point}
@@ -26,6 +28,8 @@ ESTIMATOR = struct.Struct("7Q4if4i4x")
 SIGNS = struct.Struct("4Q5i4x")
 MOMENTS = struct.Struct("2Qi4x")
 """The kernels' arguments after their struct Rows."""
+NORM = struct.Struct("9Qq2d2i")
+NORM_THREADS = 64
 
 
 def _device(*tensors: Tensor | None) -> Device | None:
@@ -58,6 +62,42 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
     arguments = MOMENTS.pack(sums.data_ptr(), both.data_ptr(), SUMS[sums.dtype])
     division.launch(device, "moments", division.packed(sums) + arguments)
     return both
+
+
+def norm(
+    call: NormCall,
+    beta: Tensor | None,
+    shift_in: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+) -> Tensor | None:
+    """What a tail starts with, in parts of call.forward_sizes(), float32; arguments as cpu.training.norm has them."""
+    given = (call.moments, call.scale, call.gamma, beta, shift_in, *(running or (None, None)))
+    device = _device(*given) if call.served(*given[3:]) else None
+    if device is None:
+        return None
+    made = torch.empty(sum(call.forward_sizes()), device=call.moments.device)
+    _launch_norm(device, "batch_norm", call, (*given, None, made), momentum)
+    return made
+
+
+def norm_gradients(call: NormCall, totals: Tensor) -> Tensor | None:
+    """Gradients in parts of call.backward_sizes(), float32; totals (6, C') float64 are those of a tail's backward."""
+    device = _device(call.moments, call.scale, call.gamma, totals) if call.served() else None
+    if device is None:
+        return None
+    made = torch.empty(sum(call.backward_sizes()), device=call.moments.device)
+    given = (call.moments, call.scale, call.gamma, *[None] * 4, totals, made)
+    _launch_norm(device, "batch_norm_gradients", call, given, 0.0)
+    return made
+
+
+def _launch_norm(
+    device: Device, function: str, call: NormCall, tensors: tuple[Tensor | None, ...], momentum: float
+) -> None:
+    arguments = NORM.pack(*_addresses(*tensors), call.rows, call.eps, momentum, call.filters, call.copies)
+    blocks = (-(-call.filters // NORM_THREADS), 1)
+    device.launch(Kernel(function, source="norm"), blocks, NORM_THREADS, arguments)
 
 
 class TailCall(TailSteps):

@@ -6,113 +6,40 @@ step, and a shortcut module's output where an activation follows it. Backward co
 keeps these in 16 bits) and computes everything after them again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esbnn_core.kernels.cpu.narrow import computing_dtype
-from esbnn_core.training.on_bits.product import AnyGeometry, gradients, sums_of
+from esbnn_core.kernels.training import steps_of
+from esbnn_core.training.on_bits.plan import (
+    Plan,
+    Vectors,
+    factor_of,
+    norm_of,
+    prepared_tail,
+    tail_of,
+    through_factor,
+)
+from esbnn_core.training.on_bits.product import gradients, sums_of
 from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
-from esbnn_core.training.on_bits.signs import SignRule, mask_bits, signs_of, through, through_mask, unpack
-from esbnn_core.training.on_bits.tail import Kind, Tail, add_statistics, finish, unfinish
+from esbnn_core.training.on_bits.signs import mask_bits, signs_of, through, through_mask, unpack
+from esbnn_core.training.on_bits.statistics import from_moments
+from esbnn_core.training.on_bits.tail import add_statistics, finish, unfinish
 from esbnn_core.training.on_bits.weights import through_weight
 
 
-class Plan(NamedTuple):
-    """What a call is besides its tensors.
-
-    Attributes:
-        geometry: of the convolution.
-        rule: of its input's sign.
-        copies: tiles.
-        bare: whether the sums are the result, with no step after them.
-        eps: of the norm over this batch's statistics, None where factor and offset are given.
-        rows: number of rows that the statistics are taken over.
-        reduce: sums a tensor over the processes that share the statistics, in place, or None.
-        identity: whether the input itself is the residual.
-        act: see Tail.
-        limits: see Tail.
-        narrow: dtype in which the gradients of the convolution's two operands are computed.
-        out: dtype of the result.
-        keep_sums: see TrainOnBits.
-        weight_rule: of the sign of the weight.
-    """
-
-    geometry: AnyGeometry
-    rule: SignRule
-    copies: int
-    bare: bool
-    eps: float | None
-    rows: int
-    reduce: Callable[[Tensor], Any] | None
-    identity: bool
-    act: Kind
-    limits: tuple[float, float]
-    narrow: torch.dtype
-    out: torch.dtype
-    keep_sums: bool
-    weight_rule: SignRule
-
-
-class Vectors(NamedTuple):
-    """One number for each channel: scale (O,); the others (C',), weight and bias of the norm and slopes and shifts."""
-
-    scale: Tensor | None
-    gamma: Tensor | None
-    beta: Tensor | None
-    inner: Tensor | None
-    shift_in: Tensor | None
-    slope: Tensor | None
-    shift_out: Tensor | None
-
-
-def factor_of(plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tensor | None) -> Tensor:
-    """What the centred sums (O,) are multiplied by, (C'): scale * gamma / sqrt(scale^2 var + eps), or gamma alone."""
-    if var is None or plan.eps is None:
-        assert gamma is not None
-        return gamma
-    factor = ((var if scale is None else scale * scale * var) + plan.eps).rsqrt()
-    factor = (factor if scale is None else factor * scale).repeat(plan.copies)
-    return factor if gamma is None else factor * gamma
-
-
-def through_factor(
-    plan: Plan, scale: Tensor | None, gamma: Tensor | None, var: Tensor | None, grad: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """From the gradient (C') of factor_of to those of scale, gamma and var, None where these are; all float64.
-
-    With r = 1 / sqrt(scale^2 var + eps) the derivatives of scale * r are eps r^3 by scale and -(scale r)^3 / 2 by var.
-    """
-    if var is None or plan.eps is None:
-        return None, grad, None
-    root = ((var if scale is None else scale * scale * var) + plan.eps).rsqrt()
-    part = root if scale is None else root * scale
-    gamma_grad = None if gamma is None else grad * part.repeat(plan.copies)
-    total = (grad if gamma is None else grad * gamma).view(plan.copies, -1).sum(0)
-    scale_grad = None if scale is None else total * root.pow(3).mul_(plan.eps)
-    return scale_grad, gamma_grad, total * part.pow(3).mul_(-0.5)
-
-
-def tail_of(plan: Plan, vectors: Vectors, mean: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tail:
-    """The tail with these vectors, in `dtype`."""
-    cast = [None if t is None else t.to(dtype) for t in (mean, vectors.beta, *vectors[3:])]
-    centre, offset, inner, shift_in, slope, shift_out = cast
-    factor = factor.to(dtype)
-    offset = torch.zeros_like(factor) if offset is None else offset
-    if inner is None and shift_in is not None:
-        offset, shift_in = offset + shift_in, None  # one sum instead of two; both have the same gradient
-    return Tail(plan.copies, centre, factor, offset, inner, plan.act, shift_in, slope, shift_out, plan.limits)
-
-
 class UnitOnBits(torch.autograd.Function):
-    """(plan, sums, bits, weight_bits, mean, var, x, shift, weight, residual, *Vectors) -> y (N, C', H', W').
+    """(plan, sums, bits, weight_bits, lanes, statistics, prepared, x, shift, weight, residual, *Vectors) -> y.
 
-    sums (N, O, H', W') int32 are those of sign(x + shift) and of the weight's signs; mean and var (O,) float64 are
-    theirs over the batch, or None. bits are x's, None where x itself is kept. residual is a shortcut module's output.
-    Differentiable: x and what follows it. y is channels_last.
+    sums (N, O, H', W') int32 are those of sign(x + shift) and of the weight's signs. statistics are theirs over the
+    batch, None without a norm: mean and variance (2, O) float64, or, with what a library has prepared of them (see
+    statistics.prepared), the moments (2, O) int64. bits are x's, None where x itself is kept. residual is a shortcut
+    module's output. lanes are the weight bits'. Differentiable: x and what follows it. y (N, C', H', W') is
+    channels_last.
     """
 
     @staticmethod
@@ -122,8 +49,9 @@ class UnitOnBits(torch.autograd.Function):
         sums: Tensor,
         bits: Tensor | None,
         weight_bits: Tensor,
-        mean: Tensor | None,
-        var: Tensor | None,
+        lanes: Tensor | None,
+        statistics: Tensor | None,
+        prepared: Tensor | None,
         x: Tensor,
         shift: Tensor | None,
         weight: Tensor,
@@ -135,7 +63,11 @@ class UnitOnBits(torch.autograd.Function):
         if plan.bare:
             y = sums.to(plan.out)
         else:
-            tail = tail_of(plan, vectors, mean, factor_of(plan, *_double([*vectors[:2], var])), work)
+            if prepared is None or statistics is None:
+                mean, var = (None, None) if statistics is None else statistics
+                tail = tail_of(plan, vectors, mean, factor_of(plan, *_double([*vectors[:2], var])), work)
+            else:
+                tail = prepared_tail(plan, vectors, statistics, prepared)
             added = x if plan.identity else residual
             with without_autocast(x.device):
                 y = map_of(finish(tail, rows_of(sums), None if added is None else rows_of(added), plan.out), sums)
@@ -152,7 +84,7 @@ class UnitOnBits(torch.autograd.Function):
             mask,
             kept_sums,
             residual if plan.act != "none" else None,
-            *(weight_bits, mean, var, shift),
+            *(weight_bits, lanes, statistics, prepared, shift),
             weight if plan.weight_rule.ste != "identity" else None,
             *vectors,
         )
@@ -162,7 +94,9 @@ class UnitOnBits(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
-        x, bits, mask, sums, residual, weight_bits, mean, var, shift, latent, *numbers = ctx.saved_tensors
+        x, bits, mask, sums, residual, weight_bits, lanes, statistics, prepared, shift, latent, *numbers = (
+            ctx.saved_tensors
+        )
         vectors, geometry = Vectors(*numbers), plan.geometry
         (grad,) = grads
         residual_rows: Tensor | None = None
@@ -171,17 +105,22 @@ class UnitOnBits(torch.autograd.Function):
             sums_grad = grad
         else:
             if sums is None:
-                sums = sums_of(geometry, x, shift, bits, weight_bits)
+                sums = sums_of(geometry, x, shift, bits, weight_bits, lanes)
             with without_autocast(grad.device):
-                rows, residual_rows, vector_grads = _through_tail(
-                    ctx, vectors, mean, var, rows_of(grad), rows_of(sums), x if plan.identity else residual
-                )
+                added = x if plan.identity else residual
+                operands = (rows_of(grad), rows_of(sums), None if added is None else rows_of(added))
+                through_all = None if prepared is None else _through_norm(ctx, vectors, statistics, prepared, *operands)
+                if through_all is None:
+                    # moments are left where a library prepared the forward and does not serve the backward
+                    statistics = statistics if prepared is None else from_moments(statistics, plan.rows)
+                    through_all = _through_tail(ctx, vectors, statistics, *operands)
+                rows, residual_rows, vector_grads = through_all
             sums_grad = map_of(rows, grad)
         channels, groups = geometry.channels, geometry.groups
         exact = computing_dtype(plan.narrow, grad.device)
         signs = signs_of(x, shift, exact) if bits is None else _signs(bits, channels, groups, exact)
         weight = unpack(weight_bits, ctx.weight_shape[1], 1, exact).permute(0, 3, 1, 2)
-        wants_x, wants_shift, wants_weight = ctx.needs_input_grad[6:9]
+        wants_x, wants_shift, wants_weight = ctx.needs_input_grad[7:10]
         wanted = (wants_x or wants_shift, wants_weight)
         found = gradients(geometry, sums_grad.to(plan.narrow).to(exact), signs, weight, wanted)
         x_grad, weight_grad = (None if part is None else part.to(plan.narrow) for part in found)
@@ -205,7 +144,7 @@ class UnitOnBits(torch.autograd.Function):
             residual_grad = None
         ends = [None if t is None or g is None else g.to(t.dtype) for g, t in zip(vector_grads, vectors, strict=True)]
         return (
-            *[None] * 6,
+            *[None] * 7,
             x_grad,
             None if shift_grad is None else shift_grad.to(shift.dtype),
             None if weight_grad is None else weight_grad.to(ctx.weight_dtype),
@@ -232,20 +171,47 @@ def _through_bits(
     return (grad if onto is None else onto.add_(grad)), shift_grad
 
 
+Through = tuple[Tensor, Tensor | None, list[Tensor | None]]
+"""Gradient rows of the sums and of the residual, and gradients of the vectors."""
+
+
+def _through_norm(
+    ctx: Any,
+    vectors: Vectors,
+    moments: Tensor,
+    prepared: Tensor,
+    grad: Tensor,
+    sums: Tensor,
+    added: Tensor | None,
+) -> Through | None:
+    """As _through_tail by a library; None where it does not serve."""
+    plan: Plan = ctx.plan
+    tail, call = prepared_tail(plan, vectors, moments, prepared), norm_of(plan, vectors, moments)
+    done = tail.native().backward(grad, sums, added, plan.identity or ctx.residual_dtype is not None)
+    made = None if done is None else steps_of(moments).norm_gradients(call, done[2])
+    if done is None or made is None:
+        return None
+    constant, slope, *others = made.split(call.backward_sizes())
+    if tail.inner is None:
+        others[4] = others[2]  # with no step between them, of both or of their sum
+    return add_statistics(tail, done[0], sums, constant, slope, plan.narrow), done[1], list(others)
+
+
 def _through_tail(
-    ctx: Any, vectors: Vectors, mean: Tensor | None, var: Tensor | None, grad: Tensor, sums: Tensor, added: Any
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    ctx: Any, vectors: Vectors, statistics: Tensor | None, grad: Tensor, sums: Tensor, added: Tensor | None
+) -> Through:
     """From the gradient rows of y to those of the sums and of the residual, and to the gradients of the vectors.
 
     Where the statistics are the batch's, the sums also act on y through them: the mean subtracts the mean gradient, the
     variance adds a term along the centred sums.
     """
     plan: Plan = ctx.plan
+    mean, var = (None, None) if statistics is None else statistics
     scale, gamma, var = _double([*vectors[:2], var])
     factor = factor_of(plan, scale, gamma, var)
     tail = tail_of(plan, vectors, mean, factor, ctx.work)
     wants_residual = plan.identity or ctx.residual_dtype is not None
-    part = unfinish(tail, grad, sums, None if added is None else rows_of(added), wants_residual)
+    part = unfinish(tail, grad, sums, added, wants_residual)
     scale_grad, gamma_grad, var_grad = through_factor(plan, scale, gamma, var, part.factor)
     if var is not None:
         assert var_grad is not None

@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esbnn_core import kernels
+from esbnn_core.kernels import Geometry
 from esbnn_core.kernels.cpu.narrow import mention
+from esbnn_core.kernels.norm import NormCall
+from esbnn_core.kernels.training import steps_of
 from esbnn_core.kernels.transposed import TransposedGeometry
 from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, RPReLU, Tile
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.quantizers import RealWeights, WeightQuantizer
-from esbnn_core.training.on_bits.function import Plan, UnitOnBits
+from esbnn_core.training.on_bits.function import UnitOnBits
+from esbnn_core.training.on_bits.out_type import OutType
+from esbnn_core.training.on_bits.plan import Plan
 from esbnn_core.training.on_bits.product import AnyGeometry, geometry_of, pack, sums_of
 from esbnn_core.training.on_bits.rows import rows_of, work_dtype
 from esbnn_core.training.on_bits.signs import SignRule, sign_rule
-from esbnn_core.training.on_bits.statistics import batch_statistics, reducer, track_
+from esbnn_core.training.on_bits.statistics import batch_statistics, prepared, reducer, track_
 from esbnn_core.training.on_bits.tail import Kind
 from esbnn_core.training.on_bits.weights import Weight, output_scale, weight_of
 from esbnn_core.units.conv import BinaryUnit
@@ -143,6 +148,7 @@ class Operands(NamedTuple):
         sums: (N, O, H', W') int32.
         bits: of x, or None.
         weight_bits: as kernels.ConvCall.weight.
+        lanes: of weight_bits, as kernels.ConvCall.lanes, for backward's sums too.
         shift: of x, or None.
         weight: whose signs are the weight.
     """
@@ -150,6 +156,7 @@ class Operands(NamedTuple):
     sums: Tensor
     bits: Tensor | None
     weight_bits: Tensor
+    lanes: Tensor | None
     shift: Tensor | None
     weight: Weight
 
@@ -161,8 +168,10 @@ def _operands(layer: BinaryLayer, x: Tensor, geometry: AnyGeometry, keeps_input:
     with torch.no_grad():
         weight_bits = kernels.pack_sign(weight.values, None, 1, 1)
         bits = None if keeps_input else pack(geometry, x, shift)
-        sums = sums_of(geometry, x, shift, bits, weight_bits)
-    return Operands(sums, bits, weight_bits, shift, weight)
+        # a transposed convolution makes filters of its own of the weight
+        lanes = kernels.lanes_of(weight_bits, geometry.groups) if isinstance(geometry, Geometry) else None
+        sums = sums_of(geometry, x, shift, bits, weight_bits, lanes)
+    return Operands(sums, bits, weight_bits, lanes, shift, weight)
 
 
 class LayerPath:
@@ -189,13 +198,13 @@ class LayerPath:
         if isinstance(layer, BinaryLinear):
             x = x.reshape(1, 1, -1, shape[-1]).permute(0, 3, 1, 2)  # one long row of pixels
         rule = _rule(layer)
-        sums, bits, weight_bits, shift, weight = _operands(layer, x, geometry, rule.reads_values)
+        sums, bits, weight_bits, lanes, shift, weight = _operands(layer, x, geometry, rule.reads_values)
         plan = Plan(
             *(geometry, rule, 1, True, None, 0, None, False, "none", (-1.0, 1.0)),
             *(self.config.products_dtype(narrow, x.device), narrow, self.config.keep_sums, weight.rule),
         )
         operands = (x, shift, weight.values)
-        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, None, None, *operands, None, *[None] * 7)
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, lanes, None, None, *operands, None, *[None] * 7)
         if isinstance(layer, BinaryLinear):
             return y.permute(0, 2, 3, 1).reshape(*shape[:-1], -1)
         return y
@@ -211,7 +220,7 @@ class UnitPath:
     """Training forward of a whole BinaryUnit on bits: sums, statistics of the batch, then all later steps."""
 
     def __init__(self, config: TrainOnBits) -> None:
-        self.config, self.signs = config, SignMode()
+        self.config, self.signs, self.out_type = config, SignMode(), OutType()
 
     def reason(self, unit: BinaryUnit) -> str:
         """Why the unit's plain forward serves (its convolution may still run on bits), "" where it does not."""
@@ -228,8 +237,10 @@ class UnitPath:
         identity, (act, limits, ends) = type(unit.shortcut) is nn.Identity, _activation(unit.act, out_channels)
         # read by the estimator, or by the activation after an identity
         keeps_input = rule.reads_values or (identity and act != "none")
-        sums, bits, weight_bits, shift, weight = _operands(conv, x, geometry, keeps_input)
-        scale, mean, var, rows, reduce, eps = output_scale(conv), None, None, 0, None, None
+        sums, bits, weight_bits, lanes, shift, weight = _operands(conv, x, geometry, keeps_input)
+        inner = _slopes(unit.inner_act, out_channels)
+        scale, found, rows, reduce, eps = output_scale(conv), None, 0, None, None
+        made: Tensor | None = None
         gamma: Tensor | None
         beta: Tensor | None
         if folds(norm):
@@ -242,25 +253,31 @@ class UnitPath:
             reduce = reducer(norm)
             if reduce is None and sums.numel() == sums.shape[1]:
                 return None  # one value for each channel, which the norm itself refuses
+            gamma, beta, eps = norm.weight, norm.bias, norm.eps
+            largest, work = weight.values[0].numel(), work_dtype(narrow, x.dtype)
             with torch.no_grad():
-                work = work_dtype(narrow, x.dtype)
-                found = batch_statistics(rows_of(sums), reduce, work, weight.values[0].numel())
-                track_(norm, found, scale, copies)
-            mean, var, rows, eps = found.mean, found.var, found.rows, norm.eps
-            gamma, beta = norm.weight, norm.bias
+                if reduce is None and work == torch.float32:
+                    found = steps_of(sums).moments(rows_of(sums), largest)
+                if found is not None:
+                    rows = sums.numel() // sums.shape[1]
+                    call = NormCall(found, rows, copies, eps, scale, gamma)
+                    made = prepared(norm, call, ends[0] if inner is None else None)
+                if made is None:
+                    by_torch = batch_statistics(rows_of(sums), reduce, work, largest)
+                    track_(norm, by_torch, scale, copies)
+                    found, rows = torch.stack([by_torch.mean, by_torch.var]), by_torch.rows
             narrow_out = [] if scale is None else [scale.dtype]
         shape = (x.shape[0], out_channels, *sums.shape[2:])
         identity = identity and x.shape == shape
         # a residual may broadcast, as in the plain sum
         residual = None if identity or unit.shortcut is None else unit.shortcut(x).expand(shape)
-        out = _out_dtype(unit, [narrow, *narrow_out], x if identity else residual)
-        inner = _slopes(unit.inner_act, out_channels)
+        out = self.out_type(unit, [narrow, *narrow_out], x if identity else residual)
         plan = Plan(
             *(geometry, rule, copies, False, eps, rows, reduce, identity, act, limits),
             *(self.config.products_dtype(narrow, x.device), out, self.config.keep_sums, weight.rule),
         )
         operands, vectors = (x, shift, weight.values), (scale, gamma, beta, inner, *ends)
-        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, mean, var, *operands, residual, *vectors)
+        y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, lanes, found, made, *operands, residual, *vectors)
         return y
 
 
@@ -281,17 +298,3 @@ def _activation(
     if isinstance(act, nn.Hardtanh):
         return "hardtanh", (act.min_val, act.max_val), (None, None, None)
     return "none", none, (None, None, None)
-
-
-@torch.no_grad()
-def _out_dtype(unit: BinaryUnit, dtypes: list[torch.dtype], residual: Tensor | None) -> torch.dtype:
-    """dtype of the plain unit's output, by running its modules on one number: autocast treats PReLU in its own way."""
-    dtype = dtypes[0]
-    for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
-    device = unit.conv.weight.device
-    y = unit.inner_act(torch.zeros(1, unit.copies * unit.conv.out_channels, 1, 1, dtype=dtype, device=device))
-    if residual is not None:
-        y = y + y.new_zeros((), dtype=residual.dtype).expand_as(y)
-    out: torch.dtype = unit.act(y).dtype
-    return out

@@ -31,15 +31,25 @@ def pack(geometry: AnyGeometry, x: Tensor, shift: Tensor | None) -> Tensor:
     return kernels.pack_sign(x, shift, geometry.groups, 1)
 
 
-def sums_of(geometry: AnyGeometry, x: Tensor, shift: Tensor | None, bits: Tensor | None, weight_bits: Tensor) -> Tensor:
-    """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift), or its `bits`."""
+def sums_of(
+    geometry: AnyGeometry,
+    x: Tensor,
+    shift: Tensor | None,
+    bits: Tensor | None,
+    weight_bits: Tensor,
+    lanes: Tensor | None,
+) -> Tensor:
+    """Exact int32 sums (N, O, H', W'), channels_last, of packed weights and of sign(x + shift), or its `bits`.
+
+    `lanes` are the weight's, as kernels.ConvCall has them, or None; a transposed convolution reads none.
+    """
     if bits is None and x.dtype == torch.float64:  # native operators take only its bits
         bits = pack(geometry, x, shift)
     if bits is not None:
         x, shift = bits, None
     if isinstance(geometry, TransposedGeometry):
         return binary_conv_transpose2d(x, weight_bits, geometry, shift=shift)
-    return kernels.binary_conv2d(x, weight_bits, geometry, shift=shift)[0]
+    return kernels.binary_conv2d(x, weight_bits, geometry, shift=shift, lanes=lanes)[0]
 
 
 def gradients(

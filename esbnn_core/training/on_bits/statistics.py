@@ -1,4 +1,7 @@
-"""Statistics of one batch of exact sums, by filter, and the running statistics of the norm that follow them."""
+"""Statistics of one batch of exact sums, by filter, and the running statistics of the norm that follow them.
+
+Where a library serves, all of it is one call on the exact moments (`prepared`); the rest is torch's way.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits.rows import ChannelSum, pieces
 
@@ -62,6 +66,31 @@ def batch_statistics(
         total, squares, count, near = shared[0], shared[1], int(shared[2, 0].item()), torch.zeros_like(near)
     offset = total / count
     return BatchStatistics(near + offset, (squares / count - offset * offset).clamp_(min=0), count, reduce)
+
+
+@torch.no_grad()
+def prepared(norm: _BatchNorm, call: NormCall, shift_in: Tensor | None) -> Tensor | None:
+    """Centre, factor and offset of the tail (call.forward_sizes(), float32) by a library, running statistics updated.
+
+    None, and nothing is changed, where no library serves or the norm has no momentum.
+    """
+    running = None
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        if norm.momentum is None:  # by the number of batches, which the host does not know
+            return None
+        running = (norm.running_mean, norm.running_var)
+    made = steps_of(call.moments).norm(call, norm.bias, shift_in, running, norm.momentum or 0.0)
+    if made is not None and running is not None:
+        torch.autograd.graph.increment_version(running)  # who keeps something made of them has to see it
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    return made
+
+
+def from_moments(moments: Tensor, rows: int) -> Tensor:
+    """Mean and biased variance (2, O) float64 from sums and sums of squares (2, O) int64."""
+    mean, square = moments.double() / rows
+    return torch.stack([mean, (square - mean * mean).clamp_(min=0)])
 
 
 def moments_in_torch(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from esbnn_core.kernels import cuda, training
 from esbnn_core.kernels.call import call_of
 from esbnn_core.kernels.cuda import division
 from esbnn_core.kernels.cuda import training as cuda_training
-from esbnn_core.kernels.cuda.launch import CONV, PACK
+from esbnn_core.kernels.cuda.launch import CONV, LANES, PACK
 from esbnn_core.kernels.cuda.library import SOURCES, Kernel
 
 HERE = Path(__file__).parent
@@ -35,6 +35,7 @@ FLAGS = [
 ]
 TRAINING = {
     "totals": division.TOTALS.size,
+    **dict.fromkeys(("batch_norm", "batch_norm_gradients"), cuda_training.NORM.size),
     **dict.fromkeys(("tail", "tail_gradients"), division.ROWS.size + cuda_training.TAIL.size),
     **{
         name: division.ROWS.size + getattr(cuda_training, name.upper()).size
@@ -50,8 +51,8 @@ def build(folder: Path) -> ctypes.CDLL | None:
     """The emulated kernels of the operators as a library in `folder`; None where there is no g++."""
     handle = _compiled(folder, "kernels.cpp")
     if handle is not None:
-        sizes = [handle.emulate_size(which) for which in (0, 1)]
-        assert sizes == [CONV.size, PACK.size], "launch.py and the kernels disagree on a struct"
+        sizes = [handle.emulate_size(which) for which in (0, 1, 2)]
+        assert sizes == [CONV.size, PACK.size, LANES.size], "launch.py and the kernels disagree on a struct"
     return handle
 
 

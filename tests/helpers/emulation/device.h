@@ -38,6 +38,7 @@ inline float __fadd_rn(float a, float b) { return a + b; } // built with -ffp-co
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline unsigned long long atomicAdd(unsigned long long *at, unsigned long long more) { return *at += more, *at - more; }
+inline int __popc(u32 x) { return __builtin_popcount(x); }
 inline u32 atomicOr(u32 *at, u32 bits) { const u32 old = *at; *at |= bits; return old; }
 
 [[noreturn]] inline void fail(const char *what) {

@@ -2,6 +2,7 @@
 #include "ptx.h"
 
 #include "conv.cu"
+#include "lanes.cu"
 #include "pack.cu"
 
 namespace {
@@ -11,6 +12,7 @@ void *shared;
 template <class T, class Path> void conv_kernel(const void *p) {
   convolve<T, Path, -1>(*static_cast<const Conv *>(p), *static_cast<Memory<T> *>(shared));
 }
+void lanes_kernel(const void *p) { make_lanes(*static_cast<const Lanes *>(p)); }
 void pack_kernel(const void *p) { pack_any(*static_cast<const Pack *>(p)); }
 
 template <class T, class Path>
@@ -23,7 +25,7 @@ void run_conv(const void *p, unsigned across, unsigned down, int threads, bool e
 
 } // namespace
 
-extern "C" int emulate_size(int which) { return which ? sizeof(Pack) : sizeof(Conv); }
+extern "C" int emulate_size(int which) { return which == 0 ? sizeof(Conv) : which == 1 ? sizeof(Pack) : sizeof(Lanes); }
 
 // The twin's own rounding, for its test: kind FLOAT16 or BFLOAT16.
 extern "C" void emulate_rounding(const float *x, int n, int kind, float *out) {
@@ -35,6 +37,8 @@ extern "C" int emulate(const char *name, const void *p, unsigned across, unsigne
   const auto is = [&](const char *other) { return std::strcmp(name, other) == 0; };
   if (is("pack"))
     run_grid(pack_kernel, p, across, down, threads, eager, backwards, nullptr, 0);
+  else if (is("lanes"))
+    run_grid(lanes_kernel, p, across, down, threads, eager, backwards, nullptr, 0);
   else if (is("conv Large Bits"))
     run_conv<Large, Bits>(p, across, down, threads, eager, backwards);
   else if (is("conv Small Bits"))

@@ -1,6 +1,7 @@
-// The kernels of esbnn_core/kernels/cuda/training.cu as a library for the CPU, on the emulated device.
+// The kernels of esbnn_core/kernels/cuda/training.cu and norm.cu as a library for the CPU, on the emulated device.
 #include "ptx.h"
 
+#include "norm.cu"
 #include "training.cu"
 
 namespace {
@@ -31,6 +32,8 @@ const Known ALL[] = {
      ROW_THREADS},
     {"signs", plain<Signs, read_signs>, sizeof(Signs), 0, ROW_THREADS},
     {"moments", sharing<Moments, MomentsMemory, add_moments>, sizeof(Moments), sizeof(MomentsMemory), ROW_THREADS},
+    {"batch_norm", plain<Norm, norm_forward>, sizeof(Norm), 0, NORM_THREADS},
+    {"batch_norm_gradients", plain<Norm, norm_backward>, sizeof(Norm), 0, NORM_THREADS},
     {"totals", sharing<Totals, BlockLines, add_blocks>, sizeof(Totals), sizeof(BlockLines), TOTAL_THREADS},
 };
 
