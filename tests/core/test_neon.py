@@ -149,7 +149,7 @@ def test_each_machine_compiles_the_paths_that_it_has(machine: str, monkeypatch: 
     monkeypatch.delenv(library.MORE_FLAGS, raising=False)
     flags = {source.stem: more for source, more in library.units(machine)}
     everywhere = [*library.PORTABLE, "driver", "ort_operators", "program", "real", "training", "norm"]
-    assert list(flags)[:8] == everywhere
+    assert list(flags)[: len(everywhere)] == everywhere
     arm = {"neon", "real_neon"}
     own = {"aarch64": arm, "arm64": arm, "x86_64": set(library.X86), "riscv64": set()}[machine]
     assert set(flags) == {*everywhere, *own}
