@@ -81,15 +81,25 @@ def at_256(network: nn.Module, narrow: bool, device: str, size: int = 224) -> fl
     return (two + (four - two) // 2 * 254) / GIB
 
 
+def both_ways(network: nn.Module, x: Tensor, labels: Tensor, narrow: bool) -> Callable[[], None]:
+    """Forward, loss and backward as a call."""
+
+    def run() -> None:
+        network.zero_grad()
+        with autocast(x.device.type, narrow):
+            loss = F.cross_entropy(network(x).float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
 def step(network: nn.Module, x: Tensor, labels: Tensor, narrow: bool) -> Callable[[], None]:
     """One training step as a call."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    work = both_ways(network, x, labels, narrow)
 
     def run() -> None:
-        with autocast(x.device.type, narrow):
-            loss = F.cross_entropy(network(x).float(), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        work()
         optimizer.step()
         if x.device.type == "cuda":
             torch.cuda.synchronize()
@@ -109,8 +119,11 @@ def gib_kept(name: str, device: str, size: int = 224) -> dict[str, float]:
     return kept
 
 
-def steps(name: str, device: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
-    """Training steps of one network by way and precision, each with a copy of its own."""
+Work = Callable[[nn.Module, Tensor, Tensor, bool], Callable[[], None]]
+
+
+def steps(name: str, device: str, size: int, batch: int, work: Work = step) -> dict[str, Callable[[], None]]:
+    """Training steps, or `work`, of one network by way and precision, each with a copy of its own."""
     plain = annealed(name).to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,), device=device)  # classes that every network has
@@ -119,9 +132,9 @@ def steps(name: str, device: str, size: int, batch: int) -> dict[str, Callable[[
         for narrow in (False, True):
             network = copy.deepcopy(plain)
             network = train_on_bits_(network) if way == "bits" else network
-            contenders[f"{way} {'bf16 autocast' if narrow else 'fp32'}"] = step(network, x, labels, narrow)
+            contenders[f"{way} {'bf16 autocast' if narrow else 'fp32'}"] = work(network, x, labels, narrow)
     rounded = train_on_bits_(copy.deepcopy(plain), TrainOnBits(gradient_dtype=torch.bfloat16))
-    contenders[f"bits {ROUNDED}"] = step(rounded, x, labels, False)
+    contenders[f"bits {ROUNDED}"] = work(rounded, x, labels, False)
     return contenders
 
 

@@ -57,6 +57,12 @@ def _addresses(*tensors: Tensor | None) -> bytes:
     return struct.pack(f"{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
 
 
+@functools.lru_cache(maxsize=64)
+def _zeros(channels: int) -> Tensor:
+    """A vector that the library reads in place of one that is left out; nobody writes it."""
+    return torch.zeros(channels)
+
+
 def _check_memory(short: int, rows: int, channels: int) -> None:
     if short:
         raise MemoryError(f"no memory for the sums over {rows} rows of {channels} channels")
@@ -124,9 +130,12 @@ class TailCall(TailSteps):
 
     def _prepare(self) -> None:
         # the library may be without a centre and the inner slopes, but not without what comes after these
-        ends = self.vectors[4:]
-        self.vectors[4:] = [torch.zeros_like(self.vectors[1]) if t is None else t for t in ends]  # type: ignore[arg-type]
-        self.low_and_high = torch.tensor(self.limits, dtype=torch.float32)
+        self.vectors[4:] = [_zeros(self.channels) if t is None else t for t in self.vectors[4:]]
+        self.low_and_high = (ctypes.c_float * 2)(*self.limits)
+
+    def _pointers(self, sums: Tensor, *maps: Tensor | None) -> bytes:
+        limits = struct.pack("Q", ctypes.addressof(self.low_and_high))
+        return _addresses(sums, *self.vectors) + limits + _addresses(*maps)
 
     def _serve(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> Library | None:
         known = sums.dtype in SUMS and y.dtype in KINDS and (residual is None or residual.dtype in KINDS)
@@ -143,7 +152,7 @@ class TailCall(TailSteps):
         library = self._serve(sums, y, residual)
         if library is None:
             return None
-        pointers = _addresses(sums, *self.vectors, self.low_and_high, residual, y, None, None)
+        pointers = self._pointers(sums, residual, y, None, None)
         short = _prepared(library).esbnn_train_tail(library.path, self._numbers(sums, y, residual), pointers)
         _check_memory(short, *y.shape)
         return y
@@ -158,7 +167,7 @@ class TailCall(TailSteps):
         sums_grad = torch.empty(sums.shape, dtype=torch.float32)
         residual_grad = torch.empty(grad.shape, dtype=torch.float32) if wants_residual else None
         totals = torch.empty(6, self.channels, dtype=torch.float64)
-        pointers = _addresses(sums, *self.vectors, self.low_and_high, residual, grad, sums_grad, residual_grad)
+        pointers = self._pointers(sums, residual, grad, sums_grad, residual_grad)
         numbers = self._numbers(sums, grad, residual)
         short = _prepared(library).esbnn_train_tail_backward(library.path, numbers, pointers, totals.data_ptr())
         _check_memory(short, *grad.shape)
@@ -214,7 +223,7 @@ def estimator(
     if library is None:
         return None
     rows, channels = grad.shape
-    shift = torch.zeros(channels) if shift is None else shift
+    shift = _zeros(channels) if shift is None else shift
     to = next((t for t in (onto, grad) if t is not None and t.dtype == dtype), None)
     to = torch.empty(grad.shape, dtype=dtype) if to is None else to
     words = 0 if bits is None else bits.shape[-1] // groups
@@ -234,7 +243,7 @@ def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if library is None:
         return None
     y = torch.empty(x.shape, dtype=dtype)
-    shift = torch.zeros(x.shape[1]) if shift is None else shift
+    shift = _zeros(x.shape[1]) if shift is None else shift
     numbers = _numbers(*x.shape, 1, 0, KINDS[x.dtype], KINDS[dtype])
     _prepared(library).esbnn_signs(library.path, numbers, _addresses(x, shift, None, y))
     return y
