@@ -6,6 +6,7 @@ The times are the rows of benchmarks.speed.steps. A rehearsal runs the kernels' 
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,13 @@ from benchmarks.gpu_check.task import Task
 from benchmarks.speed import steps
 from benchmarks.speed.gpu import Plan
 from benchmarks.speed.graphs import captured
+from esbnn_core.kernels.norm import NormCall
 from esbnn_core.kernels.training import steps_of
 from esbnn_core.training.on_bits import signs, tail
 from esbnn_core.training.on_bits.signs import SignRule
+from esbnn_core.training.on_bits.statistics import from_moments
 from esbnn_core.training.on_bits.tail import Tail
-from tests.helpers.bit_training import draw, in_double, on_bits, unit_of
+from tests.helpers.bit_training import draw, draw_norm, in_double, on_bits, unit_of
 from tests.helpers.emulation import build_training, steps_emulated
 from tests.helpers.units import randn
 
@@ -31,6 +34,7 @@ REPEATS = 5
 TINY = Plan(1, 3, "cpu", copied=1 << 16)
 
 Results = dict[str, Tensor | None]
+TRACKED = ("running mean", "running var")
 
 
 def compare(task: Task, step: str, case: str, call: Callable[[], Results | None], want: Results) -> None:
@@ -120,6 +124,54 @@ def whole_numbers(task: Task) -> None:
         compare(task, "signs", f"{(rows, channels)}", read, want)
 
 
+def norms(task: Task) -> None:
+    """The norm over exact moments, what it tracks, and its gradients."""
+    for number, (filters, copies) in enumerate(((8, 4), (70, 1), (512, 1), (128, 4))):
+        call, beta, shift_in, running = draw_norm(filters, copies, number)
+        totals = randn(6, call.channels, seed=12)
+        mean, var = from_moments(call.moments, call.rows)
+        scale = torch.ones(filters).double() if call.scale is None else call.scale.double()
+        gamma = torch.ones(call.channels).double() if call.gamma is None else call.gamma.double()
+        root = (var * scale * scale + call.eps).rsqrt()
+        part = root * scale
+        by_filter = ((totals[1] * gamma).view(copies, -1).sum(0), (gamma * totals[0]).view(copies, -1).sum(0))
+        want: Results = {
+            "factor": part.repeat(copies) * gamma,
+            "offset": sum((t.double() for t in (beta, shift_in) if t is not None), torch.zeros(1)),
+            "constant": -part * by_filter[1] / call.rows,
+            "slope": -by_filter[0] * part**3 / call.rows,
+            "of scale": by_filter[0] * root**3 * call.eps,
+            "of gamma": totals[1] * part.repeat(copies),
+        }
+        if running is not None:
+            new = (mean * scale, var * scale * scale * (call.rows / (call.rows - 1)))
+            want |= {
+                name: 0.7 * t.double() + 0.3 * n.repeat(copies)
+                for name, t, n in zip(TRACKED, running, new, strict=True)
+            }
+        there = call._replace(**{key: _to(task, getattr(call, key)) for key in ("moments", "scale", "gamma")})
+        ends, sums = [_to(task, t) for t in (beta, shift_in)], totals.to(task.device)
+
+        def found(
+            there: NormCall = there, ends: list[Tensor | None] = ends, running: Any = running, sums: Tensor = sums
+        ) -> Results | None:
+            updated = None if running is None else tuple(t.to(task.device, copy=True) for t in running)
+            made = steps_of(sums).norm(there, *ends, updated, 0.3)
+            back = steps_of(sums).norm_gradients(there, sums)
+            if made is None or back is None:
+                return None
+            parts = zip(("centre", "factor", "offset"), made.split(there.forward_sizes()), strict=True)
+            names = ("constant", "slope", "of scale", "of gamma")
+            gradients = zip(names, back.split(there.backward_sizes())[:4], strict=True)
+            return {**dict(parts), **dict(gradients), **dict(zip(TRACKED, updated or (), strict=False))}
+
+        compare(task, "norm", f"{(filters, copies)}", found, want)
+
+
+def _to(task: Task, x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(task.device)
+
+
 def estimators(task: Task) -> None:
     """The estimators of signs, with a residual's gradient, and their sums over rows."""
     for number, ste in enumerate(("identity", "clip", "poly2")):
@@ -168,6 +220,7 @@ def run_steps(task: Task) -> None:
     with torch.no_grad(), kernels_on(task, build_training, steps_emulated):
         for label, part in (
             ("tails", tails),
+            ("norms", norms),
             ("whole numbers", whole_numbers),
             ("estimators", estimators),
             ("graphs", graphs),
