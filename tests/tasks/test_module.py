@@ -50,15 +50,18 @@ def test_predict_goes_over_the_test_split_in_order(make_data: MakeData, make_tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_lowers_the_loss(make_data: MakeData, make_trainer: MakeTrainer, precision: Any) -> None:
-    module, data = make_module(channels_last=True), make_data(train_size=128, val_size=50)
+@pytest.mark.parametrize(("precision", "images", "lower"), [("32-true", 128, 0.6), ("bf16-mixed", 64, 0.3)])
+def test_training_lowers_the_loss(
+    make_data: MakeData, make_trainer: MakeTrainer, precision: Any, images: int, lower: float
+) -> None:
+    """Fewer images in bfloat16, which takes many times as long on a processor without instructions for it."""
+    module, data = make_module(channels_last=True), make_data(train_size=images, val_size=50)
     trainer = make_trainer(max_epochs=4, precision=precision)
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)
-    assert trainer.global_step == 32
+    assert trainer.global_step == images // 4
     assert before > 2.2  # ln 10 and a little
-    assert trainer.callback_metrics["train_loss_epoch"] < before - 0.6
+    assert trainer.callback_metrics["train_loss_epoch"] < before - lower
 
 
 def test_validation_under_bf16_sees_exact_sums() -> None:
