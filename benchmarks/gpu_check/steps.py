@@ -215,8 +215,14 @@ def times(task: Task) -> None:
     task.keep(step_times=steps.run(plan, layers))
 
 
+def run_times(task: Task) -> None:
+    """How long each step is."""
+    with torch.no_grad(), kernels_on(task, build_training, steps_emulated):
+        task.attempt("steps, times", lambda: times(task))
+
+
 def run_steps(task: Task) -> None:
-    """All of it; an error in one part is a fault and the next goes on."""
+    """All checks; an error in one part is a fault and the next goes on."""
     with torch.no_grad(), kernels_on(task, build_training, steps_emulated):
         for label, part in (
             ("tails", tails),
@@ -224,7 +230,6 @@ def run_steps(task: Task) -> None:
             ("whole numbers", whole_numbers),
             ("estimators", estimators),
             ("graphs", graphs),
-            ("times", times),
         ):
             task.attempt(f"steps, {label}", lambda part=part: part(task))
     print(f"{len(task.record.get('correctness', []))} steps compared with float64")

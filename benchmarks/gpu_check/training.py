@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check.steps import run_steps
+from benchmarks.gpu_check.steps import run_steps, run_times
 from benchmarks.gpu_check.task import OutOfTime, Task, last_line
 from benchmarks.speed.graphs import captured, time_in_turns
 from benchmarks.speed.training import DEMO, GIB, NAMES, SIZE, SMALL, both_ways, gib_kept, steps, throughput
@@ -71,6 +71,7 @@ def run(task: Task) -> None:
             raise OutOfTime(f"time for {place} of {len(rows)} rows of steps")
         size = 32 if task.rehearse else SMALL.get(name, SIZE)
         task.attempt(f"{name}, batch {batch}", partial(step_times, task, name, size, batch))
+    run_times(task)
     for name in {name: None for name, _ in rows}:
         # counted at batches 2 and 4 and continued to 256
         task.attempt(f"{name}, bytes", partial(kept, task, name, SMALL[name] if name in DEMO else SIZE))
