@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def _read_catalogue(name: str) -> Catalogue:
 
 
 def _choose_entry(network: str, pretrained: object) -> Entry:
-    """The catalogue's entry for a network: the one that is named, or the only one."""
+    """The catalogue's entry for a network: the one that is named, or the only one but for its other seeds."""
     if isinstance(pretrained, str):
         entry = _read_catalogue(pretrained).find(pretrained)
         if entry.network != network:
@@ -193,6 +194,9 @@ def _choose_entry(network: str, pretrained: object) -> Entry:
     catalogue = _read_catalogue(network)
     entries = [entry for entry in catalogue if entry.task == "classification" and entry.readable]
     found = [entry for entry in entries if entry.network == network]
+    names = {entry.name for entry in found}
+    # NAME_seed1 is the run of NAME again: what is the same but for the seed is one release
+    found = [entry for entry in found if re.sub(r"_seed\d+$", "", entry.name) not in names - {entry.name}]
     if len(found) > 1:
         raise InputError(
             f"pretrained must name one of the released files of {network}, {', '.join(entry.name for entry in found)}, "

@@ -54,6 +54,12 @@ def test_every_released_network_comes_by_name(entry: Any) -> None:
         assert model_spec(found) == model_spec(want) and torch.equal(found(x), want(x))
 
 
+def test_another_seed_of_a_file_is_no_other_file() -> None:
+    first, second = (load_checkpoint(name) for name in (NAME, f"{NAME}_seed1"))
+    assert same(create_model(NETWORK, pretrained=True), first) and not same(first, second)
+    assert same(create_model(NETWORK, pretrained=f"{NAME}_seed1"), second)
+
+
 def test_a_network_with_one_file_needs_no_name() -> None:
     want = load_checkpoint(FILE)
     for options in ({}, {"tau": 2}, {"num_classes": 10, "in_channels": 1, "groups": 1}):
@@ -93,8 +99,8 @@ def test_unknown_names_and_options_are_refused_as_without_weights(pretrained: bo
 
 @pytest.mark.usefixtures("no_file")
 def test_which_file_is_meant() -> None:
-    both = "recu_resnet20_cifar10, recu_resnet20_cifar10_short"
-    refuse(lambda: create_model("recu_resnet20", pretrained=True), f"released files of recu_resnet20, {both}, got True")
+    both = "reactnet_a, adambnn_reactnet_a"
+    refuse(lambda: create_model("reactnet_a", pretrained=True), f"released files of reactnet_a, {both}, got True")
     refuse(lambda: create_model("recu_resnet20", pretrained=NAME), f"got '{NAME}' of {NETWORK}: name another")
     refuse(lambda: create_model("recu_resnet18", pretrained="recu_resnet18_two_stage"), "this project does not have")
     # no file, one that cannot be read, and one of another task

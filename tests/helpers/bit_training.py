@@ -29,17 +29,19 @@ UNITS: list[dict[str, Any]] = [
 """Units with every step that a library has."""
 
 
-def remove_torchs_steps(remove: Callable[[object, str], None]) -> None:
+def remove_torchs_steps(remove: Callable[[object, str], None], norm: bool = True) -> None:
     """Take away the steps in pieces of torch operators, so that what falls back to them fails.
 
     Args:
         remove: monkeypatch.delattr.
+        norm: whether also those of a norm over the batch; without one there is nothing that a library could do for it.
     """
     for module, names in ((tail, ("finish", "unfinish", "add_statistics")), (signs, ("through", "signs", "unpack"))):
         for name in names:
             remove(module, f"{name}_in_torch")
-    remove(training_paths, "batch_statistics")
-    remove(function, "_through_tail")
+    if norm:
+        remove(training_paths, "batch_statistics")
+        remove(function, "_through_tail")
 
 
 def unit_of(options: dict[str, Any]) -> BinaryUnit:
@@ -63,7 +65,7 @@ def run(model: nn.Module, x: Tensor, *rest: Tensor) -> dict[str, Tensor]:
     """Output, all gradients and all buffers of one forward and backward."""
     x = x.detach().clone().requires_grad_()
     y = model(x, *rest)
-    y.backward(randn(*y.shape, seed=8).to(y.dtype))
+    y.backward(randn(*y.shape, seed=8).to(y))
     found = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
     return {"y": y.detach(), "gradient of x": x.grad, **found, **dict(model.named_buffers())}
 

@@ -25,11 +25,22 @@ from tasks.evaluate.options import EvaluateRequest
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
 FIRST = {
-    "recu_resnet20_cifar10_short": 44.8,
-    "es_recu_resnet20_cifar10_short": 47.0,
-    "rep_recu_resnet20_cifar10_short": 47.4,
+    "reactnet_resnet8_fashion": (1000, 88.40),
+    "rep_reactnet_resnet8_fashion": (1000, 89.30),
+    "reactnet_resnet8_fashion_seed1": (300, 89.33),
+    "es_reactnet_resnet8_fashion_seed1": (300, 89.00),
+    "rep_reactnet_resnet8_fashion_seed1": (300, 88.33),
+    "reactnet_resnet8x4_cifar10": (500, 84.60),
+    "es_reactnet_resnet8x4_cifar10": (500, 84.80),
+    "rep_reactnet_resnet8x4_cifar10": (500, 84.60),
+    "reactnet_resnet8x4_cifar10_seed1": (300, 86.33),
+    "es_reactnet_resnet8x4_cifar10_seed1": (300, 85.00),
+    "rep_reactnet_resnet8x4_cifar10_seed1": (300, 87.33),
 }
-"""Accuracy on the first 1,000 images of CIFAR-10; that of all 10,000 is the last row of the run's curve, below."""
+"""Accuracy on the first images alone, and how many: all images of every network would take half a minute.
+
+That of all is near the last row of the run's curve, below.
+"""
 
 MOSAICS = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
@@ -63,13 +74,13 @@ def test_there_are_some_and_they_are_small() -> None:
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
 def test_its_accuracy_is_the_catalogues(entry: Entry, data_root: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue("cifar") if entry.dataset == "cifar10" else data_root
-    limit = 1000 if entry.name in FIRST else 0
+    limit, top1 = FIRST.get(entry.name, (0, entry.value))
     # batches whose maps stay in the cache
     result = evaluate_name(entry.name, data=root, batch_size=100, workers=0, limit=limit)
     assert result["backend"] == "packed"
     if limit:
         assert (result["images"], result["within"]) == (limit, None)
-        assert result["measured"] == pytest.approx(FIRST[entry.name], abs=0.1)
+        assert result["measured"] == pytest.approx(top1, abs=101 / limit)  # one image that another processor sees
         return
     assert result["within"] is True
     assert (entry.dataset, result["images"]) == ("fashion_mnist_mini", 3000)
@@ -95,8 +106,11 @@ def test_its_config_and_curve_are_those_of_the_run(entry: Entry) -> None:
     with (folder / "metrics.csv").open(newline="") as file:
         seen = [row for row in csv.DictReader(file) if row["val_top1"]]
     # the last epoch's weights, and the run ended; a GPU rounds the real layers to TF32, which turns signs of few images
-    assert int(seen[-1]["epoch"]) == config["trainer"]["max_epochs"] - 1
-    assert float(seen[-1]["val_top1"]) == pytest.approx(entry.value, abs=0.2)
+    trainer = config["trainer"]
+    every, missing = trainer["check_val_every_n_epoch"], trainer["max_epochs"] - 1 - int(seen[-1]["epoch"])
+    assert 0 <= missing < every
+    # where the last epoch was not validated, the rate had come down to 1 % of its peak before it
+    assert float(seen[-1]["val_top1"]) == pytest.approx(entry.value, abs=0.5 if missing else 0.2)
 
 
 def test_a_damaged_release_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
