@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,3 +171,27 @@ def test_a_release_is_made_by_its_command_and_kept_whole(tmp_path: Path, monkeyp
     entry, old = after.find(release.name), read_catalogue().find(release.name)
     assert Path(asked.target).parent.name == release.name and entry.value != 12.5
     assert replace(entry, value=old.value) == old and [e.name for e in after] == [e.name for e in read_catalogue()]
+
+
+def test_a_release_is_trained_once_and_a_failed_run_names_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release, asked = Release("cifar10", "rep_", 1), []
+
+    def run(words: list[str], **options: Any) -> Any:
+        asked.append((words, options["env"]["OMP_NUM_THREADS"]))
+        folder = Path(words[words.index("--trainer.default_root_dir") + 1])
+        if len(asked) == 2:
+            (folder / "packed.safetensors").write_bytes(b"")
+        return SimpleNamespace(returncode=3 if len(asked) == 1 else 0)
+
+    monkeypatch.setattr(releases, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    with pytest.raises(InputError, match=r"exit code 3: read .*rep_reactnet_resnet8x4_cifar10_seed1/log.txt"):
+        releases.train(release, tmp_path, "data", 2)
+    for _ in range(2):
+        releases.train(release, tmp_path, "data", 2)
+    assert capsys.readouterr().out.split() == [f"{release.name}:", "trained", f"{release.name}:", "there"]
+    assert len(asked) == 2 and {threads for _, threads in asked} == {"4"}
+    words = asked[0][0]
+    assert words[1:5] == ["-m", "tasks.classification", "fit", "-c"] and "configs/start_channels.yaml" in words
