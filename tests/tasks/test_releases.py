@@ -186,6 +186,7 @@ def test_a_release_is_trained_once_and_a_failed_run_names_its_log(
         return SimpleNamespace(returncode=3 if len(asked) == 1 else 0)
 
     monkeypatch.setattr(releases, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     with pytest.raises(InputError, match=r"exit code 3: read .*rep_reactnet_resnet8x4_cifar10_seed1/log.txt"):
         releases.train(release, tmp_path, "data", 2)
