@@ -19,6 +19,7 @@ from tasks.reproduce.tables.configs import read_setting
 
 OPTION = "model.optimizer.init_args.lr"
 BASE, ES = "reactnet_resnet8", "es_reactnet_resnet8"
+SET = "fashion_mnist_mini"
 RATE, LENGTH = 0.005, 8
 """Learning rate and epochs of the proxy's own recipe; each panel changes one of the two."""
 
@@ -38,12 +39,13 @@ def read_learning_rate(result: ProxyResult) -> float:
 
 
 def group_by_setting(results: Sequence[ProxyResult]) -> dict[Key, dict[int, float]]:
-    """Value of each seed, for every setting of the ResNet-8 and its ES; ES at tau = 1 is the ResNet-8."""
+    """Value of each seed on SET, for every setting of the ResNet-8 and its ES; ES at tau = 1 is the ResNet-8."""
     groups: dict[Key, dict[int, float]] = {}
     for result in results:
         options = result.options
         tau = options.get("tau", 2) if result.network == ES else 1
-        if result.network in (BASE, ES) and tau <= 2 and options.get("groups", 1) == 1:
+        of_set = result.dataset == SET and result.network in (BASE, ES)
+        if of_set and tau <= 2 and options.get("groups", 1) == 1:
             network, spread = BASE if tau == 1 else ES, float(options.get("copy_spread", 0))
             seeds = groups.setdefault((network, spread, read_learning_rate(result), result.epochs), {})
             seeds.update(zip(result.seeds, result.values, strict=True))
