@@ -250,6 +250,23 @@ def test_a_norm_is_that_of_torch_in_float64(filters: int, copies: int) -> None:
     assert native.norm(call._replace(scale=randn(filters)), None, None, None, 0.1) is None  # float64
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_changes_nothing(default: torch.dtype) -> None:
+    """A trainer in half precision sets it while a step runs; what a library is given beside the maps is float32."""
+    units = [*UNITS, {"shift": False, "act": "none"}]
+    for options in units:
+        unit = on_bits(unit_of(options).float())
+        x = randn(3, 8 * unit.tau * unit.groups, 7, 5, seed=7).float()
+        want = run(copy.deepcopy(unit), x)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            got = run(copy.deepcopy(unit), x)
+        finally:
+            torch.set_default_dtype(before)
+        assert all(torch.equal(got[name], value) for name, value in want.items()), options
+
+
 def test_running_statistics_that_a_library_wrote_are_seen_to_have_changed() -> None:
     unit = on_bits(unit_of({}).float())
     norm = unit.norm

@@ -57,10 +57,9 @@ def _addresses(*tensors: Tensor | None) -> bytes:
     return struct.pack(f"{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
 
 
-@functools.lru_cache(maxsize=64)
 def _zeros(channels: int) -> Tensor:
-    """A vector that the library reads in place of one that is left out; nobody writes it."""
-    return torch.zeros(channels)
+    """A vector that the library reads in place of one that is left out; float32 and here, whatever torch's defaults."""
+    return torch.zeros(channels, dtype=torch.float32, device="cpu")
 
 
 def _check_memory(short: int, rows: int, channels: int) -> None:
@@ -107,7 +106,7 @@ def norm(
     library = _library(*given) if call.served(*given[3:]) else None
     if library is None:
         return None
-    made = torch.empty(sum(call.forward_sizes()))
+    made = torch.empty(sum(call.forward_sizes()), dtype=torch.float32, device="cpu")
     reals = struct.pack("2d", call.eps, momentum)
     _prepared(library).esbnn_norm(_numbers(call.filters, call.copies, call.rows), _addresses(*given, made), reals)
     return made
@@ -119,7 +118,7 @@ def norm_gradients(call: NormCall, totals: Tensor) -> Tensor | None:
     library = _library(*given) if call.served() else None
     if library is None:
         return None
-    made = torch.empty(sum(call.backward_sizes()))
+    made = torch.empty(sum(call.backward_sizes()), dtype=torch.float32, device="cpu")
     numbers = _numbers(call.filters, call.copies, call.rows)
     _prepared(library).esbnn_norm_gradients(numbers, _addresses(*given, made), call.eps)
     return made

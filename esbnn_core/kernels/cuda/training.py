@@ -76,7 +76,7 @@ def norm(
     device = _device(*given) if call.served(*given[3:]) else None
     if device is None:
         return None
-    made = torch.empty(sum(call.forward_sizes()), device=call.moments.device)
+    made = torch.empty(sum(call.forward_sizes()), dtype=torch.float32, device=call.moments.device)
     _launch_norm(device, "batch_norm", call, (*given, None, made), momentum)
     return made
 
@@ -86,7 +86,7 @@ def norm_gradients(call: NormCall, totals: Tensor) -> Tensor | None:
     device = _device(call.moments, call.scale, call.gamma, totals) if call.served() else None
     if device is None:
         return None
-    made = torch.empty(sum(call.backward_sizes()), device=call.moments.device)
+    made = torch.empty(sum(call.backward_sizes()), dtype=torch.float32, device=call.moments.device)
     given = (call.moments, call.scale, call.gamma, *[None] * 4, totals, made)
     _launch_norm(device, "batch_norm_gradients", call, given, 0.0)
     return made
