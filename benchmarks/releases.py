@@ -11,11 +11,8 @@ config and curve into checkpoints/NAME and writes their entries of checkpoints/m
 
 import argparse
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,10 +24,12 @@ from benchmarks.command import positive, run_command
 from esbnn_core import count, load_checkpoint
 from esbnn_core.checkpoint.catalogue import CATALOGUE, FOLDER, read_catalogue
 from esbnn_core.errors import InputError, check_choice
-from esbnn_core.files import ROOT, child_environment, write_atomically
+from esbnn_core.files import ROOT, write_atomically
+from tasks.classification.datasets import dataset_info
 from tasks.evaluate.measure import evaluate
 from tasks.evaluate.options import EvaluateRequest
 from tasks.evaluate.report import make_own_entry
+from tasks.reproduce.modes.proxy_run import run_logged
 from tasks.reproduce.report.markdown import render_markdown_table
 
 FAMILIES = {"fashion": "reactnet_resnet8", "cifar10": "reactnet_resnet8x4"}
@@ -89,19 +88,14 @@ def train(release: Release, out: Path, data: str, jobs: int) -> None:
     """Train one unless it is there.
 
     Raises:
-        InputError: `fit` failed; its log is named.
+        InputError: see run_logged.
     """
     folder = out / release.name
     if (folder / FILES[0]).exists():
         print(f"{release.name}: there", flush=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **child_environment()}
-    with (folder / "log.txt").open("wb") as log:
-        words = [sys.executable, *release.words(out, data)]
-        code = subprocess.run(words, env=environment, stdout=log, stderr=log, cwd=ROOT).returncode
-    if code:
-        raise InputError(f"{release.command()} ended with exit code {code}: read {folder / 'log.txt'}")
+    run_logged(release.command(), release.words(out, data), folder / "log.txt", jobs, folder=ROOT)
     print(f"{release.name}: trained", flush=True)
 
 
@@ -115,10 +109,9 @@ def keep(releases: Sequence[Release], out: Path, data: str) -> None:
         for file in FILES:
             if not (out / release.name / file).exists():
                 raise InputError(f"{out / release.name} must have {file}, got none: train {release.name} first")
-    packed = [str(out / release.name / FILES[0]) for release in releases]
     asked = [
-        EvaluateRequest(file, data=data, dataset=SETS[release.recipe])
-        for file, release in zip(packed, releases, strict=True)
+        EvaluateRequest(str(out / release.name / FILES[0]), data=data, dataset=SETS[release.recipe])
+        for release in releases
     ]
     for release, result in zip(releases, [evaluate(request) for request in asked], strict=True):
         folder = FOLDER / release.name
@@ -137,11 +130,10 @@ def render_table() -> str:
     """The released networks, a row each with the values of all its seeds."""
     own = [entry for entry in read_catalogue() if entry.file is not None]
     body = []
-    for first in (entry for entry in own if "_seed" not in entry.name):
-        same = [entry for entry in own if entry.name.partition("_seed")[0] == first.name]
-        network = load_checkpoint(FOLDER / str(first.file))
-        size = network.model_spec.input_size
-        cost = count(network, (size[0], *{1: (28, 28)}.get(size[0], size[1:])))
+    for first in (entry for entry in own if entry.release == entry.name):
+        same = [entry for entry in own if entry.release == first.name]
+        info = dataset_info(first.dataset)
+        cost = count(load_checkpoint(FOLDER / str(first.file)), (info.channels, info.size, info.size))
         values = ", ".join(f"{entry.value:.2f}" for entry in same)
         body.append([first.name, values, f"{cost.ops:,.0f}", f"{cost.binary_params:,}", f"{first.bytes:,} bytes"])
     return render_markdown_table(["checkpoint", "top-1, a seed each", "OPs", "1-bit weights", "file"], body)
@@ -159,8 +151,11 @@ def _write_entry(entry: dict[str, object]) -> None:
     """Put an entry in the place of the one of its name, or at the end."""
     catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
     entries = catalogue["checkpoints"]
-    places = [place for place, known in enumerate(entries) if known["name"] == entry["name"]]
-    entries[places[0] if places else len(entries) : places[0] + 1 if places else len(entries)] = [entry]
+    names = [known["name"] for known in entries]
+    if entry["name"] in names:
+        entries[names.index(entry["name"])] = entry
+    else:
+        entries.append(entry)
     write_atomically(CATALOGUE, (json.dumps(catalogue, indent=2) + "\n").encode())
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -35,9 +36,15 @@ def kernels_on(
             raise RuntimeError(f"the CUDA kernels do not serve this GPU: {status.reason}")
         yield
         return
+    handle = _built(build)
+    if handle is None:
+        raise Skipped("no g++ here to compile the emulated kernels")
+    with emulate(handle):
+        yield
+
+
+@functools.cache
+def _built(build: Callable[[Path], ctypes.CDLL | None]) -> ctypes.CDLL | None:
+    """Compiled once a process; what is loaded outlives its folder."""
     with tempfile.TemporaryDirectory() as folder:
-        handle = build(Path(folder))
-        if handle is None:
-            raise Skipped("no g++ here to compile the emulated kernels")
-        with emulate(handle):
-            yield
+        return build(Path(folder))

@@ -163,7 +163,8 @@ def norms(task: Task) -> None:
             parts = zip(("centre", "factor", "offset"), made.split(there.forward_sizes()), strict=True)
             names = ("constant", "slope", "of scale", "of gamma")
             gradients = zip(names, back.split(there.backward_sizes())[:4], strict=True)
-            return {**dict(parts), **dict(gradients), **dict(zip(TRACKED, updated or (), strict=False))}
+            tracked = () if updated is None else zip(TRACKED, updated, strict=True)
+            return {**dict(parts), **dict(gradients), **dict(tracked)}
 
         compare(task, "norm", f"{(filters, copies)}", found, want)
 

@@ -72,7 +72,7 @@ def run(task: Task) -> None:
         size = 32 if task.rehearse else SMALL.get(name, SIZE)
         task.attempt(f"{name}, batch {batch}", partial(step_times, task, name, size, batch))
     run_times(task)
-    for name in {name: None for name, _ in rows}:
+    for name in dict.fromkeys(name for name, _ in rows):
         # counted at batches 2 and 4 and continued to 256
         task.attempt(f"{name}, bytes", partial(kept, task, name, SMALL[name] if name in DEMO else SIZE))
     task.keep(targets=TARGETS)

@@ -94,6 +94,11 @@ class Entry:
         """Whether this project can read the file; it has no names for the tensors of some official ones."""
         return self.ours or bool(self.keys)
 
+    @property
+    def release(self) -> str:
+        """Its name without the seed: NAME_seed1 is the run of NAME again."""
+        return re.sub(r"_seed\d+$", "", self.name)
+
     def json(self) -> str:
         """The entry as the manifest has it."""
         return json.dumps(asdict(self), indent=2)

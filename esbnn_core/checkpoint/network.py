@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -195,8 +194,7 @@ def _choose_entry(network: str, pretrained: object) -> Entry:
     entries = [entry for entry in catalogue if entry.task == "classification" and entry.readable]
     found = [entry for entry in entries if entry.network == network]
     names = {entry.name for entry in found}
-    # NAME_seed1 is the run of NAME again: what is the same but for the seed is one release
-    found = [entry for entry in found if re.sub(r"_seed\d+$", "", entry.name) not in names - {entry.name}]
+    found = [entry for entry in found if entry.release == entry.name or entry.release not in names]
     if len(found) > 1:
         raise InputError(
             f"pretrained must name one of the released files of {network}, {', '.join(entry.name for entry in found)}, "

@@ -23,6 +23,7 @@ from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info, open_split
 from tasks.evaluate.command import evaluate_name, main
 from tasks.evaluate.options import EvaluateRequest
+from tasks.reproduce.modes import proxy_run
 
 OWN = [entry for entry in read_catalogue() if entry.file is not None]
 FIRST = {
@@ -185,10 +186,10 @@ def test_a_release_is_trained_once_and_a_failed_run_names_its_log(
             (folder / "packed.safetensors").write_bytes(b"")
         return SimpleNamespace(returncode=3 if len(asked) == 1 else 0)
 
-    monkeypatch.setattr(releases, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(proxy_run, "subprocess", SimpleNamespace(run=run))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    with pytest.raises(InputError, match=r"exit code 3: read .*rep_reactnet_resnet8x4_cifar10_seed1/log.txt"):
+    with pytest.raises(InputError, match=r"exit code 3, its log .*rep_reactnet_resnet8x4_cifar10_seed1/log.txt says: "):
         releases.train(release, tmp_path, "data", 2)
     for _ in range(2):
         releases.train(release, tmp_path, "data", 2)

@@ -50,18 +50,24 @@ def shifts(module: Any) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.network.named_parameters() if name.endswith("sign.shift")}
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-@pytest.mark.parametrize("recipe", NAMED, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_the_start_that_a_recipe_names_suits_its_network(recipe: Path) -> None:
-    words = ["--config", str(recipe), "--config", str(CONFIGS / NAMED[recipe][1]), "--trainer.accelerator=cpu"]
-    module, data, links = TASKS[recipe.parent.name]
+def changed_by_start(task: str, words: list[str]) -> int:
+    """How many parameters the one StartApart of a command changes when its run begins."""
+    module, data, links = TASKS[task]
     with torch.device("cpu" if module is DetectionModule else "meta"):  # mmdet's anchors are numbers
+        words = [*words, "--trainer.accelerator=cpu"]
         cli = TaskCLI(module, data, links=links, run=False, args=words, seed_everything_default=0)
     (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, StartApart))
     versions = [p._version for p in cli.model.parameters()]
     callback.on_fit_start(cli.trainer, cli.model)
-    assert sum(p._version > v for p, v in zip(cli.model.parameters(), versions, strict=True)) > 5
+    return sum(p._version > v for p, v in zip(cli.model.parameters(), versions, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.parametrize("recipe", NAMED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_start_that_a_recipe_names_suits_its_network(recipe: Path) -> None:
+    words = ["--config", str(recipe), "--config", str(CONFIGS / NAMED[recipe][1])]
+    assert changed_by_start(recipe.parent.name, words) > 5
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -75,12 +81,7 @@ def test_the_starts_of_the_proxies_suit_their_networks() -> None:
                 start_apart_(create_model(variant.network, **variant.options), Start(**variant.start))
             continue
         words = [word for config in proxy.recipe_of(variant) for word in ("--config", str(CONFIGS.parent / config))]
-        module, data, links = TASKS[proxy.task]
-        with torch.device("meta"):
-            words += [*variant.all_words, "--trainer.accelerator=cpu"]
-            cli = TaskCLI(module, data, links=links, run=False, args=words, seed_everything_default=0)
-        (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, StartApart))
-        callback.on_fit_start(cli.trainer, cli.model)
+        assert changed_by_start(proxy.task, [*words, *variant.all_words]) > 5
 
 
 @pytest.mark.slow

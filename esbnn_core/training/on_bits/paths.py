@@ -256,14 +256,15 @@ class UnitPath:
             gamma, beta, eps = norm.weight, norm.bias, norm.eps
             largest, work = weight.values[0].numel(), work_dtype(narrow, x.dtype)
             with torch.no_grad():
+                flat = rows_of(sums)
                 if reduce is None and work == torch.float32:
-                    found = steps_of(sums).moments(rows_of(sums), largest)
+                    found = steps_of(sums).moments(flat, largest)
                 if found is not None:
-                    rows = sums.numel() // sums.shape[1]
+                    rows = flat.shape[0]
                     call = NormCall(found, rows, copies, eps, scale, gamma)
                     made = prepared(norm, call, ends[0] if inner is None else None)
                 if made is None:
-                    by_torch = batch_statistics(rows_of(sums), reduce, work, largest)
+                    by_torch = batch_statistics(flat, reduce, work, largest, found)
                     track_(norm, by_torch, scale, copies)
                     found, rows = torch.stack([by_torch.mean, by_torch.var]), by_torch.rows
             narrow_out = [] if scale is None else [scale.dtype]

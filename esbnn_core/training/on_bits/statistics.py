@@ -43,7 +43,11 @@ def reducer(norm: nn.Module) -> Callable[[Tensor], Any] | None:
 
 
 def batch_statistics(
-    sums: Tensor, reduce: Callable[[Tensor], Any] | None, dtype: torch.dtype, largest: int
+    sums: Tensor,
+    reduce: Callable[[Tensor], Any] | None,
+    dtype: torch.dtype,
+    largest: int,
+    moments: Tensor | None = None,
 ) -> BatchStatistics:
     """The statistics of rows (M, O) int32 of sums; a channel's copies share them.
 
@@ -52,8 +56,9 @@ def batch_statistics(
         reduce: see Plan.
         dtype: of the steps after the sums.
         largest: +-1 products of a sum.
+        moments: theirs where they are known already, as `moments` of kernels/training.py makes them.
     """
-    both = steps_of(sums).moments(sums, largest)
+    both = steps_of(sums).moments(sums, largest) if moments is None else moments
     count = sums.shape[0]
     # whole numbers, so that a large mean costs the variance no digits
     total, squares, near = moments_in_torch(sums, dtype) if both is None else (*both.double(), both.new_zeros(()))

@@ -126,19 +126,11 @@ def train_run(run: ProxyRun, data: str, jobs: int) -> None:
     text = shlex.join(["python", *words])
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     print(f"$ {text}{' ' + shlex.join(resume) if resume else ''}", flush=True)
-    threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
-    environment = {"OMP_NUM_THREADS": str(threads), **child_environment()}
     record: dict[str, Any] = {"command": text, "identity": run.identity}
     # before it starts: a run that is cut off is recognised by it
     write_atomically(run.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
     start = time.perf_counter()
-    # a log for each run: several at a time would mix their progress
-    with log_file.open("ab" if resume else "wb") as log:
-        begin = log.tell()
-        done = subprocess.run([sys.executable, *words, *resume], env=environment, stdout=log, stderr=log)
-    if done.returncode:
-        error = read_error(log_file, begin)
-        raise InputError(f"{text} ended with exit code {done.returncode}, its log {log_file} says: {error}")
+    run_logged(text, [*words, *resume], log_file, jobs, append=bool(resume))
     metric = run.proxy.metric
     try:
         record["value"] = read_last_value(run.folder / "metrics.csv", METRIC_COLUMNS[metric])
@@ -148,6 +140,32 @@ def train_run(run: ProxyRun, data: str, jobs: int) -> None:
     record["seconds"] = round(time.perf_counter() - start, 1)
     print(f"{run.variant.name} seed {run.seed}: {metric} {record['value']:.3f}, {record['seconds']} s", flush=True)
     write_atomically(run.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def run_logged(
+    text: str, words: list[str], log_file: Path, jobs: int, *, append: bool = False, folder: Path | None = None
+) -> None:
+    """Run `python WORDS` with its share of the cores and its output in a log of its own.
+
+    Args:
+        text: the command, for the error.
+        words: after `python`.
+        log_file: several runs at a time would mix their progress in one.
+        jobs: runs at a time.
+        append: keep what the log has.
+        folder: that it runs in, default this one.
+
+    Raises:
+        InputError: another exit code than 0, with the last error of the log.
+    """
+    threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
+    environment = {"OMP_NUM_THREADS": str(threads), **child_environment()}
+    with log_file.open("ab" if append else "wb") as log:
+        begin = log.tell()
+        done = subprocess.run([sys.executable, *words], env=environment, stdout=log, stderr=log, cwd=folder)
+    if done.returncode:
+        error = read_error(log_file, begin)
+        raise InputError(f"{text} ended with exit code {done.returncode}, its log {log_file} says: {error}")
 
 
 def read_error(log: Path, begin: int) -> str:
