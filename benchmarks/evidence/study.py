@@ -17,7 +17,6 @@ from tasks.reproduce.modes.proxy_results import ProxyResult
 from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
 
 CHOICE, DECISION = "start", "start_long"
-STUDY = (CHOICE, DECISION, "start_groups", "start_narrow", "groups_long")
 PAIRS = (("es apart", "base apart"), ("es", "base"), ("base apart", "base"), ("es apart", "es"))
 """Variants of the decision that are compared."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
-from benchmarks.evidence.study import STUDY, draw_study
+from benchmarks.evidence.study import draw_study
 from benchmarks.report import marked
 from benchmarks.timing import RESULTS
 from esbnn_core.errors import InputError
@@ -24,7 +24,7 @@ from tasks.reproduce.modes.proxy_results import ProxyResult
 from tasks.reproduce.report.grids import make_proxy_grid
 from tasks.reproduce.report.markdown import render_markdown_table
 from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
-from tasks.reproduce.tables.table import SYSTEMS
+from tasks.reproduce.tables.table import SYSTEMS, read_tables
 
 KEPT = RESULTS / "proxy"
 DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in ("evidence.md", "evidence-narrow.md"))
@@ -85,7 +85,8 @@ def main() -> None:
         write_atomically(document, rewrite(document.read_text(), results).encode())
     write_atomically(KEPT / "runs.csv", list_runs(results).encode())
     images = ROOT / "docs" / "img"
-    compared = [result for result in results if result.system not in (*REASONS, *STUDY)]
+    (study,) = read_tables(["study"])
+    compared = [result for result in results if result.system not in (*REASONS, *study.proxy)]
     write_atomically(images / "proxies.png", draw_proxies(compared).data)
     write_atomically(images / "proxy_reasons.png", draw_reasons(results))
     if any(result.system == "ablation" for result in results):

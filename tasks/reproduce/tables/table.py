@@ -29,6 +29,8 @@ SYSTEMS = (
     "start_long",
     "start_groups",
     "start_narrow",
+    "start_deep",
+    "groups_small",
     "groups_long",
 )
 OPS_RULES = ("papers", "int8", "attention")
