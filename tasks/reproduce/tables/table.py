@@ -29,6 +29,7 @@ SYSTEMS = (
     "start_long",
     "start_groups",
     "start_narrow",
+    "deep",
     "start_deep",
     "groups_small",
     "groups_long",
