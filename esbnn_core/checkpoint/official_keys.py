@@ -8,6 +8,7 @@ class of the network or of a part of it names that module in its attribute `offi
 when such a network is first read or written.
 """
 
+import functools
 import importlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -332,6 +333,7 @@ def official_names(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     return names
 
 
+@functools.lru_cache(10_000)
 def apply_rules(rules: Rules, key: str) -> str:
     """The key after every rule, in order."""
     for pattern, replacement in rules:

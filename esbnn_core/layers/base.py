@@ -71,6 +71,8 @@ class BinaryLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh start values for weight, bias and learned scale."""
+        if self.weight.is_meta:
+            return  # nothing to draw, and torch would take milliseconds for each layer to find that out
         if self.latent_init == "uniform":
             init.uniform_(self.weight, -1e-3, 1e-3)
         elif self.latent_init == "normal":

@@ -116,10 +116,11 @@ class ClassificationDataModule(L.LightningDataModule):
                 self.label_order = "official synset order" if whole.official else "order of the sorted folders"
                 rank_zero_info(f"labels of {self.root}: {self.label_order}, {len(whole.classes):,} class folders")
             labels = getattr(whole, "targets", None)
-            if labels is not None and len(labels) and int(max(labels)) >= self.num_classes:
+            highest = int(torch.as_tensor(labels).max()) if labels is not None and len(labels) else 0
+            if highest >= self.num_classes:
                 raise InputError(
                     f"labels of {self.dataset} in {self.root} must be below num_classes={self.num_classes}, got "
-                    f"{int(max(labels))}: set data.num_classes"
+                    f"{highest}: set data.num_classes"
                 )
             self._opened[train] = whole
         return self._opened[train]

@@ -1,9 +1,12 @@
 """The CUDA kernels compile for every architecture they name, without a GPU, into the instructions they are made for."""
 
 import importlib.util
+import itertools
 import re
+import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,12 +81,26 @@ def disassembler() -> Path:
     return tool
 
 
-def instructions(code: bytes, tool: Path, folder: Path) -> list[str]:
-    """Names of the machine instructions of a cubin, e.g. LDG.E.128."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(code)
-    text = subprocess.run([str(tool), "-c", "-ndf", str(file)], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
+def sections(cubin: bytes) -> bytes:
+    """What is executable in an ELF file."""
+    headers, size, number = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<2H", cubin, 58)
+    found = (struct.unpack_from("<4Q", cubin, headers + size * index + 8) for index in range(number))
+    return b"".join(cubin[start : start + length] for flags, _, start, length in found if flags & 4)
+
+
+def instructions(cubins: Sequence[bytes], architecture: int, folder: Path) -> list[list[str]]:
+    """Names of the machine instructions of each cubin, e.g. LDG.E.128.
+
+    In one run: to start the disassembler takes longer than all that it has to do.
+    """
+    tool, file, codes = disassembler(), folder / "instructions", [sections(cubin) for cubin in cubins]
+    file.write_bytes(b"".join(codes))
+    command = [str(tool), "-ndf", "--binary", f"SM{architecture}", str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = iter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text))
+    found = [list(itertools.islice(names, len(code) // 16)) for code in codes]
+    assert [16 * len(made) for made in found] == [len(code) for code in codes] and not list(names)
+    return found
 
 
 def usage(log: str) -> tuple[int, int]:
@@ -97,12 +114,13 @@ def usage(log: str) -> tuple[int, int]:
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 def test_it_compiles_without_spills_into_matrix_instructions(architecture: int, tmp_path: Path) -> None:
     compiler()
-    tool = disassembler()
+    disassembler()
     product = {"Bits": "BMMA", "Bytes": "IMMA"}[cuda.path_of((architecture // 10, architecture % 10))[0] or ""]
-    for name, kernel in variants(architecture):
-        code, log = library.compiled(kernel, f"sm_{architecture}", ("--ptxas-options=-v",))
+    chosen = variants(architecture)
+    done = [library.compiled(kernel, f"sm_{architecture}", ("--ptxas-options=-v",)) for _, kernel in chosen]
+    disassembled = instructions([code for code, _ in done], architecture, tmp_path)
+    for (name, kernel), (_, log), made in zip(chosen, done, disassembled, strict=True):
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log, (name, kernel, log)
-        made = instructions(code, tool, tmp_path)
         kinds = {word.split(".")[0] for word in made}
         assert len(made) > 100 and not kinds & {"LDL", "STL"}, (name, kernel)
         if kernel.function == "conv":
@@ -127,7 +145,7 @@ def test_the_steps_of_training_are_one_compilation_without_spills_or_sums_in_any
     assert sorted(re.findall(r"entry function '(\w+)'", log)) == sorted(STEPS_OF_TRAINING)
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
     assert max(registers) <= 128, log  # four blocks of 128 threads a multiprocessor at least
-    made = instructions(code, disassembler(), tmp_path)
+    (made,) = instructions([code], 90, tmp_path)
     kinds = {word.split(".")[0] for word in made}
     assert not kinds & {"LDL", "STL", "FFMA"}
     assert {"LDG.E.128", "LDG.E.64", "STG.E.128", "STG.E.64"} <= set(made)
@@ -142,8 +160,8 @@ def test_the_norm_adds_and_multiplies_floats_apart(tmp_path: Path) -> None:
     code, log = library.compiled(Kernel("batch_norm", source="norm"), "sm_90", ("--ptxas-options=-v",))
     stacks = dict(re.findall(r"properties for (\w+)\n.* (\d+) bytes stack frame", log))
     assert set(stacks) == {"batch_norm", "batch_norm_gradients"} and max(map(int, stacks.values())) <= 16, log
-    kinds = [word.split(".")[0] for word in instructions(code, disassembler(), tmp_path)]
-    assert {"DMUL", "DADD", "FMUL", "FADD"} <= set(kinds)
+    kinds = {word.split(".")[0] for word in instructions([code], 90, tmp_path)[0]}
+    assert {"DMUL", "DADD", "FMUL", "FADD"} <= kinds
 
 
 def test_each_architecture_has_its_path() -> None:
@@ -159,13 +177,13 @@ def test_a_kernel_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: p
     compiler()
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(2) as pool:  # two processes would do the same: whole files or none
-        codes = list(pool.map(lambda _: library.cached(Kernel("pack"), "sm_90"), range(4)))
+        codes = list(pool.map(lambda _: library.cached(Kernel("lanes"), "sm_90"), range(4)))
     files = list((tmp_path / "cache").iterdir())
     assert len(files) == 1 and files[0].suffix == ".cubin" and set(codes) == {files[0].read_bytes()}
     monkeypatch.setattr(library, "compiled", lambda *_: pytest.fail("compiled again"))
-    assert library.cached(Kernel("pack"), "sm_90") == codes[0]
+    assert library.cached(Kernel("lanes"), "sm_90") == codes[0]
     with pytest.raises(BaseException, match="compiled again"):
-        library.cached(Kernel("pack"), "sm_80")
+        library.cached(Kernel("lanes"), "sm_80")
 
 
 def test_all_functions_of_a_source_share_its_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +210,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     compiler()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ESBNN_CACHE", str(tmp_path / "file"))
-    assert library.cached(Kernel("pack"), "sm_90")[:4] == b"\x7fELF"
+    assert library.cached(Kernel("lanes"), "sm_90")[:4] == b"\x7fELF"
     assert "cannot be kept" in capsys.readouterr().err
 
 
@@ -247,7 +265,7 @@ def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
     # in a process of its own: what the bindings write into a shared b" " would break whatever reads bytes afterwards
     code = (
         "from esbnn_core.kernels.cuda.library import Kernel, compiled\n"
-        "code, log = compiled(Kernel('pack'), 'sm_90')\n"
+        "code, log = compiled(Kernel('lanes'), 'sm_90')\n"
         "print(repr(log), code[:4], [value for value in range(256) if bytes([value])[0] != value])"
     )
     done = processes.run([sys.executable, "-c", code], ROOT)

@@ -7,6 +7,7 @@ weights what the plain network computes: every tile, slice, shortcut and normali
 
 import copy
 import logging
+from collections.abc import Iterator
 
 import pytest
 import timm
@@ -23,7 +24,7 @@ from esbnn_core.layers import (
     Tile,
 )
 from esbnn_core.layers.base import BinaryLayer, binary_layers
-from esbnn_core.models import model_spec
+from esbnn_core.models import model_spec, resnet
 from esbnn_core.transforms.binarize import binarize_
 from esbnn_core.transforms.binarize_modules import BinaryConfig
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
@@ -38,6 +39,14 @@ from tests.helpers.expansion import (
     torchvision_net,
 )
 from tests.helpers.networks import narrow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow() -> Iterator[None]:
+    """Two units a stage where a ResNet-20 has six of the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(resnet.R20), "units", (2, 2, 2))
+        yield
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -135,11 +144,13 @@ def shufflenet() -> nn.Module:
     return torchvision.models.ShuffleNetV2([2, 2, 2], [24, 116, 232, 464, 64], num_classes=5)
 
 
+# expansion, channels, blocks and stride of each stage
+MOBILE = [[1, 32, 1, 1], [6, 48, 2, 2], [6, 64, 2, 2], [6, 96, 1, 1]]
 NETS: dict[str, tuple[Build, int]] = {
     "resnet18": (lambda: binarize_(Narrow(BasicBlock, [2, 2, 2, 2])), 32),
     "resnet50": (lambda: binarize_(Narrow(Bottleneck, [1, 2, 1, 1])), 40),
     "vgg11_bn": (vgg, 32),
-    "mobilenet_v2": (torchvision_net("mobilenet_v2", width_mult=0.25), 40),
+    "mobilenet_v2": (torchvision_net("mobilenet_v2", width_mult=0.25, inverted_residual_setting=MOBILE), 40),
     "shufflenet": (lambda: binarize_(shufflenet()), 32),
     "squeezenet": (torchvision_net("squeezenet1_1"), 32),
     "timm resnet10t": (

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.regnet import BlockParams
+from torchvision.models.segmentation import lraspp
 
 from esbnn_core import InputError
 from esbnn_core.layers import BinaryConv2d, SelectChannels, SliceChannels, Tile
@@ -69,6 +71,29 @@ def hrnet() -> nn.Module:
     return timm.models.hrnet.HighResolutionNet(shape, num_classes=5)
 
 
+def googlenet() -> nn.Module:
+    """GoogLeNet without three blocks of the nine, of which there is another."""
+    model = torchvision.models.googlenet(num_classes=5, aux_logits=False, init_weights=False)
+    for name in ("inception4b", "inception4c", "inception5a"):
+        setattr(model, name, nn.Identity())
+    return model
+
+
+def segmentation() -> nn.Module:
+    """LR-ASPP on a MobileNetV3 with a block of each kind."""
+    # channels, kernel, hidden and output channels, squeeze and excite, activation, stride, dilation of each block
+    blocks = [
+        (16, 3, 16, 16, False, "RE", 1, 1),
+        (16, 3, 64, 24, False, "RE", 2, 1),
+        (24, 5, 72, 40, True, "RE", 2, 1),
+        (40, 3, 80, 40, False, "HS", 1, 1),
+        (40, 5, 120, 48, True, "HS", 2, 2),
+        (48, 5, 144, 48, True, "HS", 1, 2),
+    ]
+    backbone = MobileNetV3([InvertedResidualConfig(*block, 1.0) for block in blocks], 64)
+    return Out(lraspp._lraspp_mobilenetv3(backbone, 21))
+
+
 # kernel, hidden and output channels, squeeze and excite, stride of each block
 GHOST = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2]], [[5, 72, 40, 0.25, 2]], [[5, 120, 40, 0.25, 1]]]
 MOBILE = [
@@ -85,8 +110,8 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "regnet": lambda: torchvision.models.RegNet(
         BlockParams.from_init_params(6, 24, 36.0, 2.5, 8, se_ratio=0.25), num_classes=5
     ),
-    "googlenet": lambda: torchvision.models.googlenet(num_classes=5, aux_logits=False, init_weights=False),
-    "segmentation": lambda: Out(torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None)),
+    "googlenet": googlenet,
+    "segmentation": segmentation,
     "timm/convnextv2": lambda: timm.create_model("convnextv2_atto", num_classes=5, depths=(1, 1, 1, 1)),
     "timm/ghostnet": lambda: timm.models.ghostnet.GhostNet(GHOST, num_classes=5, drop_rate=0.0),
     "timm/hrnet": hrnet,
@@ -202,4 +227,4 @@ def test_what_is_inserted_where() -> None:
 
 def test_a_bigger_expansion_names_the_width_that_does_not_fit() -> None:
     with pytest.raises(InputError, match=r"has width 58, which tau=4 times groups=1 does not divide"):
-        expand_(binarize_(torchvision.models.shufflenet_v2_x1_0(num_classes=5)), ESConfig(4))
+        expand_(binarize_(torchvision.models.ShuffleNetV2([1, 1, 1], [24, 116, 232, 464, 64])), ESConfig(4))

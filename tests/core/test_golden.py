@@ -9,8 +9,15 @@ from esbnn_core.layers.quantizers import Temperature
 from tests.helpers.golden import RECORDS, close, closed_form, fill
 
 
+def filled(name: str) -> nn.Module:
+    """The network with the closed-form weights; to draw others before takes longer."""
+    with torch.device("meta"):
+        model = create_model(name)
+    return fill(model.to_empty(device="cpu"))
+
+
 def test_reactnet_resnet18_and_its_first_stage() -> None:
-    model = fill(create_model("reactnet_resnet18"))
+    model = filled("reactnet_resnet18")
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         close(model.stages.layer1(model.stem(x)), RECORDS["reactnet_r18/64/layer1"])
@@ -18,7 +25,7 @@ def test_reactnet_resnet18_and_its_first_stage() -> None:
 
 
 def test_recu_resnet20() -> None:
-    model = fill(create_model("recu_resnet20"))
+    model = filled("recu_resnet20")
     x = closed_form("input", 2 * 3 * 32 * 32).view(2, 3, 32, 32)
     with torch.no_grad():
         close(model(x), RECORDS["recu_resnet20/2x32"])
@@ -42,9 +49,7 @@ def check_blocks(model: nn.Module, record: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["reactnet_a", "rep_reactnet_a"])
 def test_reactnet_a_and_its_first_blocks(name: str) -> None:
-    check_blocks(
-        fill(create_model(name)), "reactnet_a(adambnn names)/64" if name == "reactnet_a" else "rep_reactnet_a/64"
-    )
+    check_blocks(filled(name), "reactnet_a(adambnn names)/64" if name == "reactnet_a" else "rep_reactnet_a/64")
 
 
 @pytest.mark.slow
@@ -57,7 +62,7 @@ def test_reactnet_a_and_its_first_blocks(name: str) -> None:
     ],
 )
 def test_bnext_and_its_blocks(name: str, records: dict[str, float]) -> None:
-    model = fill(create_model(name))
+    model = filled(name)
     for record, temperature in records.items():
         for module in model.modules():
             if isinstance(module, Temperature):
@@ -67,7 +72,7 @@ def test_bnext_and_its_blocks(name: str, records: dict[str, float]) -> None:
 
 @pytest.mark.slow
 def test_binaryvit_its_first_layers_and_first_merge() -> None:
-    model = fill(create_model("binaryvit"))
+    model = filled("binaryvit")
     x = closed_form("input", 3 * 224 * 224).view(1, 3, 224, 224)
     found: dict[str, Tensor] = {}
     parts = {"embeddings": model.stem, **{f"layer.{i}": model.layers[i] for i in range(3)}}
@@ -82,7 +87,7 @@ def test_binaryvit_its_first_layers_and_first_merge() -> None:
 
 
 def test_bidet_resnet18_and_its_layer4() -> None:
-    model = fill(create_model("bidet_resnet18"))
+    model = filled("bidet_resnet18")
     with torch.no_grad():
         close(model(closed_form("det", 3 * 72 * 88).view(1, 3, 72, 88)), RECORDS["bidet_r18/72x88/layer3"])
         close(model.layer4(closed_form("roi", 2 * 256 * 49).view(2, 256, 7, 7)), RECORDS["bidet_r18/layer4(7x7 roi)"])
@@ -90,7 +95,7 @@ def test_bidet_resnet18_and_its_layer4() -> None:
 
 @pytest.mark.slow
 def test_bidet_vgg16_under_the_detectors_norm() -> None:
-    model = fill(create_model("bidet_vgg16"))
+    model = filled("bidet_vgg16")
     with torch.no_grad():
         source, last = model(closed_form("input", 3 * 300 * 300).view(1, 3, 300, 300))
         close(last, RECORDS["bidet_ssd300/source1"])
@@ -101,7 +106,7 @@ def test_bidet_vgg16_under_the_detectors_norm() -> None:
 
 
 def test_the_comparison_can_fail() -> None:
-    model = fill(create_model("reactnet_resnet18"))
+    model = filled("reactnet_resnet18")
     x = closed_form("input", 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         model.stages.layer1[0].norm.bias.add_(1e-6)

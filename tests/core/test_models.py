@@ -95,7 +95,7 @@ def test_without_expansion_es_is_the_plain_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name: str) -> None:
-    count = sum(p.numel() for p in create_model(name).parameters())
+    count = sum(p.numel() for p in on_meta(name).parameters())
     assert round(count / 1e6, 3) == PUBLISHED[name] / 1e6
 
 
@@ -134,7 +134,8 @@ def test_rep_reads_all_channels_and_es_the_first(name: str) -> None:
 
 def test_the_two_forms_of_recu_resnet18_and_the_34() -> None:
     for name, stem, size in (("", "cifar", 32), ("es_", "imagenet", 224), ("rep_", "imagenet", 224)):
-        model = create_small(f"{name}recu_resnet18", stem=stem)
+        with narrow():
+            model = create_small(f"{name}recu_resnet18", stem=stem)
         spec = model_spec(model)
         assert spec is not None and spec.input_size == (3, size, size) and spec.options["stem"] == stem
         starts = {m.weight.unique().item() for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
@@ -151,7 +152,8 @@ def test_the_two_forms_of_recu_resnet18_and_the_34() -> None:
 
 
 def test_in_a_stem_the_max_pool_and_the_hardtanh_may_change_places() -> None:
-    conv, norm, act, pool = create_small("recu_resnet34").double().stem
+    with narrow():
+        conv, norm, act, pool = create_small("recu_resnet34").double().stem
     with torch.no_grad():
         norm.weight.fill_(1.5)
         x = norm(conv(torch.randn(2, 3, 45, 38, dtype=torch.float64)))
@@ -173,7 +175,8 @@ def test_the_last_half_of_es_is_not_read() -> None:
 @pytest.mark.parametrize("name", ["es_reactnet_resnet8", "es_bireal_resnet18"])
 def test_stem_copies_start_equal_and_copy_spread_parts_them(name: str) -> None:
     x = batch(name)
-    model = create_small(name, tau=2, groups=2).eval()
+    with narrow():
+        model = create_small(name, tau=2, groups=2).eval()
     first, *others = model.stem(x).chunk(4, 1)
     assert all(torch.equal(first, other) for other in others)
     if "reactnet" in name:
@@ -258,7 +261,7 @@ def test_the_spec_rebuilds_the_network() -> None:
     assert model_spec(nn.Linear(2, 2)) is None
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if "34" not in name])
+@pytest.mark.parametrize("name", [name for name in BRICKS if name in PLAIN])
 def test_odd_sizes_and_other_channels(name: str) -> None:
     with narrow():
         model = create_small(f"es_{name}", in_channels=4).eval()

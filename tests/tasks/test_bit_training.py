@@ -57,14 +57,19 @@ def test_bf16_lowers_the_loss_and_exports_what_packs(
     tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
 ) -> None:
     module = make_module(train_on_bits=True, channels_last=True)
-    trainer = make_trainer(max_epochs=3, precision="bf16-mixed", callbacks=[ExportWeights(str(tmp_path / "out"))])
-    trainer.fit(module, make_data(train_size=256, batch_size=32, val_size=50))
+    trainer = make_trainer(
+        max_epochs=7,
+        precision="bf16-mixed",
+        check_val_every_n_epoch=7,
+        callbacks=[ExportWeights(str(tmp_path / "out"))],
+    )
+    trainer.fit(module, make_data(train_size=16, batch_size=8, val_size=20, augment=False))
     assert trainer.callback_metrics["train_loss_epoch"] < 2.2 - 0.6
     results = []
     for name in ("weights", "packed"):
         # a run's own options evaluate its packed file too
         loaded = make_module(weights=str(tmp_path / "out" / f"{name}.safetensors"), train_on_bits=True)
-        results.append(make_trainer().test(loaded, make_data(), verbose=False)[0])
+        results.append(make_trainer().test(loaded, make_data(test_size=20), verbose=False)[0])
     assert results[0] == results[1]
 
 
@@ -72,7 +77,7 @@ def test_bf16_lowers_the_loss_and_exports_what_packs(
 def test_bnext_begins_on_bits_once_it_is_annealed(make_data: MakeData, make_trainer: MakeTrainer) -> None:
     options = {"stem_stride": 1}
     with pytest.warns(UserWarning, match="its temperature is not annealed below 1e-07"):
-        module = make_module("bnext_tiny", network_options=options, train_on_bits=True)
+        module = make_module("bnext_micro", network_options=options, train_on_bits=True)
     names: list[str] = []
     unit = module.network.blocks[0].attention.core
 

@@ -46,7 +46,7 @@ def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=processes.run))
     monkeypatch.setattr(demo, "ClassificationDataModule", partial(ClassificationDataModule, test_size=500))
-    small = ["--trainer.max_epochs=1", "--data.train_size=256"]
+    small = ["--trainer.max_epochs=1", "--data.train_size=256", "--data.val_size=100"]
     assert demo.main(["--out", "out", "--", *small]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     base, es = report["rows"]

@@ -30,7 +30,7 @@ model:
   network: NETWORK
   network_options: {in_channels: 1}
   optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
-data: {batch_size: 16, train_size: 32, val_size: 32, test_size: 32}
+data: {batch_size: 8, train_size: 16, val_size: 16, test_size: 16}
 """
 DETECTION = f"""
 model:

@@ -50,16 +50,22 @@ def test_predict_goes_over_the_test_split_in_order(make_data: MakeData, make_tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "images", "lower"), [("32-true", 128, 0.6), ("bf16-mixed", 64, 0.3)])
+@pytest.mark.parametrize(
+    ("precision", "images", "batch", "lower"), [("32-true", 64, 8, 0.6), ("bf16-mixed", 16, 4, 0.3)]
+)
 def test_training_lowers_the_loss(
-    make_data: MakeData, make_trainer: MakeTrainer, precision: Any, images: int, lower: float
+    make_data: MakeData, make_trainer: MakeTrainer, precision: Any, images: int, batch: int, lower: float
 ) -> None:
     """Fewer images in bfloat16, which takes many times as long on a processor without instructions for it."""
-    module, data = make_module(channels_last=True), make_data(train_size=images, val_size=50)
-    trainer = make_trainer(max_epochs=4, precision=precision)
+    module, data = (
+        make_module(channels_last=True),
+        make_data(train_size=images, batch_size=batch, val_size=16, augment=False),
+    )
+    # validated before training alone
+    trainer = make_trainer(max_epochs=4, precision=precision, check_val_every_n_epoch=5)
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)
-    assert trainer.global_step == images // 4
+    assert trainer.global_step == 4 * images // batch
     assert before > 2.2  # ln 10 and a little
     assert trainer.callback_metrics["train_loss_epoch"] < before - lower
 

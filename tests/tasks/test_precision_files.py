@@ -34,7 +34,7 @@ def slow_sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 def classifier(data_root: str, weights: str | None = None) -> tuple[Any, Any]:
-    data = ClassificationDataModule(root=data_root, batch_size=16, train_size=32, val_size=32, test_size=48)
+    data = ClassificationDataModule(root=data_root, batch_size=8, train_size=16, val_size=16, test_size=24)
     return classification.make_module(optimizer=slow_sgd, weights=weights), data
 
 

@@ -114,7 +114,7 @@ def test_padding_is_ignored_and_mixtures_have_soft_labels(make_data: MakeData) -
 def test_resume_in_an_epoch_differs_by_nothing(
     tmp_path: Any, make_data: MakeData, make_trainer: MakeTrainer, workers: int
 ) -> None:
-    options = {"on_device": True, "num_workers": workers, "batch_size": 8, "train_size": 32, "val_size": 10}
+    options = {"on_device": True, "num_workers": workers, "batch_size": 4, "train_size": 16, "val_size": 5}
     straight = make_module()
     keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(0), keep])

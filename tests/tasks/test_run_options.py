@@ -17,7 +17,7 @@ from tests.helpers.classification import make_module
 
 RECIPE = """
 model: {network: es_reactnet_resnet8, network_options: {in_channels: 1}}
-data: {batch_size: 16, train_size: 32, val_size: 16, test_size: 16}
+data: {batch_size: 8, train_size: 16, val_size: 8, test_size: 8}
 trainer: {accelerator: cpu, devices: 1, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 
@@ -58,6 +58,7 @@ def test_a_dry_run_changes_nothing_of_a_finished_run(
 def test_overfitting_trains_on_the_same_batches(fit: list[str], tmp_path: Path) -> None:
     words = ["--trainer.overfit_batches", "2", "--trainer.max_epochs", "12", "--model.optimizer", "torch.optim.Adam"]
     words += ["--model.optimizer.lr", "0.01", "--data.augment", "false", "--trainer.check_val_every_n_epoch", "12"]
+    words += ["--data.batch_size", "8"]
     assert call(*fit, *words) == 0
     with (tmp_path / "runs/recipe/metrics.csv").open(newline="") as file:
         losses = [float(row["train_loss_epoch"]) for row in csv.DictReader(file) if row.get("train_loss_epoch")]

@@ -89,14 +89,14 @@ def test_recu_runs_through_to_its_packed_file(smoke: Callable[..., Path], name: 
 @pytest.mark.slow
 def test_reactnet_runs_both_steps_and_hands_over(tmp_path: Path, smoke: Callable[..., Path]) -> None:
     # a small network of the same family: a checkpoint of ResNet-18 with its optimizer takes longer than its steps
-    small = "--model.network=reactnet_resnet20"
+    small = "--model.network=reactnet_resnet8"
     first = smoke("reactnet_r18_step1", small) / "weights.safetensors"
     assert read_checkpoint(first).weights == "real" and not (first.parent / "packed.safetensors").exists()
     handed = tmp_path / "step1.safetensors"
     first.rename(handed)
     folder = smoke("reactnet_r18_step2", f"--model.weights={handed}", small)
     assert read_checkpoint(folder / "weights.safetensors").weights == "binary"
-    assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "reactnet_resnet20"
+    assert load_checkpoint(folder / "packed.safetensors").model_spec.name == "reactnet_resnet8"
     before, after = read_checkpoint(handed).tensors, read_checkpoint(folder / "weights.safetensors").tensors
     assert before.keys() == after.keys()
     moved = {key for key in before if not torch.equal(before[key], after[key])}

@@ -25,7 +25,7 @@ from tests.helpers.super_resolution import tiny as super_resolution
 
 RECIPE = """
 model: {network: reactnet_resnet8, network_options: {in_channels: 1}}
-data: {batch_size: 16, train_size: 32, val_size: 16, test_size: 16}
+data: {batch_size: 8, train_size: 16, val_size: 8, test_size: 8}
 trainer: {accelerator: cpu, devices: 1, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 CALLBACKS = "lightning.pytorch.callbacks."
@@ -156,7 +156,7 @@ def test_the_rate_that_was_found_is_trained_with(
     schedule = (lambda optimizer: ProgressLR(optimizer, "linear")) if scheduled else None
     module = make_module("reactnet_resnet8", lr_scheduler=schedule)
     trainer = make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[finder, rates])
-    trainer.fit(module, make_data(batch_size=4, train_size=56))
+    trainer.fit(module, make_data(batch_size=2, train_size=28))
     found = finder.optimal_lr.suggestion()
     assert found is not None and found != 5e-3
     shares = [1 - step / 14 if scheduled else 1.0 for step in range(14)]

@@ -128,12 +128,12 @@ def test_both_steps_resumed_anywhere_differ_by_nothing(
 
 @pytest.mark.parametrize("name", ["reactnet_resnet8", "es_reactnet_resnet8"])
 def test_step_2_starts_at_step_1s_tensors_and_nowhere_else(
-    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer, name: str
+    tmp_path: Path, few: MakeData, make_trainer: MakeTrainer, name: str
 ) -> None:
     first = make_module(name, real_weights=True)
     trainer = make_trainer(max_epochs=1)
     trainer.callbacks.append(ExportWeights(str(tmp_path)))
-    trainer.fit(first, make_data())
+    trainer.fit(first, few())
     path = str(tmp_path / "weights.safetensors")
     second = make_module(name, weights=path)
     assert difference(dict(first.network.state_dict()), dict(second.network.state_dict())) == 0.0
@@ -241,7 +241,7 @@ def test_the_loader_refuses_another_batch_size_and_another_sampler() -> None:
 
 @pytest.mark.slow
 def test_noise_in_the_middle_of_an_epoch_is_the_uninterrupted_runs(
-    tmp_path: Path, make_data: MakeData, make_trainer: MakeTrainer
+    tmp_path: Path, few: MakeData, make_trainer: MakeTrainer
 ) -> None:
     class Noisy(nn.Module):
         """Dropout between network and loss."""
@@ -261,10 +261,10 @@ def test_noise_in_the_middle_of_an_epoch_is_the_uninterrupted_runs(
 
     keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     whole = module()
-    make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(0), keep]).fit(whole, make_data())
+    make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(0), keep]).fit(whole, few())
     for done in (2, 5):
         resumed = module()
         torch.manual_seed(99)
         ckpt = str(tmp_path / f"step={done}.ckpt")
-        make_trainer(max_epochs=2, callbacks=[EpochSeed(0)]).fit(resumed, make_data(), ckpt_path=ckpt)
+        make_trainer(max_epochs=2, callbacks=[EpochSeed(0)]).fit(resumed, few(), ckpt_path=ckpt)
         assert difference(dict(resumed.state_dict()), dict(whole.state_dict())) == 0.0, done

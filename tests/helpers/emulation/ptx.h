@@ -41,13 +41,17 @@ inline void mma_bits(int (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 // Value k of column c of B: lane 4 * c + k / 4 % 4, register k / 16, byte k % 4.
 inline void mma_bytes(int (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   add(sum, meet<Operands, Sums>(MMA_BYTES, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, [](const Operands *in, Sums *out) {
-    short left[16][32], right[8][32];
+    signed char a[16][32], b[8][32];
     for (int r = 0; r < 16; r++)
-      for (int k = 0; k < 32; k++)
-        left[r][k] = static_cast<signed char>(in[4 * (r % 8) + k / 4 % 4].a[r / 8 + 2 * (k / 16)] >> 8 * (k % 4));
+      for (int word = 0; word < 8; word++) // four values at once: byte 0 is the first in memory
+        std::memcpy(&a[r][4 * word], &in[4 * (r % 8) + word % 4].a[r / 8 + 2 * (word / 4)], 4);
     for (int c = 0; c < 8; c++)
-      for (int k = 0; k < 32; k++)
-        right[c][k] = static_cast<signed char>(in[4 * c + k / 4 % 4].b[k / 16] >> 8 * (k % 4));
+      for (int word = 0; word < 8; word++) std::memcpy(&b[c][4 * word], &in[4 * c + word % 4].b[word / 4], 4);
+    short left[16][32], right[8][32]; // the products of which the compiler sums eight at a time
+    for (int r = 0; r < 16; r++)
+      for (int k = 0; k < 32; k++) left[r][k] = a[r][k];
+    for (int c = 0; c < 8; c++)
+      for (int k = 0; k < 32; k++) right[c][k] = b[c][k];
     multiply(left, right, [](int x, int y) { return x * y; }, out);
   }));
 }

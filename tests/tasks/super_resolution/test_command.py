@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "super_resolution"
 NAMED = ("bi_diffsr_x2", "bi_diffsr_x4", "es_bi_diffsr_x2", "es_bi_diffsr_x4", "real_sr3_x2")
 VARIANTS = ("bnn", "dorefa", "xnor", "irnet", "reactnet", "bbcu")
+TWO_LEVELS = ["--model.overrides.channel_mults=[1,2]", "--model.overrides.real_resolutions=[256]"]
+"""Half of smoke.yaml's network, for what does not depend on its depth; two processes train the whole one."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def smoke(folder: Path, name: str, *more: str, recipe: str = "es_bi_diffsr_x2") 
 def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = write_sets(tmp_path / "sets")
     small = [f"--data.root={sets}", "--data.val=[small]", "--data.test=[small,odd]"]
-    run_, quick = tmp_path / "run", ["--data.test_size=0", *small]
+    run_, quick = tmp_path / "run", ["--data.test_size=0", *small, *TWO_LEVELS]
     assert smoke(run_, "fit", "--data.train=[pieces]", *quick) == 0
     config = yaml.safe_load((run_ / "config.yaml").read_text())
     assert config["model"]["unet"]["tau"] == 2 and config["model"]["overrides"]["inner_channels"] == 8
@@ -72,7 +74,8 @@ def test_fit_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.split("Test metric")[0].split("─")[0] == by_file
     packed = f"--model.weights={run_ / 'packed.safetensors'}"
     images, out = sets / "odd", tmp_path / "out"
-    assert smoke(tmp_path / "a", "predict", packed, f"--data.images={images}", f"--model.predictions={out}") == 0
+    drawn = [f"--data.images={images}", f"--model.predictions={out}", *TWO_LEVELS]
+    assert smoke(tmp_path / "a", "predict", packed, *drawn) == 0
     assert {path.name for path in out.iterdir()} == {"odd0.png", "odd1.png", "_sheet.png"}
     with Image.open(images / "odd1.png") as source, Image.open(out / "odd1.png") as result:
         assert result.size == (2 * source.width, 2 * source.height)
@@ -175,7 +178,7 @@ def test_the_data_file_names_the_published_sets_and_ema_is_added(tmp_path: Path)
     assert data.lists["train"] == ("DF2K",) and data.test_names == ("Set5", "B100", "Urban100", "Manga109")
     sets = write_sets(tmp_path / "sets")
     small = [f"--data.root={sets}", "--data.train=[pieces]", "--data.val=[small]"]
-    more = ["--config", str(CONFIGS / "ema.yaml")]
+    more = ["--config", str(CONFIGS / "ema.yaml"), *TWO_LEVELS]
     assert smoke(tmp_path / "run", "fit", *more, *small) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert "current_model_state" in last and any("EMAWeightAveraging" in key for key in last["callbacks"])

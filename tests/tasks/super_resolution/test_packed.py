@@ -22,7 +22,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "carried real levels": {"tau": 2, "real_path": "carry"},
     "mixed copies": {"tau": 2, "copy_rule": "mix"},
     "one group a batch": {"group_rule": "first"},
-    **{name: {"variant": name} for name in ("bnn", "dorefa", "xnor", "irnet", "reactnet", "bbcu")},
+    **{
+        name: {"variant": name, "channel_mults": (1, 2)}
+        for name in ("bnn", "dorefa", "xnor", "irnet", "reactnet", "bbcu")
+    },
 }
 
 
