@@ -31,6 +31,7 @@ SYSTEMS = (
     "start_narrow",
     "deep",
     "start_deep",
+    "deep_best",
     "groups_small",
     "groups_long",
 )
