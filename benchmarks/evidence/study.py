@@ -19,6 +19,13 @@ from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
 CHOICE, DECISION = "start", "start_long"
 PAIRS = (("es apart", "base apart"), ("es", "base"), ("base apart", "base"), ("es apart", "es"))
 """Variants of the decision that are compared."""
+BESIDE = {
+    "start_groups": "ResNet-8, seeds of the lead",
+    "groups_small": "ResNet-8, fresh seeds",
+    "start_narrow": "ResNet-8, half the width",
+    "deep_best": "ResNet-20, fresh seeds",
+}
+"""Systems of docs/reports/evidence-depth.md whose seeds chose nothing, and what they are."""
 
 
 def side_of(result: ProxyResult) -> str:
@@ -54,14 +61,33 @@ def _draw_choice(panel: Any, rows: Sequence[ProxyResult]) -> None:
 def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
     by_name = {row.variant: row for row in rows}
     pairs = [(one, other) for one, other in PAIRS if one in by_name and other in by_name]
-    for place, (one, other) in enumerate(pairs):
-        found = by_name[one].differences(by_name[other])
-        mean, half = compute_interval(found)
-        panel.errorbar([mean], [place], xerr=[half], fmt="D", color=COLOURS["es"], capsize=4, markersize=6)
-        panel.plot(found, [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(range(len(pairs)), [f"{one}\nminus {other}" for one, other in pairs], fontsize=8)
-    panel.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
+    lines = [(f"{one}\nminus {other}", by_name[one].differences(by_name[other])) for one, other in pairs]
+    _draw_differences(panel, lines, COLOURS["es"])
     panel.set_title("Decision: other seeds, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 at 32x32, 50,000 training images", fontsize=9)
+
+
+def draw_beside(results: Sequence[ProxyResult]) -> bytes:
+    """Draw the differences of groups, depth and width from the base of their system, seed by seed; a PNG."""
+    lines = []
+    for system, words in BESIDE.items():
+        rows = {row.variant: row for row in results if row.system == system}
+        against = [row for name, row in rows.items() if side_of(row) != "base"] if "base" in rows else []
+        lines += [(f"{row.variant}  ({words})", row.differences(rows["base"])) for row in against]
+    figure, panel = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
+    _draw_differences(panel, lines, COLOURS["es"])
+    panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")
+    panel.set_xlabel("points of top-1 on CIFAR-10 at 16x16, 10,000 training images", fontsize=9)
+    return encode_png(figure)
+
+
+def _draw_differences(panel: Any, lines: Sequence[tuple[str, Sequence[float]]], colour: str) -> None:
+    """A line for each list of differences, seed by seed."""
+    for place, (_, found) in enumerate(lines):
+        mean, half = compute_interval(found)
+        panel.errorbar([mean], [place], xerr=[half], fmt="D", color=colour, capsize=4, markersize=6)
+        panel.plot(found, [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(lines)), [words for words, _ in lines], fontsize=8)
+    panel.set_ylim(max(len(lines), 1) - 0.4, -0.6)
     panel.grid(axis="x", alpha=0.3)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
-from benchmarks.evidence.study import draw_study
+from benchmarks.evidence.study import draw_beside, draw_study
 from benchmarks.report import marked
 from benchmarks.timing import RESULTS
 from esbnn_core.errors import InputError
@@ -27,7 +27,8 @@ from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
 from tasks.reproduce.tables.table import SYSTEMS, read_tables
 
 KEPT = RESULTS / "proxy"
-DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in ("evidence.md", "evidence-narrow.md"))
+PAGES = ("evidence.md", "evidence-depth.md", "evidence-narrow.md")
+DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in PAGES)
 REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
@@ -92,4 +93,5 @@ def main() -> None:
     if any(result.system == "ablation" for result in results):
         write_atomically(images / "proxy_ablation.png", draw_ablation(results).data)
     write_atomically(images / "study.png", draw_study(results))
+    write_atomically(images / "study_beside.png", draw_beside(results))
     print(*DOCUMENTS)
