@@ -62,7 +62,7 @@ def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
     by_name = {row.variant: row for row in rows}
     pairs = [(one, other) for one, other in PAIRS if one in by_name and other in by_name]
     lines = [(f"{one}\nminus {other}", by_name[one].differences(by_name[other])) for one, other in pairs]
-    _draw_differences(panel, lines, COLOURS["es"])
+    _draw_differences(panel, lines)
     panel.set_title("Decision: other seeds, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 at 32x32, 50,000 training images", fontsize=9)
 
@@ -75,17 +75,17 @@ def draw_beside(results: Sequence[ProxyResult]) -> bytes:
         against = [row for name, row in rows.items() if side_of(row) != "base"] if "base" in rows else []
         lines += [(f"{row.variant}  ({words})", row.differences(rows["base"])) for row in against]
     figure, panel = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
-    _draw_differences(panel, lines, COLOURS["es"])
+    _draw_differences(panel, lines)
     panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 on CIFAR-10 at 16x16, 10,000 training images", fontsize=9)
     return encode_png(figure)
 
 
-def _draw_differences(panel: Any, lines: Sequence[tuple[str, Sequence[float]]], colour: str) -> None:
+def _draw_differences(panel: Any, lines: Sequence[tuple[str, Sequence[float]]]) -> None:
     """A line for each list of differences, seed by seed."""
     for place, (_, found) in enumerate(lines):
         mean, half = compute_interval(found)
-        panel.errorbar([mean], [place], xerr=[half], fmt="D", color=colour, capsize=4, markersize=6)
+        panel.errorbar([mean], [place], xerr=[half], fmt="D", color=COLOURS["es"], capsize=4, markersize=6)
         panel.plot(found, [place + 0.18] * len(found), "o", color="grey", alpha=0.6, markersize=4)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(lines)), [words for words, _ in lines], fontsize=8)

@@ -82,9 +82,8 @@ def test_its_accuracy_is_the_catalogues(entry: Entry, data_root: str, request: p
     assert result["backend"] == "packed"
     if limit:
         assert (result["images"], result["within"]) == (limit, None)
-        assert result["measured"] == pytest.approx(
-            FIRST[entry.name], abs=101 / limit
-        )  # one image that another processor sees
+        # but for one image that another processor sees
+        assert result["measured"] == pytest.approx(FIRST[entry.name], abs=101 / limit)
         return
     assert result["within"] is True
     assert (entry.dataset, result["images"]) == ("fashion_mnist_mini", 3000)
