@@ -32,6 +32,7 @@ SYSTEMS = (
     "deep",
     "start_deep",
     "deep_best",
+    "deep_long",
     "groups_small",
     "groups_long",
 )
