@@ -4,11 +4,14 @@ import functools
 import gc
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.log import Log
 
 # what importing and collecting makes stays: to search it for garbage again and again is a third of the start
 gc.disable()
@@ -70,6 +73,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let the second process begin with the last file: what one has compiled, asserts and all, the other finds."""
+    report = yield
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and isinstance(collector, pytest.Directory):
+        report.result.reverse()
+    return report
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Keep what a file has left out of the next files' searches for garbage, which grow with it to 15 seconds each."""
@@ -78,9 +92,27 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Report a warning as the builtin class that it derives from.
+
+    The process that only hands out the files imports the module of each warning's class, of Lightning's for 6 seconds.
+    """
+    category = next(each for each in warning_message.category.__mro__ if each.__module__ == "builtins")
+    warning_message.category = category
+    warning_message.message = category(str(warning_message.message))
+
+
 def pytest_unconfigure() -> None:
     """Let the interpreter's end find what was frozen: bindings report what outlives them."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def caplog() -> Iterator[Log]:
+    """pytest's fixture without pytest's plugin, which listens in each test and takes 3 seconds for that."""
+    with Log().listening() as log:
+        yield log
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +164,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # torch's modules and graphs are many objects of which few are garbage: by default it is looked for after each 700
     gc.set_threshold(20_000)
     place = {f"tests/{name}.py": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+    files = {id(item): item.nodeid.split("::")[0] for item in items}
+    items.sort(key=lambda item: (place.get(files[id(item)], len(place)), files[id(item)]))
     last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}
     kept = {item.path for item in last.values()}
     alone = {item.path: item for item in reversed(items) if item.path not in kept}

@@ -38,6 +38,7 @@ from tests.helpers.expansion import (
     stirred,
     torchvision_net,
 )
+from tests.helpers.log import Log
 from tests.helpers.networks import narrow
 
 
@@ -263,7 +264,7 @@ def test_the_spread_reaches_every_shift(tau: int, groups: int) -> None:
     assert all(len(shift.unique()) == tau * tau * groups for shift in started)
 
 
-def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_layers_that_are_left_plain_are_one_line(caplog: Log) -> None:
     model = binarize_(timm.create_model("resnest14d", num_classes=5))
     plan = plan_expansion(model)
     weights = {name: layer.weight.numel() for name, layer in binary_layers(model)}
@@ -276,7 +277,7 @@ def test_many_layers_that_are_left_plain_are_one_line(caplog: pytest.LogCaptureF
     assert f"{share:.1f} % of the binary weights" in line and f"and {number - 1} more" in line
 
 
-def test_what_is_left_plain_is_logged_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_plain_is_logged_by_name(caplog: Log) -> None:
     class Flipped(Branches):
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)

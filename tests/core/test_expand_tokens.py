@@ -26,6 +26,7 @@ from esbnn_core import (
 from esbnn_core.layers import BinaryLinear, LayerScale, RSign
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.transforms.expand_plan import Design
+from tests.helpers.log import Log
 from tests.helpers.tokens import swin
 
 
@@ -116,9 +117,7 @@ CASES = [*((name, design) for name in NETWORKS for design in ("F1", "F2")), *((n
 
 
 @pytest.mark.parametrize(("name", "design"), CASES)
-def test_operations_and_weights_stay_and_packed_is_latent(
-    name: str, design: Design, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_operations_and_weights_stay_and_packed_is_latent(name: str, design: Design, caplog: Log) -> None:
     torch.manual_seed(0)
     build, size, parts = NETWORKS[name]
     plain = build()

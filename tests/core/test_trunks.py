@@ -13,6 +13,7 @@ from esbnn_core import InputError, count, create_model, model_spec, pack_
 from esbnn_core.layers import BinaryConv2d
 from esbnn_core.transforms.expand import ESConfig, expand_, plan_expansion
 from esbnn_core.units.conv import BinaryUnit
+from tests.helpers.log import Log
 from tests.helpers.networks import narrow, stir
 
 TRUNKS = ["bidet_resnet18", "bidet_vgg16"]
@@ -216,7 +217,7 @@ def test_widths_and_spreads_are_refused_by_layer(name: str) -> None:
         create_model(f"es_{name}", copy_spread=0.5)
 
 
-def test_expand_cuts_the_resnet_trunk_at_its_output(caplog: pytest.LogCaptureFixture) -> None:
+def test_expand_cuts_the_resnet_trunk_at_its_output(caplog: Log) -> None:
     """expand_ keeps what forward promises, its channels, where es_ carries them on; layer4 is outside of forward."""
     with narrow():
         twin = stir(made("es_bidet_resnet18", tau=2, groups=2))

@@ -90,6 +90,8 @@ def _run(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) ->
     os.environ.clear()
     os.environ.update(env)
     torch.set_num_threads(1)
+    # a forkserver's child has its loaders start a forkserver of their own, which imports everything anew
+    multiprocessing.set_start_method("fork", force=True)
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     kind, what, *rest = words

@@ -17,6 +17,7 @@ from tasks.classification.data import ClassificationDataModule
 from tasks.classification.datasets import DATASETS
 from tasks.classification.generated import GeneratedImages
 from tasks.classification.synsets import load_image, official_synsets
+from tests.helpers.log import Log
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "imagenet-mini"
 on_mini = pytest.mark.skipif(not MINI.is_dir(), reason="shared/data/imagenet-mini is not on this machine")
@@ -76,7 +77,7 @@ def test_the_official_order_is_that_of_the_class_index() -> None:
 )
 def test_labels_follow_the_official_order_where_it_applies(
     write_folder: WriteFolder,
-    caplog: pytest.LogCaptureFixture,
+    caplog: Log,
     monkeypatch: pytest.MonkeyPatch,
     num_classes: int | None,
     names: list[str],

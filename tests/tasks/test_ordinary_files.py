@@ -10,6 +10,7 @@ from PIL import Image
 from esbnn_core.errors import InputError
 from esbnn_core.lit.image_files import SUFFIXES, is_image, list_images, read_image_size, read_text, to_8_bits
 from tasks.classification.synsets import SynsetFolder, load_image
+from tests.helpers.log import Log
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -73,7 +74,7 @@ def test_other_modes_are_left_alone(mode: str) -> None:
     assert to_8_bits(image) is image
 
 
-def test_files_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_of_a_folder(tmp_path: Path, caplog: Log) -> None:
     for name in ("b.PNG", "a.gif", ".a.png", "notes.md", "list.csv"):
         (tmp_path / name).touch()
     (tmp_path / "c.png").mkdir()

@@ -24,6 +24,7 @@ from tasks.reproduce.tables.table import SYSTEMS
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
 from tests.helpers.classification import make_module
+from tests.helpers.log import Log
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMED = {
@@ -112,7 +113,7 @@ def test_it_starts_once_also_over_a_resume(tmp_path: Path, make_trainer: MakeTra
 
 
 def test_what_starts_from_a_file_keeps_its_thresholds(
-    tmp_path: Path, make_trainer: MakeTrainer, make_data: MakeData, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, make_trainer: MakeTrainer, make_data: MakeData, caplog: Log
 ) -> None:
     trained = still()
     start_apart_(trained, Start(0.25, gains="alternate"))

@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from esbnn_core import count, create_model, model_spec
 from esbnn_core.errors import InputError
@@ -78,6 +80,13 @@ def _count_classifier(
     return RowCost(c.ops, as_published, c.bops, c.flops, c.params, c.binary_params, size)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Networks that are built here have no random weights: drawing them is two thirds of building a detector."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
 @cache
 def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, rule: str) -> RowCost:
     from tasks.detection.cost import count_detector
@@ -89,7 +98,8 @@ def _count_detector(recipe: tuple[str, ...], size: tuple[int, int, int] | None, 
         )
     overrides = read_setting(recipe, "model.overrides") or {}
     # not on the meta device: mmdet's init_weights reads the weights
-    module = DetectionModule(model=str(ROOT / read_setting(recipe, "model.model")), overrides=overrides)
+    with _Undrawn():
+        module = DetectionModule(model=str(ROOT / read_setting(recipe, "model.model")), overrides=overrides)
     c = count_detector(module.network, size)
     regions = c.regions if c.region else 0
     bops, flops = (

@@ -10,6 +10,7 @@ import torch
 from esbnn_core.errors import InputError
 from tasks.detection.data import VOCDataModule, collate
 from tests.helpers.detection.tiny import EMBEDDED, TINY
+from tests.helpers.log import Log
 
 MakeVoc = Callable[..., VOCDataModule]
 
@@ -76,14 +77,14 @@ def test_every_image_counts_once_over_all_processes(make_voc: MakeVoc, world: in
     assert sorted(seen) == ["000243", "004774", "005642", "008257"]
 
 
-def test_skip_bad_reports_and_drop_empty_drops(voc: Path, make_voc: MakeVoc, caplog: pytest.LogCaptureFixture) -> None:
+def test_skip_bad_reports_and_drop_empty_drops(voc: Path, make_voc: MakeVoc, caplog: Log) -> None:
     (voc / "VOC2007/Annotations/000521.xml").write_text("")
     (voc / "VOC2007/Annotations/000351.xml").write_text("<annotation/>")
     with pytest.raises(InputError, match=r"000521\.xml is an empty file"):
         make_voc(root=str(voc)).setup("fit")
     data = make_voc(root=str(voc), skip_bad=True)
-    caplog.set_level("INFO")
-    data.setup("fit")
+    with caplog.at_level("INFO"):
+        data.setup("fit")
     assert list(data.skipped["VOC2007/train"]) == ["000521"] and len(data.splits["train"]) == 7
     assert "VOC2007/train: 1 of 8 images skipped, the first because annotation" in caplog.text
     fewer = make_voc(root=str(voc), skip_bad=True, drop_empty=True)

@@ -16,6 +16,7 @@ from tasks.detection.data import VOCDataModule
 from tasks.detection.drawing import write_drawing
 from tasks.detection.scoring import ImageResult, score
 from tests.helpers.detection.tiny import EMBEDDED
+from tests.helpers.log import Log
 
 MakeVoc = Callable[..., VOCDataModule]
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
@@ -156,9 +157,7 @@ def test_lists_with_byte_order_marks_and_names_with_blanks(tmp_path: Path, encod
         read_split(root, "VOC2007/.test", ["dog"])
 
 
-def test_objects_of_other_classes_are_left_out_and_counted(
-    tmp_path: Path, make_voc: MakeVoc, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_objects_of_other_classes_are_left_out_and_counted(tmp_path: Path, make_voc: MakeVoc, caplog: Log) -> None:
     whole = read_split(EMBEDDED, "VOC2007/train")
     with pytest.raises(InputError, match=r"leave such objects out with data\.drop_other_classes"):
         read_split(EMBEDDED, "VOC2007/train", ["person"])
@@ -186,9 +185,7 @@ ENDINGS = {
 }
 
 
-def test_predict_takes_every_ending_and_names_the_rest(
-    tmp_path: Path, make_voc: MakeVoc, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_predict_takes_every_ending_and_names_the_rest(tmp_path: Path, make_voc: MakeVoc, caplog: Log) -> None:
     for name, kind in ENDINGS.items():
         Image.new("RGB", (48, 32)).save(tmp_path / name, format=kind)
     for name in ("notes.txt", ".a.jpg", "._b.webp"):

@@ -16,6 +16,7 @@ from tasks.classification.module import ClassificationModule
 from tasks.detection.mmdet import api as mm
 from tasks.detection.models.resnet_c4 import ESBiDetResLayer, ESBiDetResNet18
 from tasks.detection.weights import load_backbone_
+from tests.helpers.log import Log
 
 narrow = pytest.mark.usefixtures("narrow_trunks")
 
@@ -103,9 +104,7 @@ def test_a_vgg_fills_the_ssds_trunk(tmp_path: Path, official: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tau"), [("resnet18", 2), ("vgg16", 1)])
 @narrow
-def test_what_a_pre_training_exports_fills_the_detector(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, tau: int
-) -> None:
+def test_what_a_pre_training_exports_fills_the_detector(tmp_path: Path, caplog: Log, kind: str, tau: int) -> None:
     """Two steps of the classifier over the trunk; every tensor arrives but the read-out's, which are named."""
     torch.manual_seed(0)
     images = DataLoader(TensorDataset(torch.randn(4, 3, 48, 48), torch.tensor([0, 3, 1, 2])), batch_size=2)

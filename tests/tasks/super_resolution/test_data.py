@@ -15,6 +15,7 @@ from tasks.super_resolution.datasets import Item
 from tasks.super_resolution.image_files import read_image
 from tasks.super_resolution.patches import crop_to_multiple, cut_patch
 from tasks.super_resolution.resize import cubic_upsample, imresize
+from tests.helpers.log import Log
 from tests.helpers.super_resolution.images import EMBEDDED, low, place
 
 Batch = dict[str, Tensor]
@@ -218,16 +219,16 @@ def test_predict_takes_a_folder_its_hr_or_the_test_sets() -> None:
     assert sets.predict_names == sets.test_names
 
 
-def test_sets_are_joined_limited_and_their_faults_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sets_are_joined_limited_and_their_faults_told(tmp_path: Path, caplog: Log) -> None:
     place(tmp_path, *(f"a/{c}.png" for c in "uvw"), "b/x.png")
     low(tmp_path, "a/small.png")
     (tmp_path / "b" / "y.png").write_text("words")
     options: dict[str, Any] = {"root": str(tmp_path), "train": ["a", "b"], "val": ["b"], "repeat": 3}
     with pytest.raises(InputError, match=r"small\.png must have at least 32x32 pixels .*, got 24x18"):
         make(**options).setup("fit")
-    caplog.set_level("INFO")
     data = make(**options, skip_bad=True)
-    data.setup("fit")
+    with caplog.at_level("INFO"):
+        data.setup("fit")
     assert len(data.splits["train"][0]) == 12 and len(data.splits["val"][0]) == 1 and data.val_names == ("b",)
     assert "a: 1 of 4 images skipped, the first because image" in caplog.text
     assert list(data.skipped["a"]) == ["small"] and list(data.skipped["b"]) == ["y"]
