@@ -56,7 +56,7 @@ def test_a_stage_past_its_limit_is_killed_and_the_rest_runs(tmp_path: Path, caps
         "time.sleep(600)"
     )
     stages = [
-        stage("deaf", deaf, 2.0),
+        stage("deaf", deaf, 1.0),
         stage("broken", "print('before'); raise ValueError('in the middle')"),
         stage("crashed", "os.kill(os.getpid(), signal.SIGSEGV)"),
         stage("late", "print('epoch 3 of 600'); sys.exit(75)"),
@@ -73,7 +73,7 @@ def test_a_stage_past_its_limit_is_killed_and_the_rest_runs(tmp_path: Path, caps
         "absent": "skipped",
         "fine": "done",
     }
-    assert found["deaf"]["line"] == "killed at its limit of 2 s; last line: half way"
+    assert found["deaf"]["line"] == "killed at its limit of 1 s; last line: half way"
     assert json.loads((out / "deaf.json").read_text()) == {"rows": [1]} and found["deaf"]["seconds"] < 30
     assert found["broken"]["line"] == "ValueError: in the middle" and "SIGSEGV" in found["crashed"]["line"]
     assert found["fine"]["files"] == ["fine.json", "fine.log"] and found["broken"]["files"] == ["broken.log"]

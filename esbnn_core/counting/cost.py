@@ -91,28 +91,25 @@ class Count:
 
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of all tensors in the model's state_dict."""
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return sum(t.numel() * t.element_size() for t in model.state_dict(keep_vars=True).values())
 
 
 def _packed_bytes(model: nn.Module) -> int:
     """Bytes of the packed network's state_dict: each latent unit counts as the buffers of its packed module."""
     total = tensor_bytes(model)
-    for module in _outermost(model):
-        if not all(_one_bit(layer) for _, layer in binary_layers(module)):
-            continue  # real weights do not pack
-        packed = packed_like(module)
-        assert packed is not None
-        total += tensor_bytes(packed) - tensor_bytes(module)
+    for module, packed in _outermost(model):
+        if all(_one_bit(layer) for _, layer in binary_layers(module)):  # real weights do not pack
+            total += tensor_bytes(packed) - tensor_bytes(module)
     return total
 
 
-def _outermost(model: nn.Module) -> list[nn.Module]:
-    """Every latent unit or layer that packing replaces, none inside another, each once."""
-    found: list[nn.Module] = []
+def _outermost(model: nn.Module) -> list[tuple[nn.Module, PackedLayer]]:
+    """Every latent unit or layer that packing replaces, none inside another, each once, and what replaces it."""
+    found: list[tuple[nn.Module, PackedLayer]] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        if module not in inside and packed_like(module) is not None:
-            found.append(module)
+        if module not in inside and (packed := packed_like(module)) is not None:
+            found.append((module, packed))
             inside.update(module.modules())
     return found
 

@@ -57,13 +57,13 @@ def on_meta(model: nn.Module) -> nn.Module:
     for module in model.modules():
         values = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
         held += [value for value in values if isinstance(value, Tensor)]
-        # a module has ten empty dictionaries of hooks, which deepcopy would take apart: most of its time
-        memo |= {id(value): OrderedDict() for value in values if type(value) is OrderedDict and not value}
+        # ten empty dictionaries of hooks and a set in each module, which deepcopy would take apart: most of its time
+        memo |= {id(value): type(value)() for value in values if type(value) in (OrderedDict, dict, set) and not value}
     for tensor in held:
         if id(tensor) not in memo:
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).to("meta")
+    return copy.deepcopy(model, memo)
 
 
 def _metadata(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """BinaryConfig, and the binary form of each module that binarize_ replaces; nothing here touches the network itself."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -79,14 +80,16 @@ def binary_form(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module
     Raises:
         InputError: a convolution with a padding or an output_padding that a binary one does not have.
     """
-    if isinstance(module, nn.MultiheadAttention):
-        return _binary_attention(name, module, config)
-    if isinstance(module, nn.Conv2d):
-        return _take_over(_binary_conv(name, module, config), module)
-    if isinstance(module, nn.ConvTranspose2d):
-        return _take_over(_binary_conv_transpose(name, module, config), module)
-    assert isinstance(module, nn.Linear)
-    return binary_linear(module, config)
+    on_meta = next(module.parameters()).is_meta
+    with torch.device("meta") if on_meta else nullcontext():  # a layer without values draws none
+        if isinstance(module, nn.MultiheadAttention):
+            return _binary_attention(name, module, config)
+        if isinstance(module, nn.Conv2d):
+            return _take_over(_binary_conv(name, module, config), module)
+        if isinstance(module, nn.ConvTranspose2d):
+            return _take_over(_binary_conv_transpose(name, module, config), module)
+        assert isinstance(module, nn.Linear)
+        return binary_linear(module, config)
 
 
 def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:

@@ -141,4 +141,4 @@ def ends(target: Callable[[bool], None], patched: bool, seconds: float) -> bool:
 @pytest.mark.slow
 def test_map_ends_under_a_sigterm_handler_with_the_patch_alone() -> None:
     assert ends(under_a_handler, patched=True, seconds=30)
-    assert not ends(under_a_handler, patched=False, seconds=3)
+    assert not ends(under_a_handler, patched=False, seconds=1.5)
