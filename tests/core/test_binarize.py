@@ -81,6 +81,25 @@ def test_relu_of_torchs_transformer_layers_is_replaced() -> None:
         kept(torch.randn(2, 5, 16))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_on_the_meta_device_nothing_is_drawn(groups: int) -> None:
+    def network() -> nn.Module:
+        ends = nn.Conv2d(3, 8, 3), nn.Linear(16, 2)
+        middle = nn.Conv2d(8, 8, 3, groups=groups), nn.ConvTranspose2d(8, 16, 2, groups=groups)
+        return nn.Sequential(ends[0], *middle, nn.Flatten(2), nn.Unflatten(1, (1, 16)), encoder(), ends[1])
+
+    torch.manual_seed(groups)
+    with torch.device("meta"):
+        model = network()
+    before = torch.get_rng_state()
+    found = binarize_(model, BinaryConfig(learned_scale=True, filter_fn=everything)).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(tensor.is_meta for tensor in found.values())
+    want = binarize_(network(), BinaryConfig(learned_scale=True, filter_fn=everything)).state_dict()
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in want.items()}
+
+
 def test_the_ends_of_a_network_with_attention_stay_real() -> None:
     inside = [f"1.layers.0.self_attn.{p}_proj" for p in ("q", "k", "v", "out")] + ["1.layers.0.linear1"]
     model = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoder(encoder().layers[0], 1), nn.Linear(16, 4))

@@ -81,10 +81,13 @@ def _count_classifier(
 
 
 class _Undrawn(TorchFunctionMode):
-    """Networks that are built here have no random weights: drawing them is two thirds of building a detector."""
+    """Networks that are built here keep the memory that their weights got: drawing is most of building a detector."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+        # some functions of torch.nn.init are seen as such, of others what they call
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @cache
