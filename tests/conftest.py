@@ -96,7 +96,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
     """Report a warning as the builtin class that it derives from.
 
-    The process that only hands out the files imports the module of each warning's class, of Lightning's for 6 seconds.
+    The process that only hands out the files imports the module of each warning's class, of Lightning's for 4 seconds.
     """
     category = next(each for each in warning_message.category.__mro__ if each.__module__ == "builtins")
     warning_message.category = category

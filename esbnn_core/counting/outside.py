@@ -63,7 +63,8 @@ def on_meta(model: nn.Module) -> nn.Module:
         if id(tensor) not in memo:
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    # a module may copy itself in a way of its own
+    return copy.deepcopy(model, memo).to("meta")
 
 
 def _metadata(value: Any) -> Any:
