@@ -164,8 +164,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # torch's modules and graphs are many objects of which few are garbage: by default it is looked for after each 700
     gc.set_threshold(20_000)
     place = {f"tests/{name}.py": number for number, name in enumerate(LONG)}
-    files = {id(item): item.nodeid.split("::")[0] for item in items}
-    items.sort(key=lambda item: (place.get(files[id(item)], len(place)), files[id(item)]))
+
+    def order(item: pytest.Item) -> tuple[int, str]:
+        file = item.nodeid.split("::")[0]
+        return place.get(file, len(place)), file
+
+    items.sort(key=order)
     last = {item.nodeid.split("[")[0]: item for item in items if item.get_closest_marker("slow") is None}
     kept = {item.path for item in last.values()}
     alone = {item.path: item for item in reversed(items) if item.path not in kept}
