@@ -45,7 +45,7 @@ def rows() -> list[demo.Row]:
 def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=processes.run))
-    monkeypatch.setattr(demo, "ClassificationDataModule", partial(ClassificationDataModule, test_size=500))
+    monkeypatch.setattr(demo, "ClassificationDataModule", partial(ClassificationDataModule, test_size=100))
     small = ["--trainer.max_epochs=1", "--data.train_size=256", "--data.val_size=100"]
     assert demo.main(["--out", "out", "--", *small]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -63,11 +63,11 @@ def test_the_counter_counts(counter: Counter) -> None:
 @pytest.mark.parametrize("target", [NAME, str(RELEASED)])
 @pytest.mark.parametrize("model", [None, "es_reactnet_resnet8"])
 def test_a_released_file_is_hashed_once_and_parsed_once(
-    target: str, model: str | None, counter: Counter, tmp_path: Path
+    target: str, model: str | None, counter: Counter, data_root: str
 ) -> None:
     by_path = {"dataset": "fashion_mnist_mini", "model": model} if target != NAME else {}
     counter.reset(RELEASED)
-    found = evaluate(EvaluateRequest(target, data=str(tmp_path), limit=16, **by_path))
+    found = evaluate(EvaluateRequest(target, data=data_root, limit=16, **by_path))
     assert (counter.opened, counter.parsed) == (1, 1)  # the hash; the tensors
     assert found["images"] == 16 and found["bytes"] == RELEASED.stat().st_size and found["backend"] == "packed"
     entry = json.loads((FOLDER / "manifest.json").read_text())["checkpoints"]

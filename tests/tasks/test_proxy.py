@@ -137,12 +137,12 @@ def test_the_commands_are_those_of_their_task(
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small(tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a reactnet proxy of 128 images, one epoch, one seed, two variants."""
     body: dict[str, Any] = yaml.safe_load((proxies.FOLDER / "reactnet.yaml").read_text())
     body["seeds"], body["epochs"] = [3], 1
     words = ["--data.train_size", "128", "--data.test_size", "64", "--trainer.max_epochs", "1"]
-    words += ["--trainer.check_val_every_n_epoch", "1", "--data.root", str(tmp_path / "data")]
+    words += ["--trainer.check_val_every_n_epoch", "1", "--data.root", data_root]
     body["variants"] = {name: {**body["variants"][name], "words": words} for name in ("base", "es")}
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "reactnet.yaml").write_text(yaml.safe_dump(body))
