@@ -24,6 +24,7 @@ BESIDE = {
     "groups_small": "ResNet-8, fresh seeds",
     "start_narrow": "ResNet-8, half the width",
     "deep_best": "ResNet-20, fresh seeds",
+    "deep_long": "ResNet-20, all at 32x32",
 }
 """Systems of docs/reports/evidence-depth.md whose seeds chose nothing, and what they are."""
 
@@ -74,10 +75,10 @@ def draw_beside(results: Sequence[ProxyResult]) -> bytes:
         rows = {row.variant: row for row in results if row.system == system}
         against = [row for name, row in rows.items() if side_of(row) != "base"] if "base" in rows else []
         lines += [(f"{row.variant}  ({words})", row.differences(rows["base"])) for row in against]
-    figure, panel = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
+    figure, panel = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     _draw_differences(panel, lines)
     panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")
-    panel.set_xlabel("points of top-1 on CIFAR-10 at 16x16, 10,000 training images", fontsize=9)
+    panel.set_xlabel("points of top-1 on CIFAR-10, 10,000 training images at 16x16 unless all at 32x32", fontsize=9)
     return encode_png(figure)
 
 
