@@ -33,6 +33,7 @@ SYSTEMS = (
     "start_deep",
     "deep_best",
     "deep_long",
+    "start_bnext",
     "groups_small",
     "groups_long",
 )
