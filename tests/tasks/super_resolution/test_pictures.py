@@ -77,7 +77,7 @@ def test_print_colours_and_what_lies_on_its_side(tmp_path: Path) -> None:
 
 
 def profile_of(colours: bytes) -> bytes:
-    """A real sRGB profile, under the name of other colours."""
+    """A real sRGB profile, under the name of other colours; the second in which it was made stands in it."""
     whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return whole[:16] + colours + whole[20:]
 
@@ -97,13 +97,14 @@ def test_a_result_keeps_profile_and_density_where_they_are_true(
     image = image.quantize(16) if mode == "P" else image
     exif = Image.Exif()
     exif[0x0112] = 6
-    source = read_image(saved(tmp_path, image, icc_profile=profile_of(colours), dpi=(300, 150), exif=exif))
+    profile = profile_of(colours)
+    source = read_image(saved(tmp_path, image, icc_profile=profile, dpi=(300, 150), exif=exif))
     assert source.rgb.shape == (9, 6, 3)
     tensor = torch.rand(3, 18, 12)
     write_png(tmp_path / "out.png", to_pil(tensor, source.mode, source.alpha, 2, source.info))
     with Image.open(tmp_path / "out.png") as out:
         assert out.size == (12, 18) and not out.getexif()  # turned once
-        assert out.info.get("icc_profile") == (profile_of(colours) if kept else None)
+        assert out.info.get("icc_profile") == (profile if kept else None)
         assert [round(value) for value in out.info["dpi"]] == [300, 150]
 
 
