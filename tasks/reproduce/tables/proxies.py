@@ -11,7 +11,7 @@ import yaml
 from esbnn_core.checkpoint.catalogue import TASKS
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.files import ROOT
-from tasks.reproduce.tables.table import SYSTEMS
+from tasks.reproduce.tables.table import LOADER, SYSTEMS
 
 FOLDER = ROOT / "configs" / "proxy"
 METRIC_COLUMNS = {"top1": "val_top1", "map_11point": "val_map_11point", "psnr": "val_psnr", "loss": "train_loss_epoch"}
@@ -98,7 +98,7 @@ def read_proxy_config(system: str, folder: Path | None = None) -> Proxy:
     check_choice("proxy system", system, SYSTEMS)
     path = (folder or FOLDER) / f"{system}.yaml"
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
         variants = tuple(Variant(name, **_freeze_lists(entry)) for name, entry in body.pop("variants").items())
         proxy = Proxy(system=system, variants=variants, **_freeze_lists(body))
     except (OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
