@@ -34,6 +34,7 @@ SYSTEMS = (
     "deep_best",
     "deep_long",
     "start_bnext",
+    "bnext_best",
     "start_binaryvit",
     "groups_small",
     "groups_long",
