@@ -25,8 +25,10 @@ BESIDE = {
     "start_narrow": "ResNet-8, half the width",
     "deep_best": "ResNet-20, fresh seeds",
     "deep_long": "ResNet-20, all at 32x32",
+    "bnext_best": "BNext, fresh seeds",
+    "binaryvit_best": "BinaryViT, fresh seeds",
 }
-"""Systems of docs/reports/evidence-depth.md whose seeds chose nothing, and what they are."""
+"""Systems of docs/reports/evidence-depth.md and evidence-families.md whose seeds chose nothing, and what they are."""
 
 
 def side_of(result: ProxyResult) -> str:
