@@ -151,6 +151,28 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def try_alone(folder: Path) -> Iterator[bool]:
+    """Whether no other process or thread is in this block for `folder`, which exists.
+
+    Always true where the file system has no locks. A killed process is in no block.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        except OSError:  # not on this file system
+            alone = True
+        yield alone
+    finally:
+        with suppress(OSError):  # as above
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
 def child_environment() -> dict[str, str]:
     """The environment of a child process that imports this copy of the repository: PYTHONPATH begins with ROOT."""
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import ROOT, child_environment, write_atomically
+from esbnn_core.files import ROOT, child_environment, try_alone, write_atomically
 from tasks.reproduce.modes.identity import digest_configs, list_differences
 from tasks.reproduce.tables.proxies import METRIC_COLUMNS, Proxy, Variant
 
@@ -118,10 +118,20 @@ def train_run(run: ProxyRun, data: str, jobs: int) -> None:
         jobs: runs at a time, which share the cores.
 
     Raises:
-        InputError: see read_record; a `fit` that failed, with the last error of its log, or that measured nothing.
+        InputError: see read_record; a `fit` that failed, with the last error of its log, or that measured nothing;
+            another process that trains this run.
     """
     if "value" in read_record(run):
         return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with try_alone(run.folder) as alone:
+        if not alone:
+            raise InputError(f"{run.folder} is being trained by another process: wait for it or change --out")
+        if "value" not in read_record(run):  # another process may just have ended it
+            _train(run, data, jobs)
+
+
+def _train(run: ProxyRun, data: str, jobs: int) -> None:
     words, last, log_file = run.command(data), run.folder / LAST, run.folder / "log.txt"
     text = shlex.join(["python", *words])
     resume = ["--ckpt_path", str(last)] if last.exists() else []
