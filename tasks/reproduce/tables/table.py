@@ -36,6 +36,7 @@ SYSTEMS = (
     "start_bnext",
     "bnext_best",
     "start_binaryvit",
+    "binaryvit_best",
     "groups_small",
     "groups_long",
 )
