@@ -26,7 +26,7 @@ BESIDE = {
     "deep_best": "ResNet-20, fresh seeds",
     "deep_long": "ResNet-20, all at 32x32",
     "bnext_best": "BNext, fresh seeds",
-    "binaryvit_best": "BinaryViT, fresh seeds",
+    "binaryvit_best": "BinaryViT, 10,000 at 32x32",
 }
 """Systems of docs/reports/evidence-depth.md and evidence-families.md whose seeds chose nothing, and what they are."""
 
@@ -80,7 +80,7 @@ def draw_beside(results: Sequence[ProxyResult]) -> bytes:
     figure, panel = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     _draw_differences(panel, lines)
     panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")
-    panel.set_xlabel("points of top-1 on CIFAR-10, 10,000 training images at 16x16 unless all at 32x32", fontsize=9)
+    panel.set_xlabel("points of top-1 on CIFAR-10, 10,000 training images at 16x16 unless named", fontsize=9)
     return encode_png(figure)
 
 
