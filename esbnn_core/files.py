@@ -125,25 +125,25 @@ def folder_beside(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path, patience: float = PATIENCE) -> Iterator[bool]:
     """Wait until no other process is in this block for `folder`, which exists, so that what one makes serves all.
 
-    It saves work and promises nothing: where the file system has no locks, or after PATIENCE seconds, this process goes
-    on beside the others. A killed process waits for nobody and leaves nothing.
+    It saves work and promises nothing: where the file system has no locks, or after `patience` seconds, this process
+    goes on beside the others. A killed process waits for nobody and leaves nothing.
+
+    Args:
+        folder: of the work.
+        patience: seconds; 0 asks once.
+
+    Yields:
+        False if another process is in it, patience at an end; True also where the file system has no locks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.05)
-            except OSError:  # not on this file system
-                break
-            else:
-                break
-        yield
+        end = time.monotonic() + patience
+        while not (alone := _lock(handle)) and time.monotonic() < end:
+            time.sleep(0.05)
+        yield alone
     finally:
         # not by closing alone: a process that was forked meanwhile has it open too
         with suppress(OSError):
@@ -151,26 +151,15 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-@contextmanager
-def try_alone(folder: Path) -> Iterator[bool]:
-    """Whether no other process or thread is in this block for `folder`, which exists.
-
-    Always true where the file system has no locks. A killed process is in no block.
-    """
-    handle = os.open(folder, os.O_RDONLY)
+def _lock(handle: int) -> bool:
+    """False if another process has it locked; True also where the file system has no locks."""
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-        except OSError:  # not on this file system
-            alone = True
-        yield alone
-    finally:
-        with suppress(OSError):  # as above
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # not on this file system
+        pass
+    return True
 
 
 def child_environment() -> dict[str, str]:

@@ -21,8 +21,8 @@ DEPTH = 100
 _APPEND = "+"
 """The end of a key that adds to a list."""
 _ADDED = "callbacks" + _APPEND
-_EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Reads the events of a text; libyaml's takes a tenth of the time, where PyYAML was built with it."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Of configs and tables; libyaml's takes a tenth of the time, where PyYAML was built with it."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 def _check_depth(text: str) -> None:
     """Raise ValueError for lists and mappings in each other that would overrun the stack of the YAML loader."""
     depth = 0
-    for event in yaml.parse(text, Loader=_EVENTS):
+    for event in yaml.parse(text, Loader=LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             raise ValueError(f"more than {DEPTH} lists and mappings in each other")

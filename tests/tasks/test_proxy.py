@@ -19,7 +19,7 @@ from scipy import stats
 
 from esbnn_core import Count, count, create_model
 from esbnn_core.errors import InputError
-from esbnn_core.files import try_alone
+from esbnn_core.files import one_at_a_time
 from esbnn_core.lit.recipes import read_config
 from tasks.reproduce.modes import proxy, proxy_run
 from tasks.reproduce.modes.proxy_results import ProxyResult, compare_with_base, compute_half_width
@@ -255,12 +255,12 @@ def test_a_run_that_another_process_trains_is_left_alone(small: Path, monkeypatc
     folder = Path("out", "reactnet", "base-seed3")
     folder.mkdir(parents=True)
     monkeypatch.setattr(proxy_run, "run_logged", lambda *_, **__: pytest.fail("it was trained"))
-    with try_alone(folder) as held:
+    with one_at_a_time(folder, patience=0) as held:
         assert held
         with pytest.raises(InputError, match="base-seed3 is being trained by another process: wait"):
             proxy.run_proxy("reactnet", Path("out"), data="none", only=["base"])
         assert list(folder.iterdir()) == []
-    with try_alone(folder) as held:
+    with one_at_a_time(folder, patience=0) as held:
         assert held  # again free
 
 

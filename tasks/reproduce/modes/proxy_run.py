@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import ROOT, child_environment, try_alone, write_atomically
+from esbnn_core.files import ROOT, child_environment, one_at_a_time, write_atomically
 from tasks.reproduce.modes.identity import digest_configs, list_differences
 from tasks.reproduce.tables.proxies import METRIC_COLUMNS, Proxy, Variant
 
@@ -121,13 +121,11 @@ def train_run(run: ProxyRun, data: str, jobs: int) -> None:
         InputError: see read_record; a `fit` that failed, with the last error of its log, or that measured nothing;
             another process that trains this run.
     """
-    if "value" in read_record(run):
-        return
     run.folder.mkdir(parents=True, exist_ok=True)
-    with try_alone(run.folder) as alone:
+    with one_at_a_time(run.folder, patience=0) as alone:
         if not alone:
             raise InputError(f"{run.folder} is being trained by another process: wait for it or change --out")
-        if "value" not in read_record(run):  # another process may just have ended it
+        if "value" not in read_record(run):
             _train(run, data, jobs)
 
 

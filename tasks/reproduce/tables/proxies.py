@@ -11,7 +11,8 @@ import yaml
 from esbnn_core.checkpoint.catalogue import TASKS
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.files import ROOT
-from tasks.reproduce.tables.table import LOADER, SYSTEMS
+from esbnn_core.lit.recipes import LOADER
+from tasks.reproduce.tables.table import SYSTEMS
 
 FOLDER = ROOT / "configs" / "proxy"
 METRIC_COLUMNS = {"top1": "val_top1", "map_11point": "val_map_11point", "psnr": "val_psnr", "loss": "train_loss_epoch"}

@@ -10,6 +10,7 @@ import yaml
 from esbnn_core.checkpoint.catalogue import TASKS
 from esbnn_core.errors import InputError, check_choice
 from esbnn_core.files import ROOT
+from esbnn_core.lit.recipes import LOADER
 from tasks.reproduce.tables.published import Cell, Key, find_cell, read_published
 
 TABLES = ROOT / "configs" / "tables"
@@ -40,8 +41,6 @@ SYSTEMS = (
     "groups_small",
     "groups_long",
 )
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Of tables and proxies: libyaml's takes a tenth of the time, where PyYAML was built with it."""
 OPS_RULES = ("papers", "int8", "attention")
 """papers: BOPs / 64 + FLOPs. int8: FLOPs / 8, as in BNext's README. attention: the products of attention count too."""
 METRICS = {
