@@ -38,6 +38,7 @@ SYSTEMS = (
     "bnext_best",
     "start_binaryvit",
     "binaryvit_best",
+    "start_bidiffsr",
     "groups_small",
     "groups_long",
 )
