@@ -119,6 +119,12 @@ API void esbnn_signs(int path, const int64_t *numbers, void *const *pointers);
 // |sum| that can be, at most 46340, threads. 0, or 1 where memory is short.
 API int esbnn_moments(int path, const int64_t *numbers, const void *sums, int64_t *both);
 
+// A step between maps and tiles (struct Winograd of training.h): 0 the input, 1 the gradient of the sums to tiles, 2 tiles
+// to the gradient of the input, 3 the weight (filters, 3, 3, channels of a group) to tiles, 4 tiles to its gradient.
+// numbers: images, height, width and channels of the map, groups, rows and columns of tiles (of weights: filters of a
+// group, 1), padding of rows and columns, numbers between two of a tile's, step, threads. pointers: map, tiles.
+API void esbnn_winograd(int path, const int64_t *numbers, float pad_value, void *const *pointers);
+
 // The norm over these moments (norm.cpp). numbers: filters, copies, rows. pointers: moments, scale (filters) or null,
 // gamma, beta and shift_in (channels) or null, running mean and variance (channels), to be updated, or null, result:
 // centre (filters), factor, offset (channels). reals: eps, momentum.

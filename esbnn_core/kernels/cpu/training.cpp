@@ -142,3 +142,15 @@ API int esbnn_moments(int path, const int64_t *n, const void *sums, int64_t *bot
   };
   return !summed(n[0], block_rows(n[0], filters), int(n[4]), 2 * filters, both, part);
 }
+
+API void esbnn_winograd(int path, const int64_t *n, float pad_value, void *const *p) {
+  const Winograd w{n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], pad_value, static_cast<float *>(p[0]),
+                   static_cast<float *>(p[1])};
+  const int64_t step = n[10], images = n[0];
+  const bool weights = step == WEIGHT_TO_TILES || step == TILES_TO_WEIGHT;
+  const int64_t rows = weights ? w.groups * w.tile_rows : images * (w.tile_rows + (step == TILES_TO_X));
+  const int64_t values = std::max<int64_t>(1, 16 * w.channels * (weights ? 1 : w.tile_columns));
+  const auto loop = training_of(path).winograd[step];
+  each_block(rows, std::max<int64_t>(1, LEAST / values), int(n[11]),
+             [&](int64_t row0, int64_t row1, int64_t) { loop(w, row0, row1); });
+}

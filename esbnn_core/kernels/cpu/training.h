@@ -69,6 +69,21 @@ struct Signs {
   Kind x_kind, y_kind;
 };
 
+// Between maps and tiles of Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), transposed, for the gradients of
+// a 3x3 convolution of stride 1. A tile has 2x2 values of the gradient g of the sums and the 4x4 values d of the input
+// that they saw. With that paper's B, G and A, and the weight k, the gradient of the weight is the sum over tiles of
+// G' ((B' d B) * (A g A')) G, that of the input B ((G k G') * (A g A')) B', added up where tiles overlap. * goes number
+// by number: 16 products in place of 36 for 2x2 values. Of signs B' d B are whole numbers, of +-1 G k G' are quarters.
+struct Winograd {
+  int64_t height, width, channels, groups; // of the map (images, height, width, channels)
+  int64_t tile_rows, tile_columns;         // of an image
+  int64_t padding_rows, padding_columns;   // of the input
+  int64_t apart;                           // numbers from one of a tile's 16 to the next
+  float pad_value;                         // what the input has outside
+  float *map, *tiles;                      // tiles (groups, 16, tiles, channels of a group)
+};
+enum WinogradStep { X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT, WINOGRAD_STEPS };
+
 struct Training {
   void (*forward)(const Tail &, int64_t row0, int64_t row1, float *scratch);
   // adds to totals (TOTALS, channels); both need scratch_floats(channels) numbers of scratch
@@ -80,6 +95,8 @@ struct Training {
   // adds sums and sums of squares of rows of filters; |sum| <= largest <= 46340
   void (*moments)(const void *sums, SumsKind kind, int64_t filters, int64_t largest, int64_t row0, int64_t row1,
                   int64_t *total, int64_t *squares);
+  // rows of tiles over all images; of TILES_TO_X pairs of rows of pixels, tile_rows + 1 an image; of the weights filters
+  void (*winograd[WINOGRAD_STEPS])(const Winograd &, int64_t row0, int64_t row1);
 };
 
 inline int64_t scratch_floats(int64_t channels) { return (TOTALS + 2 * GROUP) * channels; }

@@ -39,7 +39,7 @@ def _prepared(library: Library) -> ctypes.CDLL:
     return handle
 
 
-def _library(*tensors: Tensor | None) -> Library | None:
+def served_by(*tensors: Tensor | None) -> Library | None:
     """The library, where all tensors are its to read: of torch's own class, on the CPU and contiguous."""
     if torch.compiler.is_compiling():
         return None
@@ -49,11 +49,11 @@ def _library(*tensors: Tensor | None) -> Library | None:
     return cpu.choose()[0]
 
 
-def _numbers(*numbers: int) -> bytes:
+def numbers_of(*numbers: int) -> bytes:
     return struct.pack(f"{len(numbers) + 1}q", *numbers, torch.get_num_threads())
 
 
-def _addresses(*tensors: Tensor | None) -> bytes:
+def addresses_of(*tensors: Tensor | None) -> bytes:
     return struct.pack(f"{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
 
 
@@ -76,11 +76,11 @@ def moments(sums: Tensor, largest: int) -> Tensor | None:
     """
     rows, filters = sums.shape
     fits = rows * largest * largest < 1 << 63
-    library = _library(sums) if sums.dtype in SUMS and largest <= LARGEST and fits else None
+    library = served_by(sums) if sums.dtype in SUMS and largest <= LARGEST and fits else None
     if library is None:
         return None
     both = torch.empty(2, filters, dtype=torch.int64)
-    numbers = _numbers(rows, filters, SUMS[sums.dtype], largest)
+    numbers = numbers_of(rows, filters, SUMS[sums.dtype], largest)
     short = _prepared(library).esbnn_moments(library.path, numbers, sums.data_ptr(), both.data_ptr())
     _check_memory(short, rows, filters)
     return both
@@ -103,24 +103,24 @@ def norm(
         momentum: of these.
     """
     given = (call.moments, call.scale, call.gamma, beta, shift_in, *(running or (None, None)))
-    library = _library(*given) if call.served(*given[3:]) else None
+    library = served_by(*given) if call.served(*given[3:]) else None
     if library is None:
         return None
     made = torch.empty(sum(call.forward_sizes()), dtype=torch.float32, device="cpu")
     reals = struct.pack("2d", call.eps, momentum)
-    _prepared(library).esbnn_norm(_numbers(call.filters, call.copies, call.rows), _addresses(*given, made), reals)
+    _prepared(library).esbnn_norm(numbers_of(call.filters, call.copies, call.rows), addresses_of(*given, made), reals)
     return made
 
 
 def norm_gradients(call: NormCall, totals: Tensor) -> Tensor | None:
     """Gradients in parts of call.backward_sizes(), float32; totals (6, C') float64 are those of a tail's backward."""
     given = (call.moments, call.scale, call.gamma, totals)
-    library = _library(*given) if call.served() else None
+    library = served_by(*given) if call.served() else None
     if library is None:
         return None
     made = torch.empty(sum(call.backward_sizes()), dtype=torch.float32, device="cpu")
-    numbers = _numbers(call.filters, call.copies, call.rows)
-    _prepared(library).esbnn_norm_gradients(numbers, _addresses(*given, made), call.eps)
+    numbers = numbers_of(call.filters, call.copies, call.rows)
+    _prepared(library).esbnn_norm_gradients(numbers, addresses_of(*given, made), call.eps)
     return made
 
 
@@ -134,15 +134,15 @@ class TailCall(TailSteps):
 
     def _pointers(self, sums: Tensor, *maps: Tensor | None) -> bytes:
         limits = struct.pack("Q", ctypes.addressof(self.low_and_high))
-        return _addresses(sums, *self.vectors) + limits + _addresses(*maps)
+        return addresses_of(sums, *self.vectors) + limits + addresses_of(*maps)
 
     def _serve(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> Library | None:
         known = sums.dtype in SUMS and y.dtype in KINDS and (residual is None or residual.dtype in KINDS)
-        return _library(sums, y, residual, *self.vectors) if known else None
+        return served_by(sums, y, residual, *self.vectors) if known else None
 
     def _numbers(self, sums: Tensor, y: Tensor, residual: Tensor | None) -> bytes:
         kind = 0 if residual is None else KINDS[residual.dtype]
-        return _numbers(*sums.shape, self.copies, SUMS[sums.dtype], self.act, kind, KINDS[y.dtype])
+        return numbers_of(*sums.shape, self.copies, SUMS[sums.dtype], self.act, kind, KINDS[y.dtype])
 
     def forward(self, sums: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if not self.served or dtype not in KINDS:
@@ -179,12 +179,12 @@ def add_statistics(
     """grad + constant + slope * (sums - centre), rows (M, O) of `dtype`; in place where that is grad's, float32."""
     vectors = (centre, constant, slope)
     known = all_single(grad, *vectors) and sums.dtype in SUMS and dtype in KINDS
-    library = _library(grad, sums, *vectors) if known else None
+    library = served_by(grad, sums, *vectors) if known else None
     if library is None:
         return None
     to = grad if dtype == torch.float32 else torch.empty(grad.shape, dtype=dtype)
-    numbers = _numbers(*sums.shape, SUMS[sums.dtype], KINDS[dtype])
-    _prepared(library).esbnn_statistics(library.path, numbers, _addresses(sums, *vectors, grad, to))
+    numbers = numbers_of(*sums.shape, SUMS[sums.dtype], KINDS[dtype])
+    _prepared(library).esbnn_statistics(library.path, numbers, addresses_of(sums, *vectors, grad, to))
     return to
 
 
@@ -218,7 +218,7 @@ def estimator(
     kinds = [torch.float32 if t is None else t.dtype for t in (grad, x, onto)]
     bits, groups = mask if mask is not None else (None, 1)
     known = all(kind in KINDS for kind in (*kinds, dtype)) and all_single(shift)
-    library = _library(grad, x, shift, bits, onto) if known else None
+    library = served_by(grad, x, shift, bits, onto) if known else None
     if library is None:
         return None
     rows, channels = grad.shape
@@ -226,8 +226,8 @@ def estimator(
     to = next((t for t in (onto, grad) if t is not None and t.dtype == dtype), None)
     to = torch.empty(grad.shape, dtype=dtype) if to is None else to
     words = 0 if bits is None else bits.shape[-1] // groups
-    numbers = _numbers(rows, channels, groups, words, RULES[rule], *(KINDS[kind] for kind in kinds), KINDS[dtype])
-    pointers = _addresses(grad, x, shift, bits, onto, to)
+    numbers = numbers_of(rows, channels, groups, words, RULES[rule], *(KINDS[kind] for kind in kinds), KINDS[dtype])
+    pointers = addresses_of(grad, x, shift, bits, onto, to)
     total = torch.empty(channels if with_total else 0, dtype=torch.float64)
     at = total.data_ptr() if with_total else None
     short = _prepared(library).esbnn_estimator(library.path, numbers, pointers, clip, at)
@@ -238,23 +238,23 @@ def estimator(
 def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """sign(x + shift) of rows (M, C) as +-1 of `dtype`; shift (C,) float32 or None."""
     known = x.dtype in KINDS and dtype in KINDS and all_single(shift)
-    library = _library(x, shift) if known else None
+    library = served_by(x, shift) if known else None
     if library is None:
         return None
     y = torch.empty(x.shape, dtype=dtype)
     shift = _zeros(x.shape[1]) if shift is None else shift
-    numbers = _numbers(*x.shape, 1, 0, KINDS[x.dtype], KINDS[dtype])
-    _prepared(library).esbnn_signs(library.path, numbers, _addresses(x, shift, None, y))
+    numbers = numbers_of(*x.shape, 1, 0, KINDS[x.dtype], KINDS[dtype])
+    _prepared(library).esbnn_signs(library.path, numbers, addresses_of(x, shift, None, y))
     return y
 
 
 def unpack(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor | None:
     """Packed bits (..., words) -> (..., channels) +-1 of `dtype`."""
-    library = _library(bits) if dtype in KINDS else None
+    library = served_by(bits) if dtype in KINDS else None
     if library is None:
         return None
     y = torch.empty(*bits.shape[:-1], channels, dtype=dtype)
     words = bits.shape[-1] // groups
-    numbers = _numbers(y.numel() // channels, channels, groups, words, 0, KINDS[dtype])
-    _prepared(library).esbnn_signs(library.path, numbers, _addresses(None, None, bits, y))
+    numbers = numbers_of(y.numel() // channels, channels, groups, words, 0, KINDS[dtype])
+    _prepared(library).esbnn_signs(library.path, numbers, addresses_of(None, None, bits, y))
     return y

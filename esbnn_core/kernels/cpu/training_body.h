@@ -8,9 +8,11 @@ namespace ISA {
 
 static inline Floats zeros() { return Floats{}; }
 
-static inline Floats choose(const Ints &mask, const Floats &yes, const Floats &no) {
-  const Words m = as<Words>(mask);
-  return as<Floats>((as<Words>(yes) & m) | (as<Words>(no) & ~m));
+// GCC makes a call of it otherwise, in the innermost loops.
+__attribute__((always_inline)) static inline Floats choose(const Ints &mask, const Floats &yes, const Floats &no) {
+  Floats to;
+  for (int i = 0; i < PARTS; i++) to.of[i] = mask.of[i] ? yes.of[i] : no.of[i];
+  return to;
 }
 
 static inline Floats magnitude(const Floats &a) { return as<Floats>(as<Words>(a) & 0x7FFFFFFFu); }
@@ -48,6 +50,7 @@ struct Place {
 };
 
 #include "training_tail.h"
+#include "training_winograd.h"
 
 template <bool ANY> static void statistics_vector(const Statistics &given, const Place &p) {
   const Statistics s = given;

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from esbnn_core import kernels
 from esbnn_core.kernels import Geometry
+from esbnn_core.kernels.cpu import winograd
 from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d
 from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
 from esbnn_core.layers.base import BinaryLayer
@@ -71,6 +72,10 @@ def gradients(
         return _transposed_gradients(geometry, grad, signs, weight, wanted)
     _, stride, padding, pad_value, dilation, groups, _ = geometry
     rows, columns = padding
+    if stride == dilation == (1, 1):
+        found = winograd.gradients(grad, signs, weight, padding, pad_value, groups, wanted)
+        if found is not None:
+            return found
     ring = pad_value == -1 and any(padding)
     if ring:
         signs = F.pad(signs, (columns, columns, rows, rows), value=-1.0)

@@ -1,0 +1,115 @@
+"""Winograd's gradients of a 3x3 convolution: each path of this machine against float64 autograd, and who uses them."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from esbnn_core.kernels.cpu import winograd
+from esbnn_core.layers import BinaryConv2d
+from tests.helpers import paths
+from tests.helpers.bit_training import on_bits
+from tests.helpers.units import randn, relative
+
+# images, channels, filters, height, width of the input, padding, what is outside, groups
+CASES = [
+    (3, 32, 48, 8, 8, (1, 1), 0.0, 1),
+    (4, 40, 35, 7, 9, (1, 1), -1.0, 1),  # no whole vectors, an odd map
+    (2, 66, 64, 9, 11, (1, 1), -1.0, 2),
+    (2, 32, 32, 10, 12, (0, 0), 0.0, 1),
+    (2, 96, 33, 9, 7, (2, 0), 0.5, 1),
+    (40, 32, 32, 2, 2, (1, 1), 0.0, 1),
+]
+
+
+@pytest.fixture(autouse=True)
+def library() -> None:
+    if not paths.usable()[1:]:
+        pytest.skip("no native library here")
+
+
+def draw(case: tuple[Any, ...], whole: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The gradient of the sums, signs, weight, and in float64 the gradients of these two."""
+    images, channels, filters, height, width, (rows, columns), outside, groups = case
+    signs = randn(images, channels, height, width, seed=1).sign().float()
+    weight = randn(filters, channels // groups, 3, 3, seed=2).sign().float()
+    x = F.pad(signs.double(), (columns, columns, rows, rows), value=outside).requires_grad_()
+    twin = weight.double().requires_grad_()
+    y = F.conv2d(x, twin, groups=groups)
+    grad = randn(*y.shape, seed=3).mul(4 if whole else 1)
+    grad = grad.round().float() if whole else grad.float()
+    x_grad, weight_grad = torch.autograd.grad(y, (x, twin), grad.double())
+    return grad, signs, weight, [x_grad[:, :, rows : rows + height, columns : columns + width], weight_grad]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("step_bytes", [winograd.STEP_BYTES, 1], ids=["at once", "image by image"])
+def test_gradients_are_those_of_autograd(case: tuple[Any, ...], step_bytes: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(winograd, "STEP_BYTES", step_bytes)
+    for whole in (True, False):
+        grad, signs, weight, want = draw(case, whole)
+        for path in paths.usable()[1:]:
+            with paths.forced(path):
+                got = winograd.gradients(grad, signs, weight, *case[5:], (True, True))
+            assert got is not None
+            for value, wanted in zip(got, want, strict=True):
+                assert value is not None and value.dtype == torch.float32
+                # whole numbers stay whole numbers, or quarters, all the way
+                assert torch.equal(value.double(), wanted) if whole else relative(value.double(), wanted) < 1e-6, path
+
+
+def test_one_gradient_alone_is_the_same_and_nothing_is_written_over() -> None:
+    grad, signs, weight, _ = draw(CASES[1], whole=False)
+    given = [t.clone() for t in (grad, signs, weight)]
+    both = winograd.gradients(grad, signs, weight, *CASES[1][5:], (True, True))
+    assert both is not None
+    for i, wanted in enumerate([(True, False), (False, True)]):
+        alone = winograd.gradients(grad, signs, weight, *CASES[1][5:], wanted)
+        assert alone is not None and alone[1 - i] is None and torch.equal(alone[i], both[i])
+    assert all(torch.equal(a, b) for a, b in zip(given, (grad, signs, weight), strict=True))
+
+
+def test_torch_computes_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serves(channels: int = 32, size: int = 8, kernel: int = 3, dtype: torch.dtype = torch.float32) -> bool:
+        signs, weight = torch.ones(2, channels, size, size, dtype=dtype), torch.ones(32, channels, kernel, kernel)
+        grad = torch.ones(2, 32, size, size, dtype=dtype)
+        found = winograd.gradients(grad, signs, weight.to(dtype), (kernel // 2,) * 2, 0.0, 1, (True, True))
+        return found is not None
+
+    assert serves() and not serves(channels=31) and not serves(size=3) and not serves(kernel=5)
+    assert not serves(dtype=torch.float64) and not serves(dtype=torch.bfloat16)
+    with paths.forced("naive"):
+        assert not serves()
+    monkeypatch.setattr(winograd, "MOST_BYTES", 64 * 16 * 64 - 1)  # a byte less than an image's tiles take
+    assert not serves()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("pad_value", [0, -1])
+def test_a_layer_on_bits_trains_by_it(stride: int, pad_value: int) -> None:
+    options: dict[str, Any] = {"weight_quantizer": "sign", "activation": "identity", "pad_value": pad_value}
+    layer = BinaryConv2d(32, 40, 3, stride, 1, **options).train()
+    convolved: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            convolved.extend([str(func)] if "convolution_backward" in str(func) else [])
+            return func(*args, **(kwargs or {}))
+
+    x = randn(3, 32, 9, 7).float()
+    exact, twin = copy.deepcopy(layer).double(), on_bits(layer)
+    grad = randn(*layer(x).shape, seed=4).float()
+    found = []
+    for network, own in ((exact, x.double().requires_grad_()), (twin, x.clone().requires_grad_())):
+        convolved.clear()
+        y = network(own)
+        with Watch():
+            y.backward(grad.to(y.dtype))
+        found.append((own.grad, network.weight.grad))
+    assert len(convolved) == stride - 1
+    for got, want in zip(found[1], found[0], strict=True):
+        assert relative(got.double(), want) < 1e-6
