@@ -28,6 +28,8 @@ struct Seen {
 
 static int64_t block_step(const Conv &c) { return c.taps() * c.words * UNITS * WEIGHT_STEP; }
 
+static int64_t needed_units(const Conv &c) { return (c.per_tap + 3) / 4; }
+
 static const Weight *weights_of(const Conv &c, int64_t block) {
   const int64_t pairs = (c.blocks + 1) / 2;
   return c.nibbles + (block / c.blocks * pairs + block % c.blocks / 2) * block_step(c);
@@ -39,7 +41,17 @@ template <int P, int V> struct Counter {
   __m256i sum[P][V], high[P][V]; // sums of bytes, and of 16-bit words shifted right by four: modulo 256
   __m256i wide[P][V][4];         // 16 bits: a and b of the even block, a and b of the odd one
 
-  Counter() { std::memset(this, 0, sizeof(*this)); }
+  Counter() { // number by number: GCC makes a memset of this size a string instruction, which takes as long as a small layer
+    const __m256i zero = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        sum[p][v] = high[p][v] = zero;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) wide[p][v][i] = zero;
+      }
+  }
 
   // N nibbles, at most three, so that no half of a byte overflows.
   template <int N>
@@ -132,7 +144,7 @@ template <int P, int V> struct Counter {
 // As many pairs as their counts fit into the registers take turns, so that weights come from the first cache.
 template <int P, int R>
 static void differing(const Unit *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t units,
-                      const Weight *weights, int64_t step, int32_t (*out)[LANES]) {
+                      int64_t skipped, const Weight *weights, int64_t step, int32_t (*out)[LANES]) {
   constexpr int V = (R + 1) / 2, PAIRS = (P + 1) / 2, MOST = 4 / V < PAIRS ? 4 / V : PAIRS;
   constexpr int WHOLE = PAIRS / MOST, REST = PAIRS % MOST;
   constexpr int64_t STEPS = 21; // of three nibbles: 252 fits into a byte
@@ -156,7 +168,7 @@ static void differing(const Unit *a, int64_t pixel_step, const int64_t *taps, in
     steps = 0;
     if (++rounds == ROUNDS) flush();
   };
-  for (int64_t tap = 0; tap < tap_count; tap++)
+  for (int64_t tap = 0; tap < tap_count; tap++, weights += skipped * WEIGHT_STEP)
     for (int64_t from = 0, here; from < units; from += here, weights += here * WEIGHT_STEP) {
       if (steps == STEPS) widen();
       here = std::min(3 * (STEPS - steps), units - from);

@@ -42,7 +42,7 @@ static void one_block(const uint32_t *a, int64_t pixel_step, const int64_t *taps
 
 template <int P, int R>
 static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
+                      int64_t, const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
   for (int r = 0; r < R; r++)
     one_block<P>(a, pixel_step, taps, tap_count, words, lanes + r * block_step, out + r, R);
 }

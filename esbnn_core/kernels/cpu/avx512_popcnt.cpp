@@ -12,7 +12,7 @@ namespace ISA {
 
 template <int P, int R>
 static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
+                      int64_t, const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
   __m512i count[P][R];
 #pragma GCC unroll 8
   for (int p = 0; p < P; p++)

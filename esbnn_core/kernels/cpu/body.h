@@ -4,9 +4,11 @@
 //                              activations from padded row `row0` and column `column0`, rows of `width` pixels
 //   TILE_BLOCKS, PIXEL_STEP    blocks of filters of a tile; pixels of a tile are a multiple, but for a row's last
 //   template <int P, int R> void differing(const Unit *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count,
-//                                          int64_t units, const Weight *weights, int64_t block_step,
-//                                          int32_t (*out)[LANES]);
-//     out[p*R + r][l] = number of differing bits between pixel p and filter l of block r over all taps
+//                                          int64_t units, int64_t skipped, const Weight *weights,
+//                                          int64_t block_step, int32_t (*out)[LANES]);
+//     out[p*R + r][l] = number of differing bits between pixel p and filter l of block r over all taps; the weights of
+//     `skipped` units after those of each tap are left out
+//   int64_t needed_units(const Conv &);                        units of a tap that have channels, or all of them
 //   const Weight *weights_of(const Conv &, int64_t block);     where a tile that begins with this block reads
 //   int64_t block_step(const Conv &);                          from there to the next blocks
 //   constexpr int64_t WEIGHT_STEP                              and how far that is for each unit of a filter
@@ -31,7 +33,7 @@ static inline Ints exact(const int32_t *bases, const int *kind, const int32_t *c
 }
 #include "epilogue.h"
 
-using Tile = void (*)(const Unit *, int64_t, const int64_t *, int64_t, int64_t, const Weight *, int64_t,
+using Tile = void (*)(const Unit *, int64_t, const int64_t *, int64_t, int64_t, int64_t, const Weight *, int64_t,
                       int32_t (*)[LANES]);
 struct Tiles {
   Tile of[TILE_BLOCKS + 1][MAX_PIXELS + 1];
@@ -64,14 +66,16 @@ static void border(const Conv &c, const int32_t *ones, uint64_t rows, uint64_t c
   std::memcpy(base, &total, sizeof(total));
 }
 
-// Offsets of runs of units from a pixel's first; taps next to each other in memory are one run.
+// Offsets of runs of units from a pixel's first; taps next to each other in memory are one run, unless some of their
+// units are skipped.
 struct Runs {
   std::vector<int64_t> offsets;
-  int64_t units;
+  int64_t units, skipped;
   Runs(const Conv &c, int64_t width) {
     const int64_t pixel_units = c.groups * c.words * UNITS;
-    const bool joined = c.groups == 1 && c.dilation_w == 1;
-    units = (joined ? c.kernel_w * c.words : c.words) * UNITS;
+    skipped = c.words * UNITS - needed_units(c);
+    const bool joined = c.groups == 1 && c.dilation_w == 1 && skipped == 0;
+    units = joined ? c.kernel_w * c.words * UNITS : needed_units(c);
     for (int64_t i = 0; i < c.kernel_h; i++)
       for (int64_t j = 0; j < (joined ? 1 : c.kernel_w); j++)
         offsets.push_back((i * c.dilation_h * width + j * c.dilation_w) * pixel_units);
@@ -85,7 +89,7 @@ static int64_t spin(int64_t words, int64_t times) {
   const std::vector<Weight> weights(TILE_BLOCKS * step, Weight(0x0C));
   const Tile volatile tile = tiles().of[TILE_BLOCKS][MAX_PIXELS]; // volatile: calls without a used result stay
   alignas(64) int32_t count[MAX_PIXELS * TILE_BLOCKS][LANES];
-  for (int64_t i = 0; i < times; i++) tile(activations.data(), units, &start, 1, units, weights.data(), step, count);
+  for (int64_t i = 0; i < times; i++) tile(activations.data(), units, &start, 1, units, 0, weights.data(), step, count);
   return times * MAX_PIXELS * TILE_BLOCKS * LANES * words * 32;
 }
 
@@ -120,8 +124,8 @@ static void convolve(const Conv &c, const Epilogue &e, const Task &t, const Seen
         // as many blocks at once as belong to this group
         together = std::min({int64_t(TILE_BLOCKS), t.block1 - b, c.blocks - in_group});
         tiles().of[together][x1 - x0](row + x0 * step + group * c.words * UNITS, step, runs.offsets.data(),
-                                      int64_t(runs.offsets.size()), runs.units, weights_of(c, b), block_step(c),
-                                      count);
+                                      int64_t(runs.offsets.size()), runs.units, runs.skipped, weights_of(c, b),
+                                      block_step(c), count);
         for (int64_t r = 0; r < together; r++) {
           const int64_t left = c.group_filters() - (in_group + r) * LANES;
           const Place at{channels, c.filters, group * c.group_filters() + (in_group + r) * LANES,

@@ -59,7 +59,7 @@ static void few(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int6
 
 template <int P, int R>
 static void differing(const uint32_t *a, int64_t pixel_step, const int64_t *taps, int64_t tap_count, int64_t words,
-                      const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
+                      int64_t, const uint32_t *lanes, int64_t block_step, int32_t (*out)[LANES]) {
   static_assert(P <= 2 * TOGETHER, "two halves");
   for (int r = 0; r < R; r++, lanes += block_step)
     if constexpr (P > TOGETHER) {

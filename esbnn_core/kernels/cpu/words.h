@@ -12,6 +12,8 @@ struct Seen {
 
 static int64_t block_step(const Conv &c) { return c.taps() * c.words * LANES; }
 
+static int64_t needed_units(const Conv &c) { return c.words; }
+
 static const Weight *weights_of(const Conv &c, int64_t block) { return c.lanes + block * block_step(c); }
 
 template <typename Use> static bool each_part(const Conv &c, const Task &t, const Use &use) {
