@@ -45,6 +45,16 @@ def test_the_epilogue_is_these_steps_in_this_order(steps: str, dtype: torch.dtyp
     assert torch.equal(half, (moved >= 0).permute(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize(("filters", "copies"), [(8, 4), (4, 4), (2, 16), (1, 16), (8, 3), (5, 4), (24, 4)])
+def test_copies_of_few_filters_share_vectors(filters: int, copies: int) -> None:
+    for steps, pad_value in (("", 0), ("as", -1), ("aprqst", 0)):
+        a = conv_arguments(steps, groups=1, filters=filters, copies=copies, size=(2, 9, 11), pad_value=pad_value)
+        got = call(a)
+        with paths.forced("naive"):
+            want = call(a)
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True)), (steps, pad_value)
+
+
 def test_bits_of_one_layer_feed_the_next() -> None:
     first = conv_arguments("aqst", copies=4, filters=10, channels=34)
     y, bits = call(first)

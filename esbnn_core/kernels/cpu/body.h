@@ -93,10 +93,25 @@ static int64_t spin(int64_t words, int64_t times) {
   return times * MAX_PIXELS * TILE_BLOCKS * LANES * words * 32;
 }
 
+// How many copies side by side fill a vector: 1, unless the filters of a single block are a part of one.
+static int64_t copies_side_by_side(const Conv &c, const Epilogue &e) {
+  if (c.groups > 1 || c.filters >= LANES || LANES % c.filters) return 1;
+  const int64_t side = LANES / c.filters;
+  return e.copies % side ? 1 : side;
+}
+
+// The first `filters` lanes again, in the lanes after them.
+static inline void repeat_lanes(int32_t *lanes, int64_t filters) {
+  for (int64_t l = filters; l < LANES; l++) lanes[l] = lanes[l - filters];
+}
+
 // Pixels in the outer loop, blocks in the inner: the activations of a tile stay in the first cache while the weights
 // stream, and the outputs of a pixel are written side by side.
-static void convolve(const Conv &c, const Epilogue &e, const Task &t, const Seen &seen) {
-  const int64_t channels = e.copies * c.filters, pixel_units = c.groups * c.words * UNITS;
+static void convolve(const Conv &c, const Epilogue &given, const Task &t, const Seen &seen) {
+  const int64_t side = copies_side_by_side(c, given), filters = side * c.filters;
+  Epilogue e = given;
+  e.copies = given.copies / side;
+  const int64_t channels = e.copies * filters, pixel_units = c.groups * c.words * UNITS;
   const Finish whole = finisher(e, LANES), partial = finisher(e, 1);
   const Runs runs(c, seen.width);
   const int64_t blocks = t.block1 - t.block0, width = t.column1 - t.column0;
@@ -110,9 +125,11 @@ static void convolve(const Conv &c, const Epilogue &e, const Task &t, const Seen
     const uint64_t rows = inside(y, c.stride_h, c.dilation_h, c.pad_h, c.in_h, c.kernel_h);
     if (y == t.row0 || rows != rows_before)
       for (int64_t b = 0; b < blocks; b++)
-        for (int k = 0; k < c.kinds; k++)
-          border(c, c.tap_ones + (t.block0 + b) * c.taps() * LANES, rows, c.column_masks[k],
-                 &bases[(b * c.kinds + k) * LANES]);
+        for (int k = 0; k < c.kinds; k++) {
+          int32_t *const base = &bases[(b * c.kinds + k) * LANES];
+          border(c, c.tap_ones + (t.block0 + b) * c.taps() * LANES, rows, c.column_masks[k], base);
+          if (side > 1) repeat_lanes(base, c.filters);
+        }
     rows_before = rows;
     const Unit *row = seen.units + ((y * c.stride_h - seen.row0) * seen.width - seen.column0) * pixel_units;
     for (int64_t part = 0; part < parts; part++) {
@@ -126,9 +143,11 @@ static void convolve(const Conv &c, const Epilogue &e, const Task &t, const Seen
         tiles().of[together][x1 - x0](row + x0 * step + group * c.words * UNITS, step, runs.offsets.data(),
                                       int64_t(runs.offsets.size()), runs.units, runs.skipped, weights_of(c, b),
                                       block_step(c), count);
+        if (side > 1)
+          for (int64_t i = 0; i < x1 - x0; i++) repeat_lanes(count[i], c.filters);
         for (int64_t r = 0; r < together; r++) {
-          const int64_t left = c.group_filters() - (in_group + r) * LANES;
-          const Place at{channels, c.filters, group * c.group_filters() + (in_group + r) * LANES,
+          const int64_t left = side > 1 ? LANES : c.group_filters() - (in_group + r) * LANES;
+          const Place at{channels, filters, group * c.group_filters() + (in_group + r) * LANES,
                          left < LANES ? int(left) : LANES,
                          &bases[(b + r - t.block0) * c.kinds * LANES], c.column_kind ? c.column_kind + x0 : nullptr};
           (left < LANES ? partial : whole)(e, at, count + r, together, pixel, x1 - x0);

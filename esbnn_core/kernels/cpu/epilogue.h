@@ -9,6 +9,11 @@ static void put_signs(uint32_t *pixel, const Epilogue &e, int64_t channels, int6
     reinterpret_cast<uint16_t *>(pixel + first / size * e.sign_words)[within / LANES] = uint16_t(mask);
     return;
   }
+  if (within % 32 + lanes <= 32 && within + lanes <= size) { // a single word
+    mask &= (1u << lanes) - 1;
+    if (mask) __atomic_fetch_or(pixel + first / size * e.sign_words + within / 32, mask << within % 32, __ATOMIC_RELAXED);
+    return;
+  }
   for (int l = 0; l < lanes; l++)
     if (mask >> l & 1) {
       const int64_t at = (first + l) % size;
@@ -81,7 +86,12 @@ static void copy_sums(const Epilogue &e, const Place &at, const int32_t (*counts
     for (int64_t i = 0; i < pixels; i++) {
       const Ints sums = exact(at.bases, at.kind, counts[i * step], i);
       int32_t *const to = e.sums + (pixel + i) * at.channels + copy * at.filters + at.first;
-      at.lanes == LANES ? store_vector(to, sums) : void(std::memcpy(to, &sums, at.lanes * sizeof(int32_t)));
+      if (at.lanes == LANES)
+        store_vector(to, sums);
+      else if (at.lanes == LANES / 2)
+        std::memcpy(to, &sums, sizeof(sums) / 2); // a known size is no call
+      else
+        std::memcpy(to, &sums, at.lanes * sizeof(int32_t));
     }
 }
 
