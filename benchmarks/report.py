@@ -205,11 +205,13 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "coverage_tasks": coverage,
     "kept": kept,
     "steps": steps,
+    "steps_avx2": steps,
     **report_gpu.TABLES,
 }
 FILES = {
-    "kept": "training",
-    "steps": "training",
+    "kept": "training_avx512-vpopcntdq",
+    "steps": "training_avx512-vpopcntdq",
+    "steps_avx2": "training_avx2-tables",
     "layers": "layers_avx512-vpopcntdq",
     "layers_avx2": "layers_avx2-tables",
     "rivals_avx512": "rivals_avx512-vpopcntdq",

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.command import positive, run_command
 from benchmarks.speed.parts import anneal_
-from benchmarks.timing import interleave, medians, write
+from benchmarks.timing import interleave, machine, medians, write
 from esbnn_core import TrainOnBits, create_model, train_on_bits_
 from esbnn_core.layers import Sign
 
@@ -162,7 +162,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, and write benchmarks/results/training.json."""
+    """Run, print, and write benchmarks/results/training_PATH.json, a file for each path of the processor, or device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--size", type=positive)
@@ -182,7 +182,8 @@ def main() -> None:
         what = f"{row['batch']} images of {row['size']}x{row['size']} on {args.device}, {row['clock']} time"
         print(f"  ms a step of {what}: {medians(row['us'], 1000, 0)}")
         print(f"  throughput over the plain layers: {row['throughput']} (target {RATIO}, set for a GPU)", flush=True)
-    print(write("training", {"settings": vars(args), "rows": rows}))
+    name = f"training_{machine()['path']}" if args.device == "cpu" else f"training_{args.device}"
+    print(write(name, {"settings": vars(args), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def gradients(
     images, _, height, width = grad.shape
     area = ((height + 1) // 2, (width + 1) // 2)
     tiles = area[0] * area[1]
-    if tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST or not images:
+    if not grad.is_cpu or tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST or not images:
         return None
     if images * tiles < LEAST or 24 * tiles > 9 * height * width:  # few products to save, or many pixels to fill up
         return None
