@@ -98,6 +98,18 @@ def steps(record: dict[str, Any]) -> str:
     return render_markdown_table(["network, ms a step", *names, *(f"bits over plain, {kind}" for kind in kinds)], body)
 
 
+def gradients(record: dict[str, Any]) -> str:
+    """Gradients of a convolution by torch and by Winograd: milliseconds, their ratio, errors."""
+    rows = record["rows"]
+    errors = [name for name in rows[0] if name.startswith("error")]
+    body = []
+    for row in rows:
+        torchs, ours = (row["us"][name]["median"] / 1000 for name in ("torch", "Winograd"))
+        errors_of = [f"{row[name]:.0e}" for name in errors]
+        body.append([row["convolution"], f"{torchs:.1f}", f"{ours:.1f}", f"{torchs / ours:.2f}", *errors_of])
+    return render_markdown_table(["both gradients, ms", "torch", "Winograd", "torch over Winograd", *errors], body)
+
+
 def rivals(record: dict[str, Any]) -> str:
     """Whole networks in all runtimes, the fastest first, and ours against the fastest int8 rival."""
     faster = record["times the fastest int8"]
@@ -206,12 +218,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kept": kept,
     "steps": steps,
     "steps_avx2": steps,
+    "gradients": gradients,
     **report_gpu.TABLES,
 }
 FILES = {
     "kept": "training_avx512-vpopcntdq",
     "steps": "training_avx512-vpopcntdq",
     "steps_avx2": "training_avx2-tables",
+    "gradients": "gradients_avx2-tables",
     "layers": "layers_avx512-vpopcntdq",
     "layers_avx2": "layers_avx2-tables",
     "rivals_avx512": "rivals_avx512-vpopcntdq",
