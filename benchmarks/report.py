@@ -218,6 +218,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kept": kept,
     "steps": steps,
     "steps_avx2": steps,
+    "steps_avx2_two_threads": steps,
     "gradients": gradients,
     **report_gpu.TABLES,
 }
@@ -225,6 +226,7 @@ FILES = {
     "kept": "training_avx512-vpopcntdq",
     "steps": "training_avx512-vpopcntdq",
     "steps_avx2": "training_avx2-tables",
+    "steps_avx2_two_threads": "training_avx2-tables_threads2",
     "gradients": "gradients_avx2-tables",
     "layers": "layers_avx512-vpopcntdq",
     "layers_avx2": "layers_avx2-tables",

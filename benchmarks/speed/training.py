@@ -1,7 +1,7 @@
 """What does training on bits save? Bytes kept for backward and time of a step against the plain layers (G4, G5).
 
 python -m benchmarks.speed.training [--threads 1] [--size 224] [--batch 8] [--rounds 5] [--names reactnet_resnet18 ...]
-    [--device cpu]
+    [--device cpu] [--fp32]
 
 Bytes are those that autograd keeps of one forward of the binary blocks, with their real shortcuts but without stem and
 head: distinct storages, each counted once, without parameters and buffers. They are counted at batches 2 and 4 of
@@ -122,17 +122,24 @@ def gib_kept(name: str, device: str, size: int = 224) -> dict[str, float]:
 Work = Callable[[nn.Module, Tensor, Tensor, bool], Callable[[], None]]
 
 
-def steps(name: str, device: str, size: int, batch: int, work: Work = step) -> dict[str, Callable[[], None]]:
-    """Training steps, or `work`, of one network by way and precision, each with a copy of its own."""
+def steps(
+    name: str, device: str, size: int, batch: int, work: Work = step, narrow: bool = True
+) -> dict[str, Callable[[], None]]:
+    """Training steps, or `work`, of one network by way and precision, each with a copy of its own.
+
+    `narrow`: with those that round to bfloat16.
+    """
     plain = annealed(name).to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,), device=device)  # classes that every network has
     contenders = {}
     for way in ("plain", "bits"):
-        for narrow in (False, True):
+        for cast in (False, True)[: 1 + narrow]:
             network = copy.deepcopy(plain)
             network = train_on_bits_(network) if way == "bits" else network
-            contenders[f"{way} {'bf16 autocast' if narrow else 'fp32'}"] = work(network, x, labels, narrow)
+            contenders[f"{way} {'bf16 autocast' if cast else 'fp32'}"] = work(network, x, labels, cast)
+    if not narrow:
+        return contenders
     rounded = train_on_bits_(copy.deepcopy(plain), TrainOnBits(gradient_dtype=torch.bfloat16))
     contenders[f"bits {ROUNDED}"] = work(rounded, x, labels, False)
     return contenders
@@ -142,7 +149,9 @@ def throughput(us: dict[str, dict[str, float]]) -> dict[str, float]:
     """Of training on bits over the plain layers, by precision; with rounded gradients over the plain fp32 step."""
     sides = {"fp32": "fp32", "bf16 autocast": "bf16 autocast", ROUNDED: "fp32"}
     return {
-        kind: round(us[f"plain {plain}"]["median"] / us[f"bits {kind}"]["median"], 2) for kind, plain in sides.items()
+        kind: round(us[f"plain {plain}"]["median"] / us[f"bits {kind}"]["median"], 2)
+        for kind, plain in sides.items()
+        if f"bits {kind}" in us
     }
 
 
@@ -152,7 +161,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"network": name, "GiB at batch 256": kept}
     size = row["size"] = args.size or SMALL.get(name, SIZE)
     batch = row["batch"] = args.batch or LARGE.get(name, BATCH)
-    contenders = steps(name, args.device, size, batch)
+    contenders = steps(name, args.device, size, batch, narrow=not args.fp32)
     # one thread of the processor can be timed by itself, whatever else the machine is doing
     alone = args.device == "cpu" and args.threads == 1
     row["clock"] = "process" if alone else "wall"
@@ -162,7 +171,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, and write benchmarks/results/training_PATH.json, a file for each path of the processor, or device."""
+    """Run, print, and write benchmarks/results/training_PATH.json: a file for each path of the processor, or device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--size", type=positive)
@@ -170,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--names", nargs="+", default=(*NAMES, *DEMO))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fp32", action="store_true", help="leave bfloat16 out, which some processors imitate slowly")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
@@ -183,6 +193,7 @@ def main() -> None:
         print(f"  ms a step of {what}: {medians(row['us'], 1000, 0)}")
         print(f"  throughput over the plain layers: {row['throughput']} (target {RATIO}, set for a GPU)", flush=True)
     name = f"training_{machine()['path']}" if args.device == "cpu" else f"training_{args.device}"
+    name += f"_threads{args.threads}" if args.threads > 1 else ""
     print(write(name, {"settings": vars(args), "rows": rows}))
 
 
