@@ -8,6 +8,7 @@ convolution, or nearer.
 
 import ctypes
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ STEP_BYTES = 4 << 20
 MOST_BYTES = 256 << 20
 """Of one image's tiles; above it torch's convolution serves, which needs no such buffers."""
 X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT = range(5)
+OF_WEIGHT = (WEIGHT_TO_TILES, TILES_TO_WEIGHT)
 
 
 @functools.cache
@@ -40,23 +42,40 @@ class Tiles:
         channels: of all groups.
         groups: of the channels.
         padding: rows and columns of the convolution.
+        spare: a tile of zeros at the end, without which a tile's 16 numbers are often a multiple of a page apart, of
+            which a cache has few places.
     """
 
     def __init__(
-        self, library: Library, images: int, area: tuple[int, int], channels: int, groups: int, padding: tuple[int, int]
+        self,
+        library: Library,
+        images: int,
+        area: tuple[int, int],
+        channels: int,
+        groups: int,
+        padding: tuple[int, int],
+        spare: bool = True,
     ) -> None:
-        self.library, self.area, self.groups, self.padding = library, area, groups, padding
-        self.tiles, self.size = area[0] * area[1], channels // groups
-        self.apart = images * self.tiles * self.size + 16  # not a multiple of a page, of which a cache has few places
-        self.buffer = torch.empty(groups * 16 * self.apart, dtype=torch.float32, device="cpu")
+        self.library, self.area, self.groups, self.padding, self.spare = library, area, groups, padding, spare
+        self.size, self.images = channels // groups, 0
+        self.buffer = torch.empty(16 * channels * self._tiles(images), dtype=torch.float32, device="cpu")
+
+    def _tiles(self, images: int) -> int:
+        return images * self.area[0] * self.area[1] + self.spare
 
     def of(self, images: int) -> Tensor:
-        """(groups * 16, tiles, channels of a group) of the first images."""
-        return self.buffer.as_strided((self.groups * 16, images * self.tiles, self.size), (self.apart, self.size, 1))
+        """(groups * 16, tiles, channels of a group) of the first images, contiguous: else torch.bmm uses one thread."""
+        shape = (self.groups * 16, self._tiles(images), self.size)
+        found = self.buffer[: math.prod(shape)].view(shape)
+        if self.spare and images != self.images:
+            found[:, -1] = 0.0
+            self.images = images
+        return found
 
     def step(self, step: int, rows: Tensor, pad_value: float = 0.0) -> None:
         """From a map (n, H, W, C) to its tiles, or back."""
-        numbers = numbers_of(*rows.shape, self.groups, *self.area, *self.padding, self.apart, step)
+        apart = self._tiles(1 if step in OF_WEIGHT else len(rows)) * self.size
+        numbers = numbers_of(*rows.shape, self.groups, *self.area, *self.padding, apart, step)
         pointers = addresses_of(rows, self.buffer)
         _prepared(self.library).esbnn_winograd(self.library.path, numbers, pad_value, pointers)
 
@@ -103,8 +122,10 @@ def gradients(
     few = min(images, max(1, max(STEP_BYTES, 64 * filters * size) // image_bytes))
     of_grad = Tiles(library, few, area, filters, groups, padding)
     of_x = Tiles(library, few, area, size * groups, groups, padding)
-    of_weight, of_total = (Tiles(library, 1, (filters // groups, 1), size * groups, groups, padding) for _ in range(2))
-    numbers, total = of_weight.of(1), of_total.of(1)
+    own = filters // groups
+    of_weight = Tiles(library, 1, (own, 1), size * groups, groups, padding)
+    of_total = Tiles(library, 1, (own, 1), size * groups, groups, padding, spare=False)
+    numbers, total = of_weight.of(1)[:, :own], of_total.of(1)
     x_rows = torch.empty_like(rows) if wanted[0] else None
     if x_rows is not None:
         of_weight.step(WEIGHT_TO_TILES, taps)
