@@ -39,6 +39,7 @@ SYSTEMS = (
     "start_binaryvit",
     "binaryvit_best",
     "start_bidiffsr",
+    "bidiffsr_best",
     "groups_small",
     "groups_long",
 )
