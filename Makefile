@@ -47,7 +47,7 @@ sanitize: $(STAMP)
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(PY) -m pytest tests/core/test_native.py tests/core/test_kernels.py tests/core/test_kernels_fuzz.py tests/core/test_neon.py \
 	  tests/core/test_onnx_operators.py tests/core/test_real_kernels.py tests/core/test_row.py tests/core/test_program.py tests/core/test_stem.py \
-	  tests/core/test_native_training.py -k "not emulation and not process and not compiler and not import and not opcheck"
+	  tests/core/test_native_training.py tests/core/test_winograd.py -k "not emulation and not process and not compiler and not import and not opcheck"
 
 # about ten minutes on one core; makes the tables of layers, networks, training and sizes of docs/reports/performance.md anew
 bench: $(STAMP)
