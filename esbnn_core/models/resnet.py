@@ -10,13 +10,14 @@ stage for the CIFAR ResNet-20. `es_*` tile before the stem's BN and slice for th
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from esbnn_core.errors import check_counts
-from esbnn_core.layers import PadShortcut
+from esbnn_core.errors import check_at_least, check_counts
+from esbnn_core.layers import PadShortcut, RPReLU
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.parts import Stem, make_readout, real_shortcut, resnet_stem
 from esbnn_core.models.registry import register_family
@@ -70,8 +71,23 @@ def _make_shortcut(kind: Downsample, c_in: int, c_out: int, expansion: Expansion
     return real_shortcut(c_in, c_out, expansion, name, pooled=kind == "avgpool_conv")
 
 
+def _further_acts(count: int, channels: int) -> nn.Sequential:
+    """RPReLUs in a row that start as the identity, with their kinks apart: evenly spaced normal quantiles."""
+    acts = [RPReLU(channels) for _ in range(count)]
+    for number, act in enumerate(acts):
+        kink = NormalDist().inv_cdf((number + 0.5) / count)
+        nn.init.constant_(act.slope, 1.0)
+        nn.init.constant_(act.shift_in, -kink)
+        nn.init.constant_(act.shift_out, kink)
+    return nn.Sequential(*acts)
+
+
 def binary_stages(
-    layout: Layout, style: UnitStyle, expansion: Expansion, downsample: Downsample = "avgpool_conv"
+    layout: Layout,
+    style: UnitStyle,
+    expansion: Expansion,
+    downsample: Downsample = "avgpool_conv",
+    further_acts: int = 0,
 ) -> nn.Sequential:
     """Stages layer1, layer2, ...: each a row of BinaryUnits with a shortcut each.
 
@@ -82,6 +98,7 @@ def binary_stages(
         style: of the units.
         expansion: plain or expanded.
         downsample: shortcut of the units of stride 2.
+        further_acts: RPReLUs behind each unit, as BinaryResNet has them.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer (stages.layer2.0).
@@ -89,7 +106,7 @@ def binary_stages(
     before = layout.widths[0]
     stages = OrderedDict[str, nn.Module]()
     for number, (count, width) in enumerate(zip(layout.units, layout.widths, strict=True), start=1):
-        stage = []
+        stage: list[nn.Module] = []
         for index in range(count):
             name = f"stages.layer{number}.{index}"
             stride = 2 if index == 0 and number > 1 else 1
@@ -99,6 +116,8 @@ def binary_stages(
             stage.append(
                 BinaryUnit(before, width, stride=stride, style=style, expansion=expansion, shortcut=shortcut, name=name)
             )
+            if further_acts:
+                stage.append(_further_acts(further_acts, expansion.wide * width))
             before = width
         stages[f"layer{number}"] = nn.Sequential(*stage)
     return nn.Sequential(stages)
@@ -113,20 +132,30 @@ class BinaryResNet(nn.Module):
         expansion: plain, ES or Rep.
         num_classes: of the classifier.
         in_channels: of the stem.
+        further_acts: so many RPReLUs more behind each unit, which start as the identity: three real parameters each for
+            a channel, no operation that the papers count. It gives a plain network as many real parameters as an
+            expanded one has.
 
     Raises:
         InputError: a width that tau*groups does not divide, naming the layer.
     """
 
     def __init__(
-        self, layout: Layout, style: ResNetStyle, expansion: Expansion, num_classes: int = 1000, in_channels: int = 3
+        self,
+        layout: Layout,
+        style: ResNetStyle,
+        expansion: Expansion,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        further_acts: int = 0,
     ) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels)
+        check_at_least(0, further_acts=further_acts)
         tile_first = expansion.rule == "es" or style.rep_tiles_before_norm
         act = nn.Hardtanh() if style.stem_act == "hardtanh" else None
         self.stem = resnet_stem(layout.stem, in_channels, layout.widths[0], expansion, tile_first, act)
-        self.stages = binary_stages(layout, style.unit, expansion, style.downsample)
+        self.stages = binary_stages(layout, style.unit, expansion, style.downsample, further_acts)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.readout, features = make_readout(layout.widths[-1], expansion)
         self.head_norm: nn.Module = nn.BatchNorm1d(features) if style.head_norm else nn.Identity()

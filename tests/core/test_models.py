@@ -1,13 +1,14 @@
 """Every network of the catalogue: forward, backward, counts, ES at tau = groups = 1; packed ones exported, compiled."""
 
 from functools import cache, partial
+from statistics import NormalDist
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from esbnn_core import InputError, count, create_model, list_models, model_spec
-from esbnn_core.layers import Expansion, SliceChannels
+from esbnn_core.layers import Expansion, RPReLU, SliceChannels
 from esbnn_core.models import LatentResNet, registry
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
@@ -160,6 +161,31 @@ def test_in_a_stem_the_max_pool_and_the_hardtanh_may_change_places() -> None:
         assert torch.equal(pool(act(x)), act(pool(x))) and (x.abs() > 1).any()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_further_acts_start_as_the_identity_and_bend_where_they_say(count: int) -> None:
+    x = batch("reactnet_resnet8")
+    torch.manual_seed(0)
+    plain = create_model("reactnet_resnet8").eval()
+    torch.manual_seed(0)
+    model = create_model("reactnet_resnet8", further_acts=count)
+    numbers = [sum(p.numel() for p in m.parameters()) for m in (plain, model)]
+    units = [m for m in plain.modules() if isinstance(m, BinaryUnit)]
+    assert numbers[1] - numbers[0] == 3 * count * sum(u.norm.num_features for u in units)
+    torch.testing.assert_close(model.eval()(x), plain(x), rtol=1e-5, atol=1e-6)
+    rows = [m for m in model.modules() if isinstance(m, nn.Sequential) and all(isinstance(a, RPReLU) for a in m)]
+    assert [len(row) for row in rows] == [count] * len(units)
+    # a slope of 0 leaves max(x, kink)
+    kinks = [NormalDist().inv_cdf((j + 0.5) / count) for j in range(count)]
+    for act, kink in zip(rows[0], kinks, strict=True):
+        with torch.no_grad():
+            act.slope.fill_(0)
+        values = torch.linspace(-3, 3, 13).view(13, 1, 1, 1).expand(-1, act.slope.numel(), 1, 1)
+        torch.testing.assert_close(act(values), values.clamp(min=kink))
+    assert torch.equal(pack_(model)(x), model(x))
+    with pytest.raises(InputError, match="further_acts must be a whole number of at least 0, got -1"):
+        create_model("reactnet_resnet8", further_acts=-1)
+
+
 def test_the_last_half_of_es_is_not_read() -> None:
     model = create_small("es_reactnet_resnet8")
     model(batch("es_reactnet_resnet8")).square().sum().backward()
@@ -253,7 +279,8 @@ def test_the_spec_rebuilds_the_network() -> None:
     model = create_model("es_reactnet_resnet8", tau=4, in_channels=1)
     spec = model_spec(model)
     assert spec is not None and spec.input_size == (1, 32, 32)
-    assert spec.options == {"num_classes": 10, "in_channels": 1, "tau": 4, "groups": 1, "copy_spread": 0.0}
+    options = {"num_classes": 10, "in_channels": 1, "tau": 4, "groups": 1, "copy_spread": 0.0, "further_acts": 0}
+    assert spec.options == options
     again = create_model(spec.name, **spec.options)
     again.load_state_dict(model.state_dict())
     x = torch.randn(2, 1, 20, 20)

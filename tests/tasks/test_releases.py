@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import releases
 from benchmarks.releases import KINDS, SEEDS, Release, keep
-from esbnn_core import count, load_checkpoint
+from esbnn_core import count, create_model, load_checkpoint, model_spec
 from esbnn_core.checkpoint.catalogue import FOLDER, Entry, read_catalogue
 from esbnn_core.errors import InputError
 from tasks.classification.datasets import dataset_info, open_split
@@ -172,7 +172,11 @@ def test_a_release_is_made_by_its_command_and_kept_whole(tmp_path: Path, monkeyp
     (asked,), after = measured, read_catalogue(home / "manifest.json")
     entry, old = after.find(release.name), read_catalogue().find(release.name)
     assert Path(asked.target).parent.name == release.name and entry.value != 12.5
-    assert replace(entry, value=old.value) == old and [e.name for e in after] == [e.name for e in read_catalogue()]
+    # options that are younger than the file are at their defaults
+    spec = model_spec(create_model(old.network, **old.options))
+    assert spec is not None and entry.options == dict(spec.options)
+    assert replace(entry, value=old.value, options=old.options) == old
+    assert [e.name for e in after] == [e.name for e in read_catalogue()]
 
 
 def test_a_release_is_trained_once_and_a_failed_run_names_its_log(

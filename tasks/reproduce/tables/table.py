@@ -34,6 +34,8 @@ SYSTEMS = (
     "start_deep",
     "deep_best",
     "deep_long",
+    "rates_resnet8",
+    "rates_resnet20",
     "start_bnext",
     "bnext_best",
     "start_binaryvit",
