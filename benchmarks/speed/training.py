@@ -108,11 +108,11 @@ def step(network: nn.Module, x: Tensor, labels: Tensor, narrow: bool) -> Callabl
 
 
 def gib_kept(name: str, device: str, size: int = 224) -> dict[str, float]:
-    """GiB kept for backward at batch 256, by way, precision and, for ReActNet-18, estimator."""
-    kept = {}
+    """GiB kept for backward at batch 256, by way, precision and, for ReActNet-18, estimator; without sums, as on a GPU."""
+    kept, again = {}, TrainOnBits(keep_sums=False)
     for clip in (False, True) if name == "reactnet_resnet18" else (False,):
         plain = annealed(name, clip).to(device)
-        for way, network in (("plain", plain), ("bits", train_on_bits_(copy.deepcopy(plain)))):
+        for way, network in (("plain", plain), ("bits", train_on_bits_(copy.deepcopy(plain), again))):
             for narrow in (False, True):
                 key = f"{way} {'bf16 autocast' if narrow else 'fp32'}{' clip STE' if clip else ''}"
                 kept[key] = round(at_256(network, narrow, device, size), 3)

@@ -53,21 +53,23 @@ def test_what_is_kept_is_the_input_or_its_bits(images: int, channels: int, size:
     numbers = 2 * channels * 8 + 3 * channels * 4 + (0 if lanes is None else 4 * lanes.numel())
     reactnet = BinaryUnit(channels, channels, shortcut=nn.Identity())
     # x alone, read by poly2 and by the activation behind the residual; and the detached alpha
-    assert kept_bytes(on_bits(reactnet), x) == real + weight_bits + numbers + 4 * channels
+    again = TrainOnBits(keep_sums=False)
+    assert kept_bytes(on_bits(reactnet, again), x) == real + weight_bits + numbers + 4 * channels
     sums = pixels * channels * 2
-    kept = kept_bytes(on_bits(reactnet, TrainOnBits(keep_sums=True)), x)
-    assert kept == real + sums + weight_bits + numbers + 4 * channels
+    for config in (None, TrainOnBits(keep_sums=True)):  # on a CPU by default
+        kept = kept_bytes(on_bits(reactnet, config), x)
+        assert kept == real + sums + weight_bits + numbers + 4 * channels
     # plain: x + shift, its signs, what the norm reads, what the PReLU reads
     assert kept_bytes(reactnet, x) > 4 * real
     clip = BinaryUnit(
         channels, channels, style=UnitStyle(ste="clip", weight_quantizer="sign", act="none"), inner_act=True
     )
     # signs and mask, one bit each
-    assert kept_bytes(on_bits(clip), x) == 2 * bits + weight_bits + numbers
+    assert kept_bytes(on_bits(clip, again), x) == 2 * bits + weight_bits + numbers
     assert kept_bytes(clip, x) > 4 * real > 60 * bits
     bare = UnitStyle(ste="identity", weight_quantizer="sign", act="none", shift=False)
     identity = BinaryUnit(channels, channels, style=bare)
-    assert kept_bytes(on_bits(identity), x) == bits + weight_bits + numbers
+    assert kept_bytes(on_bits(identity, again), x) == bits + weight_bits + numbers
 
 
 def test_names_evaluation_copies_files_and_packing_are_as_before() -> None:

@@ -40,7 +40,7 @@ class TrainOnBits:
     Attributes:
         keep_sums: keep the exact sums for backward in 16 bits (32 where a filter has 32768 weights or more) and do not
             convolve the bits again. Costs 2 bytes for each output of the un-tiled filters, saves one binary
-            convolution.
+            convolution. None: on a CPU, where time is dearer than memory; not on a GPU.
         gradient_dtype: torch.bfloat16 rounds the gradient of a float32 layer's sums to 8 bits before its two
             convolutions of backward, the dearest part of a step, which processors with instructions for it and GPUs do
             in half the time or less; other processors convolve the rounded numbers in float32. The +-1 of the other
@@ -49,8 +49,12 @@ class TrainOnBits:
             None: nothing is rounded.
     """
 
-    keep_sums: bool = False
+    keep_sums: bool | None = None
     gradient_dtype: torch.dtype | None = None
+
+    def keeps_sums(self, device: torch.device) -> bool:
+        """Whether sums on that device are kept."""
+        return device.type == "cpu" if self.keep_sums is None else self.keep_sums
 
     def products_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """dtype of backward's convolutions of a layer whose plain ones are of `dtype`."""
@@ -201,7 +205,7 @@ class LayerPath:
         sums, bits, weight_bits, lanes, shift, weight = _operands(layer, x, geometry, rule.reads_values)
         plan = Plan(
             *(geometry, rule, 1, True, None, 0, None, False, "none", (-1.0, 1.0)),
-            *(self.config.products_dtype(narrow, x.device), narrow, self.config.keep_sums, weight.rule),
+            *(self.config.products_dtype(narrow, x.device), narrow, self.config.keeps_sums(x.device), weight.rule),
         )
         operands = (x, shift, weight.values)
         y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, lanes, None, None, *operands, None, *[None] * 7)
@@ -275,7 +279,7 @@ class UnitPath:
         out = self.out_type(unit, [narrow, *narrow_out], x if identity else residual)
         plan = Plan(
             *(geometry, rule, copies, False, eps, rows, reduce, identity, act, limits),
-            *(self.config.products_dtype(narrow, x.device), out, self.config.keep_sums, weight.rule),
+            *(self.config.products_dtype(narrow, x.device), out, self.config.keeps_sums(x.device), weight.rule),
         )
         operands, vectors = (x, shift, weight.values), (scale, gamma, beta, inner, *ends)
         y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, lanes, found, made, *operands, residual, *vectors)
