@@ -108,7 +108,7 @@ def step(network: nn.Module, x: Tensor, labels: Tensor, narrow: bool) -> Callabl
 
 
 def gib_kept(name: str, device: str, size: int = 224) -> dict[str, float]:
-    """GiB kept for backward at batch 256, by way, precision and, for ReActNet-18, estimator; without sums, as on a GPU."""
+    """GiB kept for backward at batch 256, by way, precision and estimator; without sums, as on a GPU."""
     kept, again = {}, TrainOnBits(keep_sums=False)
     for clip in (False, True) if name == "reactnet_resnet18" else (False,):
         plain = annealed(name, clip).to(device)

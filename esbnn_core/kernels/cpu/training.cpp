@@ -143,14 +143,36 @@ API int esbnn_moments(int path, const int64_t *n, const void *sums, int64_t *bot
   return !summed(n[0], block_rows(n[0], filters), int(n[4]), 2 * filters, both, part);
 }
 
-API void esbnn_winograd(int path, const int64_t *n, float pad_value, void *const *p) {
-  const Winograd w{n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], pad_value, static_cast<float *>(p[0]),
-                   static_cast<float *>(p[1])};
-  const int64_t step = n[10], images = n[0];
-  const bool weights = step == WEIGHT_TO_TILES || step == TILES_TO_WEIGHT;
-  const int64_t rows = weights ? w.groups * w.tile_rows : images * (w.tile_rows + (step == TILES_TO_X));
-  const int64_t values = std::max<int64_t>(1, 16 * w.channels * (weights ? 1 : w.tile_columns));
+API int esbnn_winograd(int path, const int64_t *n, const float *reals, void *const *p, double *totals) {
+  Winograd w;
+  w.first = n[0], w.last = n[1], w.height = n[2], w.width = n[3], w.channels = n[4], w.groups = n[5];
+  w.tile_rows = n[6], w.tile_columns = n[7], w.padding_rows = n[8], w.padding_columns = n[9], w.apart = n[10];
+  w.rule = int(n[12]), w.pad_value = reals[0], w.clip = reals[1];
+  w.map = static_cast<float *>(p[0]), w.tiles = static_cast<float *>(p[1]);
+  w.shift = floats(p[2]), w.x = floats(p[3]), w.onto = floats(p[4]);
+  const int64_t step = n[11], rows = w.last - w.first, threads = std::max<int64_t>(1, n[13]);
   const auto loop = training_of(path).winograd[step];
-  each_block(rows, std::max<int64_t>(1, LEAST / values), int(n[11]),
-             [&](int64_t row0, int64_t row1, int64_t) { loop(w, row0, row1); });
+  if (step != TILES_TO_X) {
+    const bool weights = step == WEIGHT_TO_TILES || step == TILES_TO_WEIGHT;
+    const int64_t values = std::max<int64_t>(1, 16 * w.channels * (weights ? 1 : w.tile_columns));
+    const int64_t units = weights ? w.groups * w.tile_rows : rows, start = weights ? 0 : w.first;
+    each_block(units, std::max<int64_t>(1, LEAST / values), int(threads),
+               [&](int64_t from, int64_t to, int64_t) { loop(w, start + from, start + to, nullptr); });
+    return 0;
+  }
+  w.carry_in = floats(p[5]), w.carry_out = static_cast<float *>(p[6]);
+  w.sums = totals ? totals_of_blocks.need<float>(rows * w.channels) : nullptr;
+  std::atomic<int> failed{totals && !w.sums};
+  // as few blocks as threads: most of them begin within an image
+  if (!failed)
+    each_block(rows, (rows + threads - 1) / threads, int(threads), [&](int64_t from, int64_t to, int64_t) {
+      float *scratch = own.need<float>(w.scratch_floats());
+      if (scratch)
+        loop(w, w.first + from, w.first + to, scratch);
+      else
+        failed = 1;
+    });
+  if (totals && !failed)
+    for (int64_t i = 0; i < rows * w.channels; i++) totals[i % w.channels] += w.sums[i];
+  return failed;
 }

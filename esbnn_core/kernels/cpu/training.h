@@ -79,8 +79,24 @@ struct Winograd {
   int64_t tile_rows, tile_columns;         // of an image
   int64_t padding_rows, padding_columns;   // of the input
   int64_t apart;                           // numbers from one of a tile's 16 to the next
+  int64_t first, last;                     // rows of tiles over all images, those of `tiles`
   float pad_value;                         // what the input has outside
   float *map, *tiles;                      // tiles (groups, 16, tiles, channels of a group)
+  // X_TO_TILES takes sign(map + shift) where there is a shift. With a rule, none of them MASKED, TILES_TO_X writes what
+  // struct Estimator has for its gradient, and sums without `onto`; without one, -1, the gradient itself.
+  const float *shift, *x, *onto; // x and onto, which may be `map` or null, are maps as `map`
+  int rule;
+  float clip;
+  // Of TILES_TO_X: what the rows before `first` add to the map, and those before `last`, carry_floats() numbers each; and
+  // the sums of each row of tiles (last - first, channels), with a rule.
+  const float *carry_in;
+  float *carry_out, *sums;
+
+  int64_t pixel_columns() const { return 2 * tile_columns + 2; }
+  // From one pixel of a carry to the next: a cache has few places for pixels that are a power of two apart.
+  int64_t pixel_floats() const { return channels + LANES; }
+  int64_t carry_floats() const { return 2 * pixel_columns() * pixel_floats(); }
+  int64_t scratch_floats() const { return carry_floats() + 9 * pixel_floats(); }
 };
 enum WinogradStep { X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT, WINOGRAD_STEPS };
 
@@ -95,8 +111,8 @@ struct Training {
   // adds sums and sums of squares of rows of filters; |sum| <= largest <= 46340
   void (*moments)(const void *sums, SumsKind kind, int64_t filters, int64_t largest, int64_t row0, int64_t row1,
                   int64_t *total, int64_t *squares);
-  // rows of tiles over all images; of TILES_TO_X pairs of rows of pixels, tile_rows + 1 an image; of the weights filters
-  void (*winograd[WINOGRAD_STEPS])(const Winograd &, int64_t row0, int64_t row1);
+  // rows of tiles from `first` to `last`, of the weights filters; TILES_TO_X needs scratch_floats() numbers of scratch
+  void (*winograd[WINOGRAD_STEPS])(const Winograd &, int64_t row0, int64_t row1, float *scratch);
 };
 
 inline int64_t scratch_floats(int64_t channels) { return (TOTALS + 2 * GROUP) * channels; }

@@ -3,42 +3,62 @@
 Two by two gradients of the sums take 16 products in place of 36. The native library goes from maps to tiles and back
 (training_winograd.h), torch.bmm multiplies. Both gradients share the tiles of the incoming one. For an input of signs
 and a weight of +-1 one factor of every product is exact, and the results are as near to float64 as those of torch's
-convolution, or nearer.
+convolution, or nearer. The input may be given as it is before its sign: the steps sign it on the way to tiles, and take
+its gradient through the estimator on the way back, without a map between them.
 """
 
 import ctypes
 import functools
 import math
+import struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from esbnn_core.kernels.cpu.library import Library
-from esbnn_core.kernels.cpu.training import addresses_of, numbers_of, served_by
+from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by
 
 LEAST = 32
 """Channels and filters of a group, and tiles of all images: with fewer the maps cost more than the products save."""
 STEP_BYTES = 4 << 20
-"""Of tiles at a time, or as many as the weight's: so many images as fit, so that they stay in the caches."""
+"""Of tiles at a time, or as many as the weight's: so many rows of tiles as fit, so that they stay in the caches."""
 MOST_BYTES = 256 << 20
-"""Of one image's tiles; above it torch's convolution serves, which needs no such buffers."""
+"""Of one row of tiles; above it torch's convolution serves, which needs no such buffers."""
 X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT = range(5)
 OF_WEIGHT = (WEIGHT_TO_TILES, TILES_TO_WEIGHT)
 
 
 @functools.cache
 def _prepared(library: Library) -> ctypes.CDLL:
-    library.handle.esbnn_winograd.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_float, ctypes.c_char_p]
+    packed = ctypes.c_char_p
+    library.handle.esbnn_winograd.argtypes = [ctypes.c_int, packed, packed, packed, ctypes.c_void_p]
     return library.handle
 
 
+class BeforeSign(NamedTuple):
+    """What the sign of an input adds to the gradients: the steps take the input's values in place of signs.
+
+    Attributes:
+        shift: (C,) float32 of the sign.
+        rule: of its estimator, "identity", "clip" or "poly2".
+        clip: half width of "clip".
+        onto: rows (N*H*W, C) float32 that the input's gradient is added to, in place, or None.
+    """
+
+    shift: Tensor
+    rule: str
+    clip: float
+    onto: Tensor | None
+
+
 class Tiles:
-    """A buffer for the tiles of a few images, or for a weight's filters.
+    """A buffer for the tiles of a few rows of them, or for a weight's filters.
 
     Args:
         library: that fills and empties it.
-        images: at most.
-        area: rows and columns of tiles of an image.
+        rows: of tiles, at most.
+        area: rows and columns of tiles of an image; of a weight filters of a group, and 1.
         channels: of all groups.
         groups: of the channels.
         padding: rows and columns of the convolution.
@@ -49,7 +69,7 @@ class Tiles:
     def __init__(
         self,
         library: Library,
-        images: int,
+        rows: int,
         area: tuple[int, int],
         channels: int,
         groups: int,
@@ -57,27 +77,68 @@ class Tiles:
         spare: bool = True,
     ) -> None:
         self.library, self.area, self.groups, self.padding, self.spare = library, area, groups, padding, spare
-        self.size, self.images = channels // groups, 0
-        self.buffer = torch.empty(16 * channels * self._tiles(images), dtype=torch.float32, device="cpu")
+        self.size, self.rows = channels // groups, 0
+        self.buffer = torch.empty(16 * channels * self._tiles(rows), dtype=torch.float32, device="cpu")
+        self.carry: tuple[Tensor, ...] | None = None
 
-    def _tiles(self, images: int) -> int:
-        return images * self.area[0] * self.area[1] + self.spare
+    def _tiles(self, rows: int) -> int:
+        return rows * self.area[1] + self.spare
 
-    def of(self, images: int) -> Tensor:
-        """(groups * 16, tiles, channels of a group) of the first images, contiguous: else torch.bmm uses one thread."""
-        shape = (self.groups * 16, self._tiles(images), self.size)
+    def of(self, rows: int) -> Tensor:
+        """(groups * 16, tiles, channels of a group) of the first rows, contiguous: else torch.bmm uses one thread."""
+        shape = (self.groups * 16, self._tiles(rows), self.size)
         found = self.buffer[: math.prod(shape)].view(shape)
-        if self.spare and images != self.images:
+        if self.spare and rows != self.rows:
             found[:, -1] = 0.0
-            self.images = images
+            self.rows = rows
         return found
 
-    def step(self, step: int, rows: Tensor, pad_value: float = 0.0) -> None:
-        """From a map (n, H, W, C) to its tiles, or back."""
-        apart = self._tiles(1 if step in OF_WEIGHT else len(rows)) * self.size
-        numbers = numbers_of(*rows.shape, self.groups, *self.area, *self.padding, apart, step)
-        pointers = addresses_of(rows, self.buffer)
-        _prepared(self.library).esbnn_winograd(self.library.path, numbers, pad_value, pointers)
+    def step(
+        self,
+        step: int,
+        map_rows: Tensor,
+        part: range,
+        pad_value: float = 0.0,
+        before: BeforeSign | None = None,
+        x: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> None:
+        """From a map to its tiles, or back.
+
+        Args:
+            step: which.
+            map_rows: the whole map (N, H, W, C).
+            part: rows of tiles of all images; those of TILES_TO_X follow each other from call to call.
+            pad_value: of X_TO_TILES, what is outside of the map.
+            before: a sign. The map that tiles are made of is signed, the one that is made of tiles goes through the
+                estimator at `x` and is added to `before.onto`.
+            x: as the map.
+            total: (C,) float64, to which the latter's sum is added.
+        """
+        apart = self._tiles(self.area[0] if step in OF_WEIGHT else len(part)) * self.size
+        onto = None if x is None or before is None else before.onto
+        rule = -1 if x is None or before is None else RULES[before.rule]
+        if step == TILES_TO_X and self.carry is None:
+            sizes = (2, 2 * self.area[1] + 2, map_rows.shape[3] + 16)
+            self.carry = tuple(torch.empty(sizes, dtype=torch.float32, device="cpu") for _ in range(2))
+        shape = (*map_rows.shape[1:], self.groups, *self.area, *self.padding, apart)
+        numbers = numbers_of(part.start, part.stop, *shape, step, rule)
+        shift = None if before is None else before.shift
+        pointers = addresses_of(map_rows, self.buffer, shift, x, onto, *(self.carry or ()))
+        reals = struct.pack("2f", pad_value, 0.0 if before is None else before.clip)
+        at = None if total is None else total.data_ptr()
+        if _prepared(self.library).esbnn_winograd(self.library.path, numbers, reals, pointers, at):
+            raise MemoryError(f"no memory for two rows of pixels of {tuple(map_rows.shape)}")
+        if step == TILES_TO_X and self.carry is not None:
+            self.carry = self.carry[::-1]
+
+
+class Gradients(NamedTuple):
+    """Of the input (N, C, H, W), channels_last, of the weight, and of the sign's shift (C,) float64, or None."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    shift: Tensor | None = None
 
 
 def gradients(
@@ -88,62 +149,64 @@ def gradients(
     pad_value: float,
     groups: int,
     wanted: tuple[bool, bool],
-) -> list[Tensor | None] | None:
+    before: BeforeSign | None = None,
+) -> Gradients | None:
     """Gradients of the operands of a convolution of stride and dilation 1, or None where torch has to compute them.
 
     Args:
         grad: (N, O, H', W') float32; copied if it is not channels_last.
-        signs: (N, C, H, W) float32, likewise.
+        signs: (N, C, H, W) float32, likewise; with `before` the input of the sign.
         weight: (O, C / groups, 3, 3) float32.
         padding: rows, columns.
-        pad_value: of the input's padding.
+        pad_value: of the signs' padding.
         groups: of channels and filters.
         wanted: whether those of the input and of the weight are wanted.
-
-    Returns:
-        That of the input (N, C, H, W), channels_last, and that of the weight, None where not wanted.
+        before: the sign, where the first is wanted of its input and not of the signs.
     """
     filters, size = weight.shape[:2]
     images, _, height, width = grad.shape
     area = ((height + 1) // 2, (width + 1) // 2)
-    tiles = area[0] * area[1]
+    tiles, all_rows = area[0] * area[1], images * area[0]
     if not grad.is_cpu or tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST or not images:
         return None
     if images * tiles < LEAST or 24 * tiles > 9 * height * width:  # few products to save, or many pixels to fill up
         return None
-    image_bytes = 64 * tiles * (size * groups + filters)
-    singles = all(t.dtype == torch.float32 for t in (grad, signs, weight))
-    if image_bytes > MOST_BYTES or not singles:
+    row_bytes = 64 * area[1] * (size * groups + filters)
+    ends = () if before is None else (before.shift, before.onto)
+    singles = all(t is None or t.dtype == torch.float32 for t in (grad, signs, weight, *ends))
+    if row_bytes > MOST_BYTES or not singles:
         return None
     rows, grad_rows, taps = (t.permute(0, 2, 3, 1).contiguous() for t in (signs, grad, weight))
-    library = served_by(rows, grad_rows, taps)
+    library = served_by(rows, grad_rows, taps, *ends)
     if library is None:
         return None
-    few = min(images, max(1, max(STEP_BYTES, 64 * filters * size) // image_bytes))
+    few = min(all_rows, max(1, max(STEP_BYTES, 64 * filters * size) // row_bytes))
     of_grad = Tiles(library, few, area, filters, groups, padding)
     of_x = Tiles(library, few, area, size * groups, groups, padding)
     own = filters // groups
-    of_weight = Tiles(library, 1, (own, 1), size * groups, groups, padding)
-    of_total = Tiles(library, 1, (own, 1), size * groups, groups, padding, spare=False)
-    numbers, total = of_weight.of(1)[:, :own], of_total.of(1)
-    x_rows = torch.empty_like(rows) if wanted[0] else None
-    if x_rows is not None:
-        of_weight.step(WEIGHT_TO_TILES, taps)
-    for first in range(0, images, few):
-        part = slice(first, min(first + few, images))
-        count = part.stop - first
-        of_grad.step(GRAD_TO_TILES, grad_rows[part])
+    of_weight = Tiles(library, own, (own, 1), size * groups, groups, padding)
+    of_total = Tiles(library, own, (own, 1), size * groups, groups, padding, spare=False)
+    numbers, total = of_weight.of(own)[:, :own], of_total.of(own)
+    x_rows = shift_grad = taps_grad = None
+    if wanted[0]:
+        x_rows = torch.empty_like(rows) if before is None or before.onto is None else before.onto.view_as(rows)
+        shift_grad = None if before is None else rows.new_zeros(size * groups, dtype=torch.float64)
+        of_weight.step(WEIGHT_TO_TILES, taps, range(1))
+    for first in range(0, all_rows, few):
+        part = range(first, min(first + few, all_rows))
+        of_grad.step(GRAD_TO_TILES, grad_rows, part)
         if wanted[1]:
-            of_x.step(X_TO_TILES, rows[part], pad_value)
-            transposed = of_grad.of(count).transpose(1, 2)
+            of_x.step(X_TO_TILES, rows, part, pad_value, before)
+            transposed = of_grad.of(len(part)).transpose(1, 2)
             if first:
-                total.baddbmm_(transposed, of_x.of(count))
+                total.baddbmm_(transposed, of_x.of(len(part)))
             else:
-                torch.bmm(transposed, of_x.of(count), out=total)
+                torch.bmm(transposed, of_x.of(len(part)), out=total)
         if x_rows is not None:
-            torch.bmm(of_grad.of(count), numbers, out=of_x.of(count))
-            of_x.step(TILES_TO_X, x_rows[part])
-    taps_grad = torch.empty_like(taps) if wanted[1] else None
-    if taps_grad is not None:
-        of_total.step(TILES_TO_WEIGHT, taps_grad)
-    return [None if t is None else t.permute(0, 3, 1, 2) for t in (x_rows, taps_grad)]
+            torch.bmm(of_grad.of(len(part)), numbers, out=of_x.of(len(part)))
+            of_x.step(TILES_TO_X, x_rows, part, 0.0, before, None if before is None else rows, shift_grad)
+    if wanted[1]:
+        taps_grad = torch.empty_like(taps)
+        of_total.step(TILES_TO_WEIGHT, taps_grad, range(1))
+    x_grad, weight_grad = (None if t is None else t.permute(0, 3, 1, 2) for t in (x_rows, taps_grad))
+    return Gradients(x_grad, weight_grad, shift_grad)

@@ -24,7 +24,7 @@ from esbnn_core.training.on_bits.plan import (
     tail_of,
     through_factor,
 )
-from esbnn_core.training.on_bits.product import gradients, sums_of
+from esbnn_core.training.on_bits.product import AnyGeometry, gradients, gradients_before_sign, sums_of
 from esbnn_core.training.on_bits.rows import map_of, rows_of, without_autocast, work_dtype
 from esbnn_core.training.on_bits.signs import mask_bits, signs_of, through, through_mask, unpack
 from esbnn_core.training.on_bits.statistics import from_moments
@@ -116,27 +116,35 @@ class UnitOnBits(torch.autograd.Function):
                     through_all = _through_tail(ctx, vectors, statistics, *operands)
                 rows, residual_rows, vector_grads = through_all
             sums_grad = map_of(rows, grad)
-        channels, groups = geometry.channels, geometry.groups
         exact = computing_dtype(plan.narrow, grad.device)
-        signs = signs_of(x, shift, exact) if bits is None else _signs(bits, channels, groups, exact)
         weight = unpack(weight_bits, ctx.weight_shape[1], 1, exact).permute(0, 3, 1, 2)
         wants_x, wants_shift, wants_weight = ctx.needs_input_grad[7:10]
         wanted = (wants_x or wants_shift, wants_weight)
-        found = gradients(geometry, sums_grad.to(plan.narrow).to(exact), signs, weight, wanted)
-        x_grad, weight_grad = (None if part is None else part.to(plan.narrow) for part in found)
-        del found
-        del signs
+        sums_grad = sums_grad.to(plan.narrow).to(exact)
+        onto = residual_rows if plan.identity else None
+        whole = (
+            None
+            if bits is not None
+            else gradients_before_sign(geometry, sums_grad, x, shift, weight, plan.rule, onto, wanted)
+        )
+        if whole is not None:
+            x_grad, weight_grad, shift_grad = whole
+        else:
+            signs = signs_of(x, shift, exact) if bits is None else _signs(bits, geometry, exact)
+            found = gradients(geometry, sums_grad, signs, weight, wanted)
+            x_grad, weight_grad = (None if part is None else part.to(plan.narrow) for part in found)
+            del found
+            del signs
+            shift_grad = None
+            if x_grad is not None:
+                rows = rows_of(x_grad)
+                if bits is None:
+                    rows, shift_grad = through(plan.rule, rows, x, shift, onto)
+                else:
+                    rows, shift_grad = _through_bits(plan, rows, mask, shift, onto, ctx.x_dtype)
+                x_grad = rows.to(ctx.x_dtype).view(ctx.x_shape[0], *ctx.x_shape[2:], -1).permute(0, 3, 1, 2)
         if weight_grad is not None and latent is not None:
             weight_grad = through_weight(plan.weight_rule, weight_grad, latent)
-        onto = residual_rows if plan.identity else None
-        shift_grad: Tensor | None = None
-        if x_grad is not None:
-            rows = rows_of(x_grad)
-            if bits is None:
-                rows, shift_grad = through(plan.rule, rows, x, shift, onto)
-            else:
-                rows, shift_grad = _through_bits(plan, rows, mask, shift, onto, ctx.x_dtype)
-            x_grad = rows.to(ctx.x_dtype).view(ctx.x_shape[0], *ctx.x_shape[2:], -1).permute(0, 3, 1, 2)
         if residual is not None or ctx.residual_dtype is not None:
             assert residual_rows is not None
             residual_grad: Tensor | None = map_of(residual_rows.to(ctx.residual_dtype), grad)
@@ -146,7 +154,7 @@ class UnitOnBits(torch.autograd.Function):
         return (
             *[None] * 7,
             x_grad,
-            None if shift_grad is None else shift_grad.to(shift.dtype),
+            None if shift is None or shift_grad is None else shift_grad.to(shift.dtype),
             None if weight_grad is None else weight_grad.to(ctx.weight_dtype),
             residual_grad,
             *ends,
@@ -157,8 +165,8 @@ def _double(tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
     return (None if t is None else t.double() for t in tensors)
 
 
-def _signs(bits: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
-    return unpack(bits, channels, groups, dtype).permute(0, 3, 1, 2)
+def _signs(bits: Tensor, geometry: AnyGeometry, dtype: torch.dtype) -> Tensor:
+    return unpack(bits, geometry.channels, geometry.groups, dtype).permute(0, 3, 1, 2)
 
 
 def _through_bits(

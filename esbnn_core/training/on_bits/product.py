@@ -11,6 +11,7 @@ from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transp
 from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.conv_transpose import filters_of, weight_of
+from esbnn_core.training.on_bits.signs import SignRule
 
 AnyGeometry = Geometry | TransposedGeometry
 
@@ -75,7 +76,7 @@ def gradients(
     if stride == dilation == (1, 1):
         found = winograd.gradients(grad, signs, weight, padding, pad_value, groups, wanted)
         if found is not None:
-            return found
+            return [found.x, found.weight]
     ring = pad_value == -1 and any(padding)
     if ring:
         signs = F.pad(signs, (columns, columns, rows, rows), value=-1.0)
@@ -85,6 +86,37 @@ def gradients(
         height, width = x_grad.shape[2] - 2 * rows, x_grad.shape[3] - 2 * columns
         x_grad = x_grad[:, :, rows:, columns:][:, :, :height, :width]
     return [x_grad, weight_grad]
+
+
+def gradients_before_sign(
+    geometry: AnyGeometry,
+    grad: Tensor,
+    x: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    rule: SignRule,
+    onto: Tensor | None,
+    wanted: tuple[bool, bool],
+) -> winograd.Gradients | None:
+    """As gradients and then signs.through, without a map between them; None where both are needed.
+
+    Args:
+        geometry: of the convolution.
+        grad: (N, O, H', W').
+        x: (N, C, H, W), whose signs are the convolution's input.
+        shift: (C,) or None.
+        weight: the +-1 weight (O, I, KH, KW).
+        rule: the estimator.
+        onto: rows (N*H*W, C) to which the gradient of x is added, in place, or None.
+        wanted: whether that of x and of the shift, and that of the weight are wanted.
+    """
+    if isinstance(geometry, TransposedGeometry) or not geometry.stride == geometry.dilation == (1, 1):
+        return None
+    if rule.standardised or rule.ste not in ("identity", "clip", "poly2"):
+        return None
+    moved = torch.zeros(x.shape[1], dtype=torch.float32, device=x.device) if shift is None else shift
+    before = winograd.BeforeSign(moved, rule.ste, rule.clip, onto)
+    return winograd.gradients(grad, x, weight, geometry.padding, geometry.pad_value, geometry.groups, wanted, before)
 
 
 def _transposed_gradients(
