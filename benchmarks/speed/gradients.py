@@ -51,7 +51,7 @@ def by_winograd(grad: Tensor, signs: Tensor, weight: Tensor) -> list[Tensor]:
     Raises:
         InputError: this machine has no native library.
     """
-    found = winograd.gradients(grad, signs, weight, (1, 1), 0.0, 1, BOTH)
+    found = winograd.gradients(grad, signs, weight, 1, (1, 1), 0.0, 1, BOTH)
     if found is None:
         raise InputError("Winograd's gradients need the native CPU library: `esbnn doctor` says why there is none")
     return [t for t in found if t is not None]

@@ -15,14 +15,19 @@ from tests.helpers import paths
 from tests.helpers.bit_training import on_bits
 from tests.helpers.units import randn, relative
 
-# images, channels, filters, height, width of the input, padding, what is outside, groups
+# images, channels, filters, height, width of the input, stride, padding, what is outside, groups
 CASES = [
-    (3, 32, 48, 8, 8, (1, 1), 0.0, 1),
-    (4, 40, 35, 7, 9, (1, 1), -1.0, 1),  # no whole vectors, an odd map
-    (2, 66, 64, 9, 11, (1, 1), -1.0, 2),
-    (2, 32, 32, 10, 12, (0, 0), 0.0, 1),
-    (2, 96, 33, 9, 7, (2, 0), 0.5, 1),
-    (40, 32, 32, 2, 2, (1, 1), 0.0, 1),
+    (3, 32, 48, 8, 8, 1, (1, 1), 0.0, 1),
+    (4, 40, 35, 7, 9, 1, (1, 1), -1.0, 1),  # no whole vectors, an odd map
+    (2, 66, 64, 9, 11, 1, (1, 1), -1.0, 2),
+    (2, 32, 32, 10, 12, 1, (0, 0), 0.0, 1),
+    (2, 96, 33, 9, 7, 1, (2, 0), 0.5, 1),
+    (40, 32, 32, 2, 2, 1, (1, 1), 0.0, 1),
+    (3, 64, 80, 16, 16, 2, (1, 1), 0.0, 1),
+    (4, 72, 67, 15, 20, 2, (1, 1), -1.0, 1),
+    (2, 130, 128, 16, 20, 2, (1, 1), -1.0, 2),
+    (3, 64, 64, 18, 18, 2, (0, 0), 0.0, 1),  # the last row and column are not read
+    (3, 65, 64, 17, 16, 2, (0, 2), 0.5, 1),
 ]
 
 
@@ -34,12 +39,12 @@ def library() -> None:
 
 def draw(case: tuple[Any, ...], whole: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The gradient of the sums, signs, weight, and in float64 the gradients of these two."""
-    images, channels, filters, height, width, (rows, columns), outside, groups = case
+    images, channels, filters, height, width, stride, (rows, columns), outside, groups = case
     signs = randn(images, channels, height, width, seed=1).sign().float()
     weight = randn(filters, channels // groups, 3, 3, seed=2).sign().float()
     x = F.pad(signs.double(), (columns, columns, rows, rows), value=outside).requires_grad_()
     twin = weight.double().requires_grad_()
-    y = F.conv2d(x, twin, groups=groups)
+    y = F.conv2d(x, twin, stride=stride, groups=groups)
     grad = randn(*y.shape, seed=3).mul(4 if whole else 1)
     grad = grad.round().float() if whole else grad.float()
     x_grad, weight_grad = torch.autograd.grad(y, (x, twin), grad.double())
@@ -127,7 +132,7 @@ def test_torch_computes_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) 
     def serves(channels: int = 32, size: int = 8, kernel: int = 3, dtype: torch.dtype = torch.float32) -> bool:
         signs, weight = torch.ones(2, channels, size, size, dtype=dtype), torch.ones(32, channels, kernel, kernel)
         grad = torch.ones(2, 32, size, size, dtype=dtype)
-        found = winograd.gradients(grad, signs, weight.to(dtype), (kernel // 2,) * 2, 0.0, 1, (True, True))
+        found = winograd.gradients(grad, signs, weight.to(dtype), 1, (kernel // 2,) * 2, 0.0, 1, (True, True))
         return found is not None
 
     assert serves() and not serves(channels=31) and not serves(size=3) and not serves(kernel=5)
@@ -138,11 +143,11 @@ def test_torch_computes_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) 
     assert not serves()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("pad_value", [0, -1])
 def test_a_layer_on_bits_trains_by_it(stride: int, pad_value: int) -> None:
     options: dict[str, Any] = {"weight_quantizer": "sign", "activation": "identity", "pad_value": pad_value}
-    layer = BinaryConv2d(32, 40, 3, stride, 1, **options).train()
+    layer = BinaryConv2d(64, 72, 3, stride, 1, **options).train()
     convolved: list[str] = []
 
     class Watch(TorchDispatchMode):
@@ -150,7 +155,7 @@ def test_a_layer_on_bits_trains_by_it(stride: int, pad_value: int) -> None:
             convolved.extend([str(func)] if "convolution_backward" in str(func) else [])
             return func(*args, **(kwargs or {}))
 
-    x = randn(3, 32, 9, 7).float()
+    x = randn(3, 64, 16, 15).float()
     exact, twin = copy.deepcopy(layer).double(), on_bits(layer)
     grad = randn(*layer(x).shape, seed=4).float()
     found = []
@@ -160,6 +165,6 @@ def test_a_layer_on_bits_trains_by_it(stride: int, pad_value: int) -> None:
         with Watch():
             y.backward(grad.to(y.dtype))
         found.append((own.grad, network.weight.grad))
-    assert len(convolved) == stride - 1
+    assert len(convolved) == (stride == 3)
     for got, want in zip(found[1], found[0], strict=True):
         assert relative(got.double(), want) < 1e-6

@@ -147,14 +147,14 @@ API int esbnn_winograd(int path, const int64_t *n, const float *reals, void *con
   Winograd w;
   w.first = n[0], w.last = n[1], w.height = n[2], w.width = n[3], w.channels = n[4], w.groups = n[5];
   w.tile_rows = n[6], w.tile_columns = n[7], w.padding_rows = n[8], w.padding_columns = n[9], w.apart = n[10];
-  w.rule = int(n[12]), w.pad_value = reals[0], w.clip = reals[1];
+  w.rule = int(n[12]), w.stride = n[13], w.pad_value = reals[0], w.clip = reals[1];
   w.map = static_cast<float *>(p[0]), w.tiles = static_cast<float *>(p[1]);
   w.shift = floats(p[2]), w.x = floats(p[3]), w.onto = floats(p[4]);
-  const int64_t step = n[11], rows = w.last - w.first, threads = std::max<int64_t>(1, n[13]);
+  const int64_t step = n[11], rows = w.last - w.first, threads = std::max<int64_t>(1, n[14]);
   const auto loop = training_of(path).winograd[step];
   if (step != TILES_TO_X) {
     const bool weights = step == WEIGHT_TO_TILES || step == TILES_TO_WEIGHT;
-    const int64_t values = std::max<int64_t>(1, 16 * w.channels * (weights ? 1 : w.tile_columns));
+    const int64_t values = std::max<int64_t>(1, w.numbers() * w.channels * (weights ? 1 : w.tile_columns));
     const int64_t units = weights ? w.groups * w.tile_rows : rows, start = weights ? 0 : w.first;
     each_block(units, std::max<int64_t>(1, LEAST / values), int(threads),
                [&](int64_t from, int64_t to, int64_t) { loop(w, start + from, start + to, nullptr); });

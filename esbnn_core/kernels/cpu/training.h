@@ -74,14 +74,17 @@ struct Signs {
 // that they saw. With that paper's B, G and A, and the weight k, the gradient of the weight is the sum over tiles of
 // G' ((B' d B) * (A g A')) G, that of the input B ((G k G') * (A g A')) B', added up where tiles overlap. * goes number
 // by number: 16 products in place of 36 for 2x2 values. Of signs B' d B are whole numbers, of +-1 G k G' are quarters.
+// Of stride 2 the values d are 5x5. Its pixels of one parity see two taps of a side, by F(2, 2), the others one: 25
+// products in place of 36, of whole numbers alone.
 struct Winograd {
   int64_t height, width, channels, groups; // of the map (images, height, width, channels)
+  int64_t stride;                          // of the convolution, 1 or 2
   int64_t tile_rows, tile_columns;         // of an image
   int64_t padding_rows, padding_columns;   // of the input
-  int64_t apart;                           // numbers from one of a tile's 16 to the next
+  int64_t apart;                           // numbers from one of a tile's to the next
   int64_t first, last;                     // rows of tiles over all images, those of `tiles`
   float pad_value;                         // what the input has outside
-  float *map, *tiles;                      // tiles (groups, 16, tiles, channels of a group)
+  float *map, *tiles;                      // tiles (groups, numbers(), tiles, channels of a group)
   // X_TO_TILES takes sign(map + shift) where there is a shift. With a rule, none of them MASKED, TILES_TO_X writes what
   // struct Estimator has for its gradient, and sums without `onto`; without one, -1, the gradient itself.
   const float *shift, *x, *onto; // x and onto, which may be `map` or null, are maps as `map`
@@ -92,11 +95,14 @@ struct Winograd {
   const float *carry_in;
   float *carry_out, *sums;
 
-  int64_t pixel_columns() const { return 2 * tile_columns + 2; }
+  int64_t side() const { return stride == 1 ? 4 : 5; } // of a tile, in numbers as in pixels
+  int64_t numbers() const { return side() * side(); }
+  int64_t overlap() const { return side() - 2 * stride; } // pixels of two tiles side by side
+  int64_t pixel_columns() const { return 2 * stride * tile_columns + overlap(); }
   // From one pixel of a carry to the next: a cache has few places for pixels that are a power of two apart.
   int64_t pixel_floats() const { return channels + LANES; }
-  int64_t carry_floats() const { return 2 * pixel_columns() * pixel_floats(); }
-  int64_t scratch_floats() const { return carry_floats() + 9 * pixel_floats(); }
+  int64_t carry_floats() const { return overlap() * pixel_columns() * pixel_floats(); }
+  int64_t scratch_floats() const { return carry_floats() + (side() * overlap() + 1) * pixel_floats(); }
 };
 enum WinogradStep { X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT, WINOGRAD_STEPS };
 

@@ -1,10 +1,10 @@
-"""Gradients of a 3x3 convolution of stride 1 by Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), transposed.
+"""Gradients of a 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), transposed.
 
-Two by two gradients of the sums take 16 products in place of 36. The native library goes from maps to tiles and back
-(training_winograd.h), torch.bmm multiplies. Both gradients share the tiles of the incoming one. For an input of signs
-and a weight of +-1 one factor of every product is exact, and the results are as near to float64 as those of torch's
-convolution, or nearer. The input may be given as it is before its sign: the steps sign it on the way to tiles, and take
-its gradient through the estimator on the way back, without a map between them.
+Two by two gradients of the sums take 16 products in place of 36, at stride 2 25. The native library goes from maps to
+tiles and back (training_winograd.h), torch.bmm multiplies. Both gradients share the tiles of the incoming one. For an
+input of signs and a weight of +-1 one factor of every product is exact, and the results are as near to float64 as those
+of torch's convolution, or nearer. The input may be given as it is before its sign: the steps sign it on the way to
+tiles, and take its gradient through the estimator on the way back, without a map between them.
 """
 
 import ctypes
@@ -19,12 +19,18 @@ from torch import Tensor
 from esbnn_core.kernels.cpu.library import Library
 from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by
 
-LEAST = 32
-"""Channels and filters of a group, and tiles of all images: with fewer the maps cost more than the products save."""
+LEAST = {1: 32, 2: 64}
+"""Channels and filters of a group by stride: with fewer the maps cost more than the products save."""
+LEAST_TILES = 32
+"""Of all images."""
 STEP_BYTES = 4 << 20
 """Of tiles at a time, or as many as the weight's: so many rows of tiles as fit, so that they stay in the caches."""
 MOST_BYTES = 256 << 20
 """Of one row of tiles; above it torch's convolution serves, which needs no such buffers."""
+SIDES = {1: 4, 2: 5}
+"""Numbers of a tile's side by stride."""
+MOST_PRODUCTS = {1: 0.67, 2: 0.8}
+"""Of those of the plain convolution, by stride."""
 X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT = range(5)
 OF_WEIGHT = (WEIGHT_TO_TILES, TILES_TO_WEIGHT)
 
@@ -62,7 +68,8 @@ class Tiles:
         channels: of all groups.
         groups: of the channels.
         padding: rows and columns of the convolution.
-        spare: a tile of zeros at the end, without which a tile's 16 numbers are often a multiple of a page apart, of
+        stride: of the convolution, 1 or 2.
+        spare: a tile of zeros at the end, without which a tile's numbers are often a multiple of a page apart, of
             which a cache has few places.
     """
 
@@ -74,19 +81,20 @@ class Tiles:
         channels: int,
         groups: int,
         padding: tuple[int, int],
+        stride: int,
         spare: bool = True,
     ) -> None:
         self.library, self.area, self.groups, self.padding, self.spare = library, area, groups, padding, spare
-        self.size, self.rows = channels // groups, 0
-        self.buffer = torch.empty(16 * channels * self._tiles(rows), dtype=torch.float32, device="cpu")
+        self.size, self.stride, self.side, self.rows = channels // groups, stride, SIDES[stride], 0
+        self.buffer = torch.empty(self.side**2 * channels * self._tiles(rows), dtype=torch.float32, device="cpu")
         self.carry: tuple[Tensor, ...] | None = None
 
     def _tiles(self, rows: int) -> int:
         return rows * self.area[1] + self.spare
 
     def of(self, rows: int) -> Tensor:
-        """(groups * 16, tiles, channels of a group) of the first rows, contiguous: else torch.bmm uses one thread."""
-        shape = (self.groups * 16, self._tiles(rows), self.size)
+        """(groups * numbers, tiles, channels of a group) of the first rows; contiguous, or torch.bmm uses one thread."""
+        shape = (self.groups * self.side**2, self._tiles(rows), self.size)
         found = self.buffer[: math.prod(shape)].view(shape)
         if self.spare and rows != self.rows:
             found[:, -1] = 0.0
@@ -119,10 +127,11 @@ class Tiles:
         onto = None if x is None or before is None else before.onto
         rule = -1 if x is None or before is None else RULES[before.rule]
         if step == TILES_TO_X and self.carry is None:
-            sizes = (2, 2 * self.area[1] + 2, map_rows.shape[3] + 16)
+            overlap = self.side - 2 * self.stride
+            sizes = (overlap, 2 * self.stride * self.area[1] + overlap, map_rows.shape[3] + 16)
             self.carry = tuple(torch.empty(sizes, dtype=torch.float32, device="cpu") for _ in range(2))
         shape = (*map_rows.shape[1:], self.groups, *self.area, *self.padding, apart)
-        numbers = numbers_of(part.start, part.stop, *shape, step, rule)
+        numbers = numbers_of(part.start, part.stop, *shape, step, rule, self.stride)
         shift = None if before is None else before.shift
         pointers = addresses_of(map_rows, self.buffer, shift, x, onto, *(self.carry or ()))
         reals = struct.pack("2f", pad_value, 0.0 if before is None else before.clip)
@@ -145,18 +154,20 @@ def gradients(
     grad: Tensor,
     signs: Tensor,
     weight: Tensor,
+    stride: int,
     padding: tuple[int, int],
     pad_value: float,
     groups: int,
     wanted: tuple[bool, bool],
     before: BeforeSign | None = None,
 ) -> Gradients | None:
-    """Gradients of the operands of a convolution of stride and dilation 1, or None where torch has to compute them.
+    """Gradients of the operands of a convolution without dilation, or None where torch has to compute them.
 
     Args:
         grad: (N, O, H', W') float32; copied if it is not channels_last.
         signs: (N, C, H, W) float32, likewise; with `before` the input of the sign.
         weight: (O, C / groups, 3, 3) float32.
+        stride: 1 or 2, of rows and columns.
         padding: rows, columns.
         pad_value: of the signs' padding.
         groups: of channels and filters.
@@ -167,11 +178,13 @@ def gradients(
     images, _, height, width = grad.shape
     area = ((height + 1) // 2, (width + 1) // 2)
     tiles, all_rows = area[0] * area[1], images * area[0]
-    if not grad.is_cpu or tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST or not images:
+    if not grad.is_cpu or tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST[stride]:
         return None
-    if images * tiles < LEAST or 24 * tiles > 9 * height * width:  # few products to save, or many pixels to fill up
+    numbers = SIDES[stride] ** 2
+    # few products to save, or many pixels to fill up
+    if images * tiles < LEAST_TILES or numbers * tiles > MOST_PRODUCTS[stride] * 9 * height * width:
         return None
-    row_bytes = 64 * area[1] * (size * groups + filters)
+    row_bytes = 4 * numbers * area[1] * (size * groups + filters)
     ends = () if before is None else (before.shift, before.onto)
     singles = all(t is None or t.dtype == torch.float32 for t in (grad, signs, weight, *ends))
     if row_bytes > MOST_BYTES or not singles:
@@ -180,16 +193,18 @@ def gradients(
     library = served_by(rows, grad_rows, taps, *ends)
     if library is None:
         return None
-    few = min(all_rows, max(1, max(STEP_BYTES, 64 * filters * size) // row_bytes))
-    of_grad = Tiles(library, few, area, filters, groups, padding)
-    of_x = Tiles(library, few, area, size * groups, groups, padding)
+    few = min(all_rows, max(1, max(STEP_BYTES, 4 * numbers * filters * size) // row_bytes))
+    of_grad = Tiles(library, few, area, filters, groups, padding, stride)
+    of_x = Tiles(library, few, area, size * groups, groups, padding, stride)
     own = filters // groups
-    of_weight = Tiles(library, own, (own, 1), size * groups, groups, padding)
-    of_total = Tiles(library, own, (own, 1), size * groups, groups, padding, spare=False)
-    numbers, total = of_weight.of(own)[:, :own], of_total.of(own)
+    of_weight = Tiles(library, own, (own, 1), size * groups, groups, padding, stride)
+    of_total = Tiles(library, own, (own, 1), size * groups, groups, padding, stride, spare=False)
+    weights, total = of_weight.of(own)[:, :own], of_total.of(own)
     x_rows = shift_grad = taps_grad = None
     if wanted[0]:
-        x_rows = torch.empty_like(rows) if before is None or before.onto is None else before.onto.view_as(rows)
+        # without padding a stride of 2 leaves a row or a column out
+        new = torch.empty_like if stride == 1 else torch.zeros_like
+        x_rows = new(rows) if before is None or before.onto is None else before.onto.view_as(rows)
         shift_grad = None if before is None else rows.new_zeros(size * groups, dtype=torch.float64)
         of_weight.step(WEIGHT_TO_TILES, taps, range(1))
     for first in range(0, all_rows, few):
@@ -203,7 +218,7 @@ def gradients(
             else:
                 torch.bmm(transposed, of_x.of(len(part)), out=total)
         if x_rows is not None:
-            torch.bmm(of_grad.of(len(part)), numbers, out=of_x.of(len(part)))
+            torch.bmm(of_grad.of(len(part)), weights, out=of_x.of(len(part)))
             of_x.step(TILES_TO_X, x_rows, part, 0.0, before, None if before is None else rows, shift_grad)
     if wanted[1]:
         taps_grad = torch.empty_like(taps)

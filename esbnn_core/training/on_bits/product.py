@@ -14,6 +14,8 @@ from esbnn_core.layers.conv_transpose import filters_of, weight_of
 from esbnn_core.training.on_bits.signs import SignRule
 
 AnyGeometry = Geometry | TransposedGeometry
+BY_TILES = ((1, 1), (2, 2))
+"""Strides of winograd.gradients."""
 
 
 def geometry_of(layer: BinaryLayer) -> AnyGeometry:
@@ -73,8 +75,8 @@ def gradients(
         return _transposed_gradients(geometry, grad, signs, weight, wanted)
     _, stride, padding, pad_value, dilation, groups, _ = geometry
     rows, columns = padding
-    if stride == dilation == (1, 1):
-        found = winograd.gradients(grad, signs, weight, padding, pad_value, groups, wanted)
+    if stride in BY_TILES and dilation == (1, 1):
+        found = winograd.gradients(grad, signs, weight, stride[0], padding, pad_value, groups, wanted)
         if found is not None:
             return [found.x, found.weight]
     ring = pad_value == -1 and any(padding)
@@ -110,13 +112,14 @@ def gradients_before_sign(
         onto: rows (N*H*W, C) to which the gradient of x is added, in place, or None.
         wanted: whether that of x and of the shift, and that of the weight are wanted.
     """
-    if isinstance(geometry, TransposedGeometry) or not geometry.stride == geometry.dilation == (1, 1):
+    if isinstance(geometry, TransposedGeometry) or geometry.stride not in BY_TILES or geometry.dilation != (1, 1):
         return None
     if rule.standardised or rule.ste not in ("identity", "clip", "poly2"):
         return None
     moved = torch.zeros(x.shape[1], dtype=torch.float32, device=x.device) if shift is None else shift
     before = winograd.BeforeSign(moved, rule.ste, rule.clip, onto)
-    return winograd.gradients(grad, x, weight, geometry.padding, geometry.pad_value, geometry.groups, wanted, before)
+    shape = (geometry.stride[0], geometry.padding, geometry.pad_value, geometry.groups)
+    return winograd.gradients(grad, x, weight, *shape, wanted, before)
 
 
 def _transposed_gradients(
