@@ -93,7 +93,7 @@ class Tiles:
         return rows * self.area[1] + self.spare
 
     def of(self, rows: int) -> Tensor:
-        """(groups * numbers, tiles, channels of a group) of the first rows; contiguous, or torch.bmm uses one thread."""
+        """(groups * numbers, tiles, channels of a group) of the first rows; contiguous: else bmm uses one thread."""
         shape = (self.groups * self.side**2, self._tiles(rows), self.size)
         found = self.buffer[: math.prod(shape)].view(shape)
         if self.spare and rows != self.rows:
