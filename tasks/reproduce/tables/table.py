@@ -36,6 +36,7 @@ SYSTEMS = (
     "deep_long",
     "rates_resnet8",
     "rates_resnet20",
+    "start_bidet",
     "start_bnext",
     "bnext_best",
     "start_binaryvit",
