@@ -29,7 +29,7 @@ MOST_BYTES = 256 << 20
 """Of one row of tiles; above it torch's convolution serves, which needs no such buffers."""
 SIDES = {1: 4, 2: 5}
 """Numbers of a tile's side by stride."""
-MOST_PRODUCTS = {1: 0.67, 2: 0.8}
+MOST_PRODUCTS = {1: 0.67, 2: 0.95}
 """Of those of the plain convolution, by stride."""
 X_TO_TILES, GRAD_TO_TILES, TILES_TO_X, WEIGHT_TO_TILES, TILES_TO_WEIGHT = range(5)
 OF_WEIGHT = (WEIGHT_TO_TILES, TILES_TO_WEIGHT)
