@@ -2,8 +2,8 @@
 
 Two by two gradients of the sums take 16 products in place of 36, at stride 2 25. The native library goes from maps to
 tiles and back (training_winograd.h), torch.bmm multiplies. Both gradients share the tiles of the incoming one. For an
-input of signs and a weight of +-1 one factor of every product is exact, and the results are as near to float64 as those
-of torch's convolution, or nearer. The input may be given as it is before its sign: the steps sign it on the way to
+input of signs and a weight of +-1 one factor of every product is exact, and the results are within 1e-6 of float64, as
+those of torch's convolution or nearer. The input may be given as it is before its sign: the steps sign it on the way to
 tiles, and take its gradient through the estimator on the way back, without a map between them.
 """
 
