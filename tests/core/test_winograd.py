@@ -129,13 +129,18 @@ def test_one_gradient_alone_is_the_same_and_nothing_is_written_over() -> None:
 
 
 def test_torch_computes_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serves(channels: int = 32, size: int = 8, kernel: int = 3, dtype: torch.dtype = torch.float32) -> bool:
-        signs, weight = torch.ones(2, channels, size, size, dtype=dtype), torch.ones(32, channels, kernel, kernel)
-        grad = torch.ones(2, 32, size, size, dtype=dtype)
+    def serves(
+        channels: int = 32, filters: int = 32, size: int = 8, kernel: int = 3, dtype: torch.dtype = torch.float32
+    ) -> bool:
+        signs, weight = torch.ones(2, channels, size, size, dtype=dtype), torch.ones(filters, channels, kernel, kernel)
+        grad = torch.ones(2, filters, size, size, dtype=dtype)
         found = winograd.gradients(grad, signs, weight.to(dtype), 1, (kernel // 2,) * 2, 0.0, 1, (True, True))
         return found is not None
 
-    assert serves() and not serves(channels=31) and not serves(size=3) and not serves(kernel=5)
+    assert (
+        serves() and not serves(channels=31) and serves(channels=66, filters=16) and not serves(channels=80, filters=15)
+    )
+    assert not serves(size=3) and not serves(kernel=5)
     assert not serves(dtype=torch.float64) and not serves(dtype=torch.bfloat16)
     with paths.forced("naive"):
         assert not serves()

@@ -19,10 +19,10 @@ from torch import Tensor
 from esbnn_core.kernels.cpu.library import Library
 from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by
 
-LEAST = {1: 32, 2: 64}
-"""Channels and filters of a group by stride: with fewer the maps cost more than the products save."""
-LEAST_TILES = 32
-"""Of all images."""
+LEAST, LEAST_TILES = 16, 32
+"""Channels and filters of a group; tiles of all images."""
+LEAST_PAIRS = {1: 1024, 2: 2048}
+"""Channels times filters of a group by stride: with fewer the maps cost more than the products save."""
 STEP_BYTES = 4 << 20
 """Of tiles at a time, or as many as the weight's: so many rows of tiles as fit, so that they stay in the caches."""
 MOST_BYTES = 256 << 20
@@ -178,9 +178,14 @@ def gradients(
     images, _, height, width = grad.shape
     area = ((height + 1) // 2, (width + 1) // 2)
     tiles, all_rows = area[0] * area[1], images * area[0]
-    if not grad.is_cpu or tuple(weight.shape[2:]) != (3, 3) or min(filters // groups, size) < LEAST[stride]:
+    own, numbers = filters // groups, SIDES[stride] ** 2
+    if (
+        not grad.is_cpu
+        or tuple(weight.shape[2:]) != (3, 3)
+        or min(own, size) < LEAST
+        or own * size < LEAST_PAIRS[stride]
+    ):
         return None
-    numbers = SIDES[stride] ** 2
     # few products to save, or many pixels to fill up
     if images * tiles < LEAST_TILES or numbers * tiles > MOST_PRODUCTS[stride] * 9 * height * width:
         return None
@@ -196,7 +201,6 @@ def gradients(
     few = min(all_rows, max(1, max(STEP_BYTES, 4 * numbers * filters * size) // row_bytes))
     of_grad = Tiles(library, few, area, filters, groups, padding, stride)
     of_x = Tiles(library, few, area, size * groups, groups, padding, stride)
-    own = filters // groups
     of_weight = Tiles(library, own, (own, 1), size * groups, groups, padding, stride)
     of_total = Tiles(library, own, (own, 1), size * groups, groups, padding, stride, spare=False)
     weights, total = of_weight.of(own)[:, :own], of_total.of(own)
