@@ -49,6 +49,19 @@ def test_whole_gradients_come_through_exactly(kind: Any, stride: int) -> None:
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("channels", [8, 40])  # by torch's convolution and by Winograd's products
+@pytest.mark.parametrize("activation", ["identity", "poly2"])
+def test_what_the_convolutions_return_is_rounded_once_more(activation: str, channels: int) -> None:
+    layer = BinaryConv2d(channels, channels, 3, 1, 1, weight_quantizer="sign", activation=activation).train()
+    x = randn(4, channels, 9, 8).float().requires_grad_()
+    twin = on_bits(layer, ROUNDED)
+    twin(x).backward(randn(4, channels, 9, 8, seed=3).float())
+    # poly2's slope comes after the rounding
+    for grad in (twin.weight.grad, *([x.grad] if activation == "identity" else [])):
+        assert grad.abs().max() > 1 and torch.equal(grad, grad.bfloat16().float())
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(
     "options", [{}, {"tau": 2, "groups": 2}, {"ste": "clip", "inner_act": True, "stride": 2}], ids=str
 )

@@ -122,11 +122,9 @@ class UnitOnBits(torch.autograd.Function):
         wanted = (wants_x or wants_shift, wants_weight)
         sums_grad = sums_grad.to(plan.narrow).to(exact)
         onto = residual_rows if plan.identity else None
-        whole = (
-            None
-            if bits is not None
-            else gradients_before_sign(geometry, sums_grad, x, shift, weight, plan.rule, onto, wanted)
-        )
+        whole = None
+        if bits is None and plan.narrow == torch.float32:  # what is rounded is rounded again after the product
+            whole = gradients_before_sign(geometry, sums_grad, x, shift, weight, plan.rule, onto, wanted)
         if whole is not None:
             x_grad, weight_grad, shift_grad = whole
         else:
