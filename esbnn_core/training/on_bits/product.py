@@ -114,7 +114,7 @@ def gradients_before_sign(
     """
     if isinstance(geometry, TransposedGeometry) or geometry.stride not in BY_TILES or geometry.dilation != (1, 1):
         return None
-    if rule.standardised or rule.ste not in ("identity", "clip", "poly2"):
+    if not x.is_cpu or rule.standardised or rule.ste not in ("identity", "clip", "poly2"):
         return None
     moved = torch.zeros(x.shape[1], dtype=torch.float32, device=x.device) if shift is None else shift
     before = winograd.BeforeSign(moved, rule.ste, rule.clip, onto)

@@ -35,6 +35,7 @@ SYSTEMS = (
     "deep_best",
     "deep_long",
     "rates_resnet8",
+    "resnet8_best",
     "rates_resnet20",
     "start_bidet",
     "start_bnext",
