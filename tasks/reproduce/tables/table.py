@@ -37,6 +37,7 @@ SYSTEMS = (
     "rates_resnet8",
     "resnet8_best",
     "rates_resnet20",
+    "resnet20_best",
     "start_bidet",
     "start_bnext",
     "bnext_best",
