@@ -25,6 +25,8 @@ BESIDE = {
     "start_narrow": "ResNet-8, half the width",
     "deep_best": "ResNet-20, fresh seeds",
     "deep_long": "ResNet-20, all at 32x32",
+    "resnet8_best": "ResNet-8, best rates",
+    "resnet20_best": "ResNet-20, best rates",
     "bnext_best": "BNext, fresh seeds",
     "binaryvit_best": "BinaryViT, 10,000 at 32x32",
 }
@@ -77,7 +79,7 @@ def draw_beside(results: Sequence[ProxyResult]) -> bytes:
         rows = {row.variant: row for row in results if row.system == system}
         against = [row for name, row in rows.items() if side_of(row) != "base"] if "base" in rows else []
         lines += [(f"{row.variant}  ({words})", row.differences(rows["base"])) for row in against]
-    figure, panel = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    figure, panel = plt.subplots(figsize=(8.4, 5.2), layout="constrained")
     _draw_differences(panel, lines)
     panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")
     panel.set_xlabel("points of top-1 on CIFAR-10, 10,000 training images at 16x16 unless named", fontsize=9)
