@@ -38,7 +38,6 @@ SYSTEMS = (
     "resnet8_best",
     "rates_resnet20",
     "resnet20_best",
-    "start_bidet",
     "start_bnext",
     "bnext_best",
     "start_binaryvit",
