@@ -50,21 +50,30 @@ template <> struct Side<2> {
 
 #define ESBNN_UNROLL _Pragma("GCC unroll 5")
 
+// Calls, since inlined at every place they take most of the time of a compilation.
+__attribute__((noinline)) static Part read_some(const float *from, int64_t lanes) {
+  Part to{};
+  std::memcpy(&to, from, size_t(lanes) * sizeof(float));
+  return to;
+}
+
+__attribute__((noinline)) static void write_some(float *to, const Part &from, int64_t lanes) {
+  std::memcpy(to, &from, size_t(lanes) * sizeof(float));
+}
+
 // WHOLE: all vectors are, which keeps them in registers.
 template <bool WHOLE> static inline Part read_part(const float *from, int64_t lanes) {
-  Part to{};
-  if (WHOLE || lanes >= WIDE)
-    std::memcpy(&to, from, sizeof(to));
-  else
-    for (int64_t l = 0; l < lanes; l++) to[l] = from[l];
+  if (!WHOLE && lanes < WIDE) return read_some(from, lanes);
+  Part to;
+  std::memcpy(&to, from, sizeof(to));
   return to;
 }
 
 template <bool WHOLE> static inline void write_part(float *to, const Part &from, int64_t lanes) {
-  if (WHOLE || lanes >= WIDE)
-    std::memcpy(to, &from, sizeof(from));
+  if (!WHOLE && lanes < WIDE)
+    write_some(to, from, lanes);
   else
-    for (int64_t l = 0; l < lanes; l++) to[l] = from[l];
+    std::memcpy(to, &from, sizeof(from));
 }
 
 static inline IntPart bits_of(const Part &from) { return as<IntPart>(from); }
@@ -85,8 +94,8 @@ template <typename Loop> static inline void each_vector(const Winograd &w, int64
       loop(group * size + at, size - at, group * w.numbers() * w.apart + tile * size + at);
 }
 
-// SIGNED: of sign(map + shift).
-template <int STRIDE, bool WHOLE, bool SIGNED> static void x_to_tiles(const Winograd &given, int64_t row0, int64_t row1) {
+// Of sign(map + shift) where there is a shift.
+template <int STRIDE, bool WHOLE> static void x_to_tiles(const Winograd &given, int64_t row0, int64_t row1, float *) {
   using S = Side<STRIDE>;
   constexpr int N = S::NUMBERS;
   const Winograd w = given;
@@ -98,7 +107,7 @@ template <int STRIDE, bool WHOLE, bool SIGNED> static void x_to_tiles(const Wino
       const int64_t left = S::MOVE * column - w.padding_columns;
       const bool inside = top >= 0 && left >= 0 && top + N <= w.height && left + N <= w.width;
       each_vector(w, row, column, [&](int64_t channel, int64_t lanes, int64_t place) {
-        const Part shift = SIGNED ? read_part<WHOLE>(w.shift + channel, lanes) : Part{};
+        const Part shift = w.shift ? read_part<WHOLE>(w.shift + channel, lanes) : Part{};
         Part half[N][N]; // B' d
         ESBNN_UNROLL
         for (int j = 0; j < N; j++) {
@@ -109,7 +118,7 @@ template <int STRIDE, bool WHOLE, bool SIGNED> static void x_to_tiles(const Wino
             d[i] = outside;
             if (inside || (y >= 0 && x >= 0 && y < w.height && x < w.width)) {
               d[i] = read_part<WHOLE>(image + (y * w.width + x) * w.channels + channel, lanes);
-              if (SIGNED) d[i] = sign_of(d[i] + shift);
+              if (w.shift) d[i] = sign_of(d[i] + shift);
             }
           }
           S::of_pixels(d, numbers);
@@ -181,14 +190,12 @@ static inline void pixels_of(const float *from, int64_t apart, int64_t lanes, Pa
   for (int i = 0; i < N; i++) Side<STRIDE>::to_pixels(half[i], to[i]);
 }
 
-constexpr int BARE = -1; // in place of a Rule
-
-// A gradient of the input at its place, with a RULE through the estimator, as struct Estimator has it.
-template <bool WHOLE, int RULE>
+// A gradient of the input at its place, with a rule through the estimator, as struct Estimator has it.
+template <bool WHOLE>
 static inline void write_pixel(const Winograd &w, int64_t at, int64_t lanes, const Part &shift, Part g, Part &total) {
-  if (RULE == CLIP || RULE == POLY2) {
+  if (w.rule > IDENTITY) {
     const Part a = magnitude_of(read_part<WHOLE>(w.x + at, lanes) + shift);
-    if (RULE == CLIP) {
+    if (w.rule == CLIP) {
       const IntPart inside = Part{} + w.clip >= a;
       g = as<Part>(bits_of(g) & inside);
     } else {
@@ -196,7 +203,7 @@ static inline void write_pixel(const Winograd &w, int64_t at, int64_t lanes, con
       g = g * (slope < 0.0f ? Part{} : slope); // a NaN stays one
     }
   }
-  if (RULE != BARE) {
+  if (w.rule >= IDENTITY) {
     total += g;
     if (w.onto) g = g + read_part<WHOLE>(w.onto + at, lanes);
   }
@@ -212,7 +219,7 @@ struct Column {
 
 // right: (numbers of a side, overlap, channels), what a tile adds to the next one; carry: (overlap, columns of pixels,
 // channels), what a row of tiles adds to the next one.
-template <int STRIDE, bool WHOLE, int RULE>
+template <int STRIDE, bool WHOLE>
 static inline void column_to_x(const Winograd &w, const Column &c, float *right, float *carry, float *sums) {
   using S = Side<STRIDE>;
   constexpr int N = S::NUMBERS, MOVE = S::MOVE, OVERLAP = S::OVERLAP;
@@ -227,7 +234,7 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
     for (int j = 0; j < MOVE; j++)
       there[i][j] = !c.silent && c.y + i >= 0 && c.y + i < w.height && x + j >= 0 && x + j < w.width;
   each_vector(w, c.row, c.column, [&](int64_t channel, int64_t lanes, int64_t place) {
-    const Part shift = RULE == BARE ? Part{} : read_part<WHOLE>(w.shift + channel, lanes);
+    const Part shift = w.shift ? read_part<WHOLE>(w.shift + channel, lanes) : Part{};
     Part tile[N][N] = {}, total{};
     if (tiled) pixels_of<STRIDE, WHOLE, N>(w.tiles + place, w.apart, lanes, tile);
     // the tile and what the one on its left has added
@@ -248,7 +255,7 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
           if (i < OVERLAP) write_part<WHOLE>(above, sum(i + MOVE, j), lanes);
         }
         if (there[i][j])
-          write_pixel<WHOLE, RULE>(w, pixel + (i * w.width + j) * w.channels + channel, lanes, shift, g, total);
+          write_pixel<WHOLE>(w, pixel + (i * w.width + j) * w.channels + channel, lanes, shift, g, total);
       }
     }
     if (tiled)
@@ -257,12 +264,12 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
         ESBNN_UNROLL
         for (int j = 0; j < OVERLAP; j++)
           write_part<WHOLE>(right + (i * OVERLAP + j) * apart + channel, tile[i][MOVE + j], lanes);
-    if (RULE != BARE) write_part<WHOLE>(sums + channel, read_part<WHOLE>(sums + channel, lanes) + total, lanes);
+    if (w.rule >= IDENTITY) write_part<WHOLE>(sums + channel, read_part<WHOLE>(sums + channel, lanes) + total, lanes);
   });
 }
 
 // The pixels of tiles overlap. A block that begins within an image makes what the row above adds once more.
-template <int STRIDE, bool WHOLE, int RULE>
+template <int STRIDE, bool WHOLE>
 static void tiles_to_x(const Winograd &given, int64_t row0, int64_t row1, float *scratch) {
   using S = Side<STRIDE>;
   const Winograd w = given;
@@ -273,15 +280,15 @@ static void tiles_to_x(const Winograd &given, int64_t row0, int64_t row1, float 
   for (int64_t row = row0 - begun; row < row1; row++) {
     const bool silent = row < row0;
     const int64_t within = row % w.tile_rows, top = S::MOVE * within - w.padding_rows;
-    float *const sums = RULE == BARE || silent ? nowhere : w.sums + (row - w.first) * w.channels;
+    float *const sums = silent || w.rule < IDENTITY ? nowhere : w.sums + (row - w.first) * w.channels;
     if (silent || within == 0) std::memset(carry, 0, carry_bytes);
     std::memset(right, 0, right_floats * sizeof(float));
-    if (RULE != BARE) std::memset(sums, 0, w.channels * sizeof(float));
+    if (w.rule >= IDENTITY) std::memset(sums, 0, w.channels * sizeof(float));
     for (int64_t column = 0; column <= w.tile_columns; column++)
-      column_to_x<STRIDE, WHOLE, RULE>(w, {row, column, top, false, silent}, right, carry, sums);
+      column_to_x<STRIDE, WHOLE>(w, {row, column, top, false, silent}, right, carry, sums);
     if (within == w.tile_rows - 1 && !silent)
       for (int64_t column = 0; column <= w.tile_columns; column++)
-        column_to_x<STRIDE, WHOLE, RULE>(w, {row, column, top + S::MOVE, true, false}, right, carry, sums);
+        column_to_x<STRIDE, WHOLE>(w, {row, column, top + S::MOVE, true, false}, right, carry, sums);
   }
   if (row1 == w.last) std::memcpy(w.carry_out, carry, carry_bytes);
 }
@@ -345,27 +352,15 @@ template <int STRIDE, bool WHOLE> static void tiles_to_weight(const Winograd &gi
     }
 }
 
-template <int STRIDE, bool WHOLE> static void signs_to_tiles(const Winograd &w, int64_t row0, int64_t row1, float *) {
-  (w.shift ? x_to_tiles<STRIDE, WHOLE, true> : x_to_tiles<STRIDE, WHOLE, false>)(w, row0, row1);
-}
-
-template <int STRIDE, bool WHOLE> static void tiles_through(const Winograd &w, int64_t row0, int64_t row1, float *scratch) {
-  const auto loop = w.rule == BARE       ? tiles_to_x<STRIDE, WHOLE, BARE>
-                    : w.rule == IDENTITY ? tiles_to_x<STRIDE, WHOLE, IDENTITY>
-                    : w.rule == CLIP     ? tiles_to_x<STRIDE, WHOLE, CLIP>
-                                         : tiles_to_x<STRIDE, WHOLE, POLY2>;
-  loop(w, row0, row1, scratch);
-}
-
 // Each by its stride and by whether a group's channels fill their vectors.
 #define ESBNN_CHOICE(NAME, STEP, CHANNELS) \
   static void NAME(const Winograd &w, int64_t row0, int64_t row1, float *scratch) { \
     const bool whole = (CHANNELS) % WIDE == 0; \
     (w.stride == 1 ? whole ? STEP<1, true> : STEP<1, false> : whole ? STEP<2, true> : STEP<2, false>)(w, row0, row1, scratch); \
   }
-ESBNN_CHOICE(x_to_tiles, signs_to_tiles, w.channels / w.groups)
+ESBNN_CHOICE(x_to_tiles, x_to_tiles, w.channels / w.groups)
 ESBNN_CHOICE(grad_to_tiles, grad_to_tiles, w.channels / w.groups)
-ESBNN_CHOICE(tiles_to_x, tiles_through, w.channels / w.groups)
+ESBNN_CHOICE(tiles_to_x, tiles_to_x, w.channels / w.groups)
 ESBNN_CHOICE(weight_to_tiles, weight_to_tiles, w.channels)
 ESBNN_CHOICE(tiles_to_weight, tiles_to_weight, w.channels)
 #undef ESBNN_CHOICE
