@@ -102,6 +102,15 @@ def test_before_the_sign_gradients_go_through_its_estimator(
             assert onto is None or onto.data_ptr() == got.x.data_ptr()
 
 
+def test_a_sign_without_a_shift_has_its_thresholds_at_0() -> None:
+    grad, _, weight, _ = draw(CASES[1], whole=False)
+    x, found = randn(4, 40, 7, 9, seed=8).float(), []
+    for shift in (None, torch.zeros(40)):
+        before = winograd.BeforeSign(shift, "poly2", 1.0, None)
+        found.append(winograd.gradients(grad, x, weight, *CASES[1][5:], (True, True), before))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     grad, _, weight, _ = draw(CASES[2], whole=False)
     x, shift = randn(2, 66, 9, 11, seed=8).float(), randn(66, seed=9).float()

@@ -123,11 +123,11 @@ API int esbnn_moments(int path, const int64_t *numbers, const void *sums, int64_
 // to the gradient of the input, 3 the weight (filters, 3, 3, channels of a group) to tiles, 4 tiles to its gradient.
 // numbers: first row of tiles of all images, and one more than the last one, height, width and channels of the map,
 // groups, rows and columns of an image's tiles (of weights: filters of a group, 1), padding of rows and columns, numbers
-// between two of a tile's, step, rule of an estimator or -1, stride of the convolution, threads. reals: what the input has outside, clip. pointers:
-// map, tiles, shift (0: null where the map is signs; 2: never null with a rule), for 2 with a rule x and onto, maps, as
-// esbnn_estimator has them, and for 2 two times (2, 2 * columns + 2, channels + 16) numbers, at stride 2 (1, 4 * columns + 1, channels + 16): what the call for the rows before
-// these left, and what this one leaves. Adds to totals (channels) as its, or null without a rule. 0, or 1 where memory is
-// short.
+// between two of a tile's, step, rule of an estimator or -1, stride of the convolution, threads. reals: what the input
+// has outside, clip. pointers: map, tiles, shift (0: null where the map is signs; 2: never null with a rule), for 2 with
+// a rule x and onto, maps, as esbnn_estimator has them, and for 2 two times (2, 2 * columns + 2, channels + 16) numbers,
+// at stride 2 (1, 4 * columns + 1, channels + 16): what the call for the rows before these left, and what this one
+// leaves. Adds to totals (channels) as its, or null without a rule. 0, or 1 where memory is short.
 API int esbnn_winograd(int path, const int64_t *numbers, const float *reals, void *const *pointers, double *totals);
 
 // The norm over these moments (norm.cpp). numbers: filters, copies, rows. pointers: moments, scale (filters) or null,

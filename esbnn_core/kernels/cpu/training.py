@@ -57,7 +57,7 @@ def addresses_of(*tensors: Tensor | None) -> bytes:
     return struct.pack(f"{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
 
 
-def _zeros(channels: int) -> Tensor:
+def zeros(channels: int) -> Tensor:
     """A vector that the library reads in place of one that is left out; float32 and here, whatever torch's defaults."""
     return torch.zeros(channels, dtype=torch.float32, device="cpu")
 
@@ -129,7 +129,7 @@ class TailCall(TailSteps):
 
     def _prepare(self) -> None:
         # the library may be without a centre and the inner slopes, but not without what comes after these
-        self.vectors[4:] = [_zeros(self.channels) if t is None else t for t in self.vectors[4:]]
+        self.vectors[4:] = [zeros(self.channels) if t is None else t for t in self.vectors[4:]]
         self.low_and_high = (ctypes.c_float * 2)(*self.limits)
 
     def _pointers(self, sums: Tensor, *maps: Tensor | None) -> bytes:
@@ -222,7 +222,7 @@ def estimator(
     if library is None:
         return None
     rows, channels = grad.shape
-    shift = _zeros(channels) if shift is None else shift
+    shift = zeros(channels) if shift is None else shift
     to = next((t for t in (onto, grad) if t is not None and t.dtype == dtype), None)
     to = torch.empty(grad.shape, dtype=dtype) if to is None else to
     words = 0 if bits is None else bits.shape[-1] // groups
@@ -242,7 +242,7 @@ def signs(x: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if library is None:
         return None
     y = torch.empty(x.shape, dtype=dtype)
-    shift = _zeros(x.shape[1]) if shift is None else shift
+    shift = zeros(x.shape[1]) if shift is None else shift
     numbers = numbers_of(*x.shape, 1, 0, KINDS[x.dtype], KINDS[dtype])
     _prepared(library).esbnn_signs(library.path, numbers, addresses_of(x, shift, None, y))
     return y

@@ -142,15 +142,16 @@ template <int STRIDE, bool WHOLE> static void tiles_to_weight(const Winograd &gi
 }
 
 // Each by its stride and by whether a group's channels fill their vectors.
-#define ESBNN_CHOICE(NAME, STEP, CHANNELS) \
-  static void NAME(const Winograd &w, int64_t row0, int64_t row1, float *scratch) { \
+#define ESBNN_CHOICE(STEP, CHANNELS) \
+  static void STEP(const Winograd &w, int64_t row0, int64_t row1, float *scratch) { \
     const bool whole = (CHANNELS) % WIDE == 0; \
-    (w.stride == 1 ? whole ? STEP<1, true> : STEP<1, false> : whole ? STEP<2, true> : STEP<2, false>)(w, row0, row1, scratch); \
+    const auto of_one = whole ? STEP<1, true> : STEP<1, false>, of_two = whole ? STEP<2, true> : STEP<2, false>; \
+    (w.stride == 1 ? of_one : of_two)(w, row0, row1, scratch); \
   }
-ESBNN_CHOICE(x_to_tiles, x_to_tiles, w.channels / w.groups)
-ESBNN_CHOICE(grad_to_tiles, grad_to_tiles, w.channels / w.groups)
-ESBNN_CHOICE(tiles_to_x, tiles_to_x, w.channels / w.groups)
-ESBNN_CHOICE(weight_to_tiles, weight_to_tiles, w.channels)
-ESBNN_CHOICE(tiles_to_weight, tiles_to_weight, w.channels)
+ESBNN_CHOICE(x_to_tiles, w.channels / w.groups)
+ESBNN_CHOICE(grad_to_tiles, w.channels / w.groups)
+ESBNN_CHOICE(tiles_to_x, w.channels / w.groups)
+ESBNN_CHOICE(weight_to_tiles, w.channels)
+ESBNN_CHOICE(tiles_to_weight, w.channels)
 #undef ESBNN_CHOICE
 #undef ESBNN_UNROLL

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from esbnn_core.kernels.cpu.library import Library
-from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by
+from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by, zeros
 
 LEAST, LEAST_TILES = 16, 32
 """Channels and filters of a group; tiles of all images."""
@@ -46,13 +46,13 @@ class BeforeSign(NamedTuple):
     """What the sign of an input adds to the gradients: the steps take the input's values in place of signs.
 
     Attributes:
-        shift: (C,) float32 of the sign.
+        shift: (C,) float32 of the sign, or None.
         rule: of its estimator, "identity", "clip" or "poly2".
         clip: half width of "clip".
         onto: rows (N*H*W, C) float32 that the input's gradient is added to, in place, or None.
     """
 
-    shift: Tensor
+    shift: Tensor | None
     rule: str
     clip: float
     onto: Tensor | None
@@ -124,8 +124,9 @@ class Tiles:
             total: (C,) float64, to which the latter's sum is added.
         """
         apart = self._tiles(self.area[0] if step in OF_WEIGHT else len(part)) * self.size
-        onto = None if x is None or before is None else before.onto
-        rule = -1 if x is None or before is None else RULES[before.rule]
+        rule, onto = -1, None
+        if step == TILES_TO_X and before is not None:
+            rule, onto = RULES[before.rule], before.onto
         if step == TILES_TO_X and self.carry is None:
             overlap = self.side - 2 * self.stride
             sizes = (overlap, 2 * self.stride * self.area[1] + overlap, map_rows.shape[3] + 16)
@@ -198,6 +199,8 @@ def gradients(
     library = served_by(rows, grad_rows, taps, *ends)
     if library is None:
         return None
+    if before is not None and before.shift is None:
+        before = before._replace(shift=zeros(size * groups))
     few = min(all_rows, max(1, max(STEP_BYTES, 4 * numbers * filters * size) // row_bytes))
     of_grad = Tiles(library, few, area, filters, groups, padding, stride)
     of_x = Tiles(library, few, area, size * groups, groups, padding, stride)
@@ -223,7 +226,7 @@ def gradients(
                 torch.bmm(transposed, of_x.of(len(part)), out=total)
         if x_rows is not None:
             torch.bmm(of_grad.of(len(part)), weights, out=of_x.of(len(part)))
-            of_x.step(TILES_TO_X, x_rows, part, 0.0, before, None if before is None else rows, shift_grad)
+            of_x.step(TILES_TO_X, x_rows, part, 0.0, before, rows, shift_grad)
     if wanted[1]:
         taps_grad = torch.empty_like(taps)
         of_total.step(TILES_TO_WEIGHT, taps_grad, range(1))

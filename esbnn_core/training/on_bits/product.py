@@ -12,6 +12,7 @@ from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
 from esbnn_core.layers.base import BinaryLayer
 from esbnn_core.layers.conv_transpose import filters_of, weight_of
 from esbnn_core.training.on_bits.signs import SignRule
+from esbnn_core.training.on_bits.weights import RULES
 
 AnyGeometry = Geometry | TransposedGeometry
 BY_TILES = ((1, 1), (2, 2))
@@ -114,10 +115,9 @@ def gradients_before_sign(
     """
     if isinstance(geometry, TransposedGeometry) or geometry.stride not in BY_TILES or geometry.dilation != (1, 1):
         return None
-    if not x.is_cpu or rule.standardised or rule.ste not in ("identity", "clip", "poly2"):
+    if rule.standardised or rule.ste not in RULES:
         return None
-    moved = torch.zeros(x.shape[1], dtype=torch.float32, device=x.device) if shift is None else shift
-    before = winograd.BeforeSign(moved, rule.ste, rule.clip, onto)
+    before = winograd.BeforeSign(shift, rule.ste, rule.clip, onto)
     shape = (geometry.stride[0], geometry.padding, geometry.pad_value, geometry.groups)
     return winograd.gradients(grad, x, weight, *shape, wanted, before)
 
