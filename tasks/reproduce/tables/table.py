@@ -36,6 +36,7 @@ SYSTEMS = (
     "deep_long",
     "rates_resnet8",
     "resnet8_best",
+    "resnet8_long",
     "rates_resnet20",
     "resnet20_best",
     "start_bnext",
