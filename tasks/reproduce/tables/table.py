@@ -36,6 +36,8 @@ SYSTEMS = (
     "deep_long",
     "rates_resnet8",
     "resnet8_best",
+    "recipe_resnet8",
+    "width_resnet8",
     "resnet8_long",
     "rates_resnet20",
     "resnet20_best",
