@@ -229,10 +229,14 @@ class TaskModule(L.LightningModule):
         self.check_latent()
         whole = list(self.network.parameters())
         optimizer = self.make_optimizer(whole if self.decay is None else self.decay.groups(self.network))
+        if self.decay is not None:
+            self.decay.scale_rates(optimizer)
         attach_latent_clip(optimizer, self.network)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)
+        if self.decay is not None:
+            self.decay.check_rates(optimizer)
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
             scheduler.bind(self.trainer.max_epochs or 1)
         schedule = {"scheduler": scheduler, "interval": self.lr_interval}
