@@ -38,6 +38,7 @@ SYSTEMS = (
     "resnet8_best",
     "recipe_resnet8",
     "width_resnet8",
+    "taught_resnet8",
     "resnet8_long",
     "rates_resnet20",
     "resnet20_best",
