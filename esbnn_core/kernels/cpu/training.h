@@ -70,14 +70,14 @@ struct Signs {
 };
 
 // Between maps and tiles of Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), transposed, for the gradients of
-// a 3x3 convolution of stride 1. A tile has 2x2 values of the gradient g of the sums and the 4x4 values d of the input
+// a 3x3 convolution. At stride 1 a tile has 2x2 values of the gradient g of the sums and the 4x4 values d of the input
 // that they saw. With that paper's B, G and A, and the weight k, the gradient of the weight is the sum over tiles of
 // G' ((B' d B) * (A g A')) G, that of the input B ((G k G') * (A g A')) B', added up where tiles overlap. * goes number
 // by number: 16 products in place of 36 for 2x2 values. Of signs B' d B are whole numbers, of +-1 G k G' are quarters.
 // Of stride 2 the values d are 5x5. Its pixels of one parity see two taps of a side, by F(2, 2), the others one: 25
 // products in place of 36, of whole numbers alone.
 struct Winograd {
-  int64_t height, width, channels, groups; // of the map (images, height, width, channels)
+  int64_t height, width, channels, groups; // of the map (images, height, width, channels); LANES divides a group's
   int64_t stride;                          // of the convolution, 1 or 2
   int64_t tile_rows, tile_columns;         // of an image
   int64_t padding_rows, padding_columns;   // of the input

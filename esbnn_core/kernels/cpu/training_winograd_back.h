@@ -3,14 +3,14 @@
 #pragma once
 
 // B t B' of the tile at `from`.
-template <int STRIDE, bool WHOLE, int N>
-static inline void pixels_of(const float *from, int64_t apart, int64_t lanes, Part (&to)[N][N]) {
+template <int STRIDE, int N>
+static inline void pixels_of(const float *from, int64_t apart, Part (&to)[N][N]) {
   Part half[N][N]; // B t
   ESBNN_UNROLL
   for (int j = 0; j < N; j++) {
     Part t[N], pixels[N];
     ESBNN_UNROLL
-    for (int i = 0; i < N; i++) t[i] = read_part<WHOLE>(from + (N * i + j) * apart, lanes);
+    for (int i = 0; i < N; i++) t[i] = read_part(from + (N * i + j) * apart);
     Side<STRIDE>::to_pixels(t, pixels);
     ESBNN_UNROLL
     for (int i = 0; i < N; i++) half[i][j] = pixels[i];
@@ -20,10 +20,9 @@ static inline void pixels_of(const float *from, int64_t apart, int64_t lanes, Pa
 }
 
 // A gradient of the input at its place, with a rule through the estimator, as struct Estimator has it.
-template <bool WHOLE>
-static inline void write_pixel(const Winograd &w, int64_t at, int64_t lanes, const Part &shift, Part g, Part &total) {
+static inline void write_pixel(const Winograd &w, int64_t at, const Part &shift, Part g, Part &total) {
   if (w.rule > IDENTITY) {
-    const Part a = magnitude_of(read_part<WHOLE>(w.x + at, lanes) + shift);
+    const Part a = magnitude_of(read_part(w.x + at) + shift);
     if (w.rule == CLIP) {
       const IntPart inside = Part{} + w.clip >= a;
       g = as<Part>(bits_of(g) & inside);
@@ -34,9 +33,9 @@ static inline void write_pixel(const Winograd &w, int64_t at, int64_t lanes, con
   }
   if (w.rule >= IDENTITY) {
     total += g;
-    if (w.onto) g = g + read_part<WHOLE>(w.onto + at, lanes);
+    if (w.onto) g = g + read_part(w.onto + at);
   }
-  write_part<WHOLE>(w.map + at, g, lanes);
+  write_part(w.map + at, g);
 }
 
 // A column of tiles, which begins in the row of pixels `y`. One behind the last is what that adds to the pixels on its
@@ -48,7 +47,7 @@ struct Column {
 
 // right: (numbers of a side, overlap, channels), what a tile adds to the next one; carry: (overlap, columns of pixels,
 // channels), what a row of tiles adds to the next one.
-template <int STRIDE, bool WHOLE>
+template <int STRIDE>
 static inline void column_to_x(const Winograd &w, const Column &c, float *right, float *carry, float *sums) {
   using S = Side<STRIDE>;
   constexpr int N = S::NUMBERS, MOVE = S::MOVE, OVERLAP = S::OVERLAP;
@@ -62,13 +61,13 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
   for (int i = 0; i < MOVE; i++)
     for (int j = 0; j < MOVE; j++)
       there[i][j] = !c.silent && c.y + i >= 0 && c.y + i < w.height && x + j >= 0 && x + j < w.width;
-  each_vector(w, c.row, c.column, [&](int64_t channel, int64_t lanes, int64_t place) {
-    const Part shift = w.shift ? read_part<WHOLE>(w.shift + channel, lanes) : Part{};
+  each_vector(w, c.row, c.column, [&](int64_t channel, int64_t place) {
+    const Part shift = w.shift ? read_part(w.shift + channel) : Part{};
     Part tile[N][N] = {}, total{};
-    if (tiled) pixels_of<STRIDE, WHOLE, N>(w.tiles + place, w.apart, lanes, tile);
+    if (tiled) pixels_of<STRIDE, N>(w.tiles + place, w.apart, tile);
     // the tile and what the one on its left has added
     const auto sum = [&](int i, int j) {
-      return j < OVERLAP ? read_part<WHOLE>(right + (i * OVERLAP + j) * apart + channel, lanes) + tile[i][j] : tile[i][j];
+      return j < OVERLAP ? read_part(right + (i * OVERLAP + j) * apart + channel) + tile[i][j] : tile[i][j];
     };
     ESBNN_UNROLL
     for (int j = 0; j < MOVE; j++) {
@@ -78,13 +77,13 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
         if (i >= rows) continue;
         float *const above = waiting + (i * w.pixel_columns() + j) * apart + channel;
         Part g{};
-        if (i < OVERLAP) g = read_part<WHOLE>(above, lanes);
+        if (i < OVERLAP) g = read_part(above);
         if (!c.below) {
           g = g + sum(i, j);
-          if (i < OVERLAP) write_part<WHOLE>(above, sum(i + MOVE, j), lanes);
+          if (i < OVERLAP) write_part(above, sum(i + MOVE, j));
         }
         if (there[i][j])
-          write_pixel<WHOLE>(w, pixel + (i * w.width + j) * w.channels + channel, lanes, shift, g, total);
+          write_pixel(w, pixel + (i * w.width + j) * w.channels + channel, shift, g, total);
       }
     }
     if (tiled)
@@ -92,13 +91,13 @@ static inline void column_to_x(const Winograd &w, const Column &c, float *right,
       for (int i = 0; i < N; i++)
         ESBNN_UNROLL
         for (int j = 0; j < OVERLAP; j++)
-          write_part<WHOLE>(right + (i * OVERLAP + j) * apart + channel, tile[i][MOVE + j], lanes);
-    if (w.rule >= IDENTITY) write_part<WHOLE>(sums + channel, read_part<WHOLE>(sums + channel, lanes) + total, lanes);
+          write_part(right + (i * OVERLAP + j) * apart + channel, tile[i][MOVE + j]);
+    if (w.rule >= IDENTITY) write_part(sums + channel, read_part(sums + channel) + total);
   });
 }
 
 // The pixels of tiles overlap. A block that begins within an image makes what the row above adds once more.
-template <int STRIDE, bool WHOLE>
+template <int STRIDE>
 static void tiles_to_x(const Winograd &given, int64_t row0, int64_t row1, float *scratch) {
   using S = Side<STRIDE>;
   const Winograd w = given;
@@ -114,10 +113,10 @@ static void tiles_to_x(const Winograd &given, int64_t row0, int64_t row1, float 
     std::memset(right, 0, right_floats * sizeof(float));
     if (w.rule >= IDENTITY) std::memset(sums, 0, w.channels * sizeof(float));
     for (int64_t column = 0; column <= w.tile_columns; column++)
-      column_to_x<STRIDE, WHOLE>(w, {row, column, top, false, silent}, right, carry, sums);
+      column_to_x<STRIDE>(w, {row, column, top, false, silent}, right, carry, sums);
     if (within == w.tile_rows - 1 && !silent)
       for (int64_t column = 0; column <= w.tile_columns; column++)
-        column_to_x<STRIDE, WHOLE>(w, {row, column, top + S::MOVE, true, false}, right, carry, sums);
+        column_to_x<STRIDE>(w, {row, column, top + S::MOVE, true, false}, right, carry, sums);
   }
   if (row1 == w.last) std::memcpy(w.carry_out, carry, carry_bytes);
 }

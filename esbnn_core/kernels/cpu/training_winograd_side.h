@@ -49,31 +49,13 @@ template <> struct Side<2> {
   }
 };
 
-// Calls, since inlined at every place they take most of the time of a compilation.
-__attribute__((noinline)) static Part read_some(const float *from, int64_t lanes) {
-  Part to{};
-  std::memcpy(&to, from, size_t(lanes) * sizeof(float));
-  return to;
-}
-
-__attribute__((noinline)) static void write_some(float *to, const Part &from, int64_t lanes) {
-  std::memcpy(to, &from, size_t(lanes) * sizeof(float));
-}
-
-// WHOLE: all vectors are, which keeps them in registers.
-template <bool WHOLE> static inline Part read_part(const float *from, int64_t lanes) {
-  if (!WHOLE && lanes < WIDE) return read_some(from, lanes);
+static inline Part read_part(const float *from) {
   Part to;
   std::memcpy(&to, from, sizeof(to));
   return to;
 }
 
-template <bool WHOLE> static inline void write_part(float *to, const Part &from, int64_t lanes) {
-  if (!WHOLE && lanes < WIDE)
-    write_some(to, from, lanes);
-  else
-    std::memcpy(to, &from, sizeof(from));
-}
+static inline void write_part(float *to, const Part &from) { std::memcpy(to, &from, sizeof(from)); }
 
 static inline IntPart bits_of(const Part &from) { return as<IntPart>(from); }
 
@@ -85,12 +67,12 @@ static inline Part sign_of(const Part &from) {
 
 static inline Part magnitude_of(const Part &from) { return as<Part>(bits_of(from) & INT32_MAX); }
 
-// Calls loop(channel, lanes, place) for each vector of a tile's channels; its numbers are at `place` + i * apart.
+// Calls loop(channel, place) for each vector of a tile's channels; its numbers are at `place` + i * apart.
 template <typename Loop> static inline void each_vector(const Winograd &w, int64_t row, int64_t column, const Loop &loop) {
   const int64_t size = w.channels / w.groups, tile = (row - w.first) * w.tile_columns + column;
   for (int64_t group = 0; group < w.groups; group++)
     for (int64_t at = 0; at < size; at += WIDE)
-      loop(group * size + at, size - at, group * w.numbers() * w.apart + tile * size + at);
+      loop(group * size + at, group * w.numbers() * w.apart + tile * size + at);
 }
 
 #define ESBNN_UNROLL _Pragma("GCC unroll 5")

@@ -19,8 +19,8 @@ from torch import Tensor
 from esbnn_core.kernels.cpu.library import Library
 from esbnn_core.kernels.cpu.training import RULES, addresses_of, numbers_of, served_by, zeros
 
-LEAST, LEAST_TILES = 16, 32
-"""Channels and filters of a group; tiles of all images."""
+LANES, LEAST_TILES = 16, 32
+"""What divides the channels and filters of a group, since the steps know whole vectors alone; tiles of all images."""
 LEAST_PAIRS = {1: 1024, 2: 2048}
 """Channels times filters of a group by stride: with fewer the maps cost more than the products save."""
 STEP_BYTES = 4 << 20
@@ -183,7 +183,8 @@ def gradients(
     if (
         not grad.is_cpu
         or tuple(weight.shape[2:]) != (3, 3)
-        or min(own, size) < LEAST
+        or own % LANES
+        or size % LANES
         or own * size < LEAST_PAIRS[stride]
     ):
         return None
