@@ -37,6 +37,7 @@ SYSTEMS = (
     "rates_resnet8",
     "resnet8_best",
     "recipe_resnet8",
+    "recipe_resnet8_best",
     "width_resnet8",
     "taught_resnet8",
     "resnet8_long",
