@@ -13,7 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.evidence.curves import compute_interval
-from tasks.reproduce.modes.proxy_results import ProxyResult
+from tasks.reproduce.modes.proxy_results import ProxyResult, find_base
 from tasks.reproduce.report.pictures import COLOURS, OTHERS, encode_png
 
 CHOICE, DECISION = "start", "start_long"
@@ -26,11 +26,13 @@ BESIDE = {
     "deep_best": "ResNet-20, fresh seeds",
     "deep_long": "ResNet-20, all at 32x32",
     "resnet8_best": "ResNet-8, best rates",
+    "recipe_resnet8_best": "ResNet-8, best recipes",
+    "taught_resnet8": "ResNet-8, best rates anew",
     "resnet20_best": "ResNet-20, best rates",
     "bnext_best": "BNext, fresh seeds",
     "binaryvit_best": "BinaryViT, 10,000 at 32x32",
 }
-"""Systems of docs/reports/evidence-depth.md and evidence-families.md whose seeds chose nothing, and what they are."""
+"""Systems of evidence-depth.md, -recipes.md and -families.md in docs/reports whose seeds chose nothing."""
 
 
 def side_of(result: ProxyResult) -> str:
@@ -73,12 +75,12 @@ def _draw_decision(panel: Any, rows: Sequence[ProxyResult]) -> None:
 
 
 def draw_beside(results: Sequence[ProxyResult]) -> bytes:
-    """Draw the differences of groups, depth and width from the base of their system, seed by seed; a PNG."""
+    """Draw the differences of groups, depth, width and recipes from the base of their system, seed by seed; a PNG."""
     lines = []
     for system, words in BESIDE.items():
-        rows = {row.variant: row for row in results if row.system == system}
-        against = [row for name, row in rows.items() if side_of(row) != "base"] if "base" in rows else []
-        lines += [(f"{row.variant}  ({words})", row.differences(rows["base"])) for row in against]
+        rows = [row for row in results if row.system == system]
+        pairs = [(row, base) for row in rows if (base := find_base(row, rows)) is not None]
+        lines += [(f"{row.variant}  ({words})", row.differences(base)) for row, base in pairs]
     figure, panel = plt.subplots(figsize=(8.4, 5.2), layout="constrained")
     _draw_differences(panel, lines)
     panel.set_title("Against the base: each seed, mean and 95 % interval", fontsize=8.5, loc="left")

@@ -27,7 +27,7 @@ from tasks.reproduce.report.pictures import draw_ablation, draw_proxies
 from tasks.reproduce.tables.table import SYSTEMS, read_tables
 
 KEPT = RESULTS / "proxy"
-PAGES = ("evidence.md", "evidence-depth.md", "evidence-families.md", "evidence-narrow.md")
+PAGES = ("evidence.md", "evidence-depth.md", "evidence-recipes.md", "evidence-families.md", "evidence-narrow.md")
 DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in PAGES)
 REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""

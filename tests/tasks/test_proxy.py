@@ -86,6 +86,13 @@ def test_difference_to_the_base_is_that_of_the_pairs(number: int) -> None:
         found = compare_with_base(proxy_row("rates", f"es lr {rate}", [73.0]), [low_rate, high_rate])
         assert found is not None and found[0] == expected
     assert compare_with_base(proxy_row("rates", "es lr 0.5", [73.0]), [low_rate, high_rate]) is None
+    # the base of the same words comes first
+    taught, plain = (
+        proxy_row("taught_resnet8", f"base{words}", [mean]) for words, mean in ((" taught", 72.0), ("", 70.0))
+    )
+    for words, expected in ((" taught", 1.0), ("", 3.0)):
+        found = compare_with_base(proxy_row("taught_resnet8", f"es{words}", [73.0]), [taught, plain])
+        assert found is not None and found[0] == expected
     ablation = [proxy_row("ablation", name, [70.0 + place]) for place, name in enumerate(("tau=1 g=1", "tau=2 g=2"))]
     found = compare_with_base(ablation[1], ablation)
     assert found is not None and found[0] == 1.0 and math.isnan(found[1])

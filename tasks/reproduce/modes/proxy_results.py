@@ -78,19 +78,15 @@ class ProxyResult:
         return [value - by_seed[seed] for seed, value in pairs if seed in by_seed]
 
 
-def compare_with_base(result: ProxyResult, results: Sequence[ProxyResult]) -> tuple[float, float] | None:
-    """The difference between a result and the base of its system that was trained as long, seed by seed.
+def find_base(result: ProxyResult, results: Sequence[ProxyResult]) -> ProxyResult | None:
+    """The base of its system that was trained as long; None for a base itself and without a base.
 
     The base is the variant "base", in the ablation "tau=1 g=1"; "base WORDS" is the base of the variants that end in
-    these words. One seed draws the same images in the same order for both networks, so each pair shares that noise.
+    these words, if it comes first.
 
     Args:
         result: of any variant.
         results: all of the comparison.
-
-    Returns:
-        The mean difference and half the width of its 95 % interval (nan for one seed), in the metric's own units and
-        sign. None for a base itself, without a base, or without a common seed.
     """
     if _base_suffix(result) is not None:
         return None
@@ -100,11 +96,26 @@ def compare_with_base(result: ProxyResult, results: Sequence[ProxyResult]) -> tu
         if suffix is None or not result.variant.endswith(suffix):
             continue
         if (base.system, base.dataset, base.metric, base.epochs) == kind:
-            differences = result.differences(base)
-            if not differences:
-                return None
-            return sum(differences) / len(differences), compute_half_width(differences)
+            return base
     return None
+
+
+def compare_with_base(result: ProxyResult, results: Sequence[ProxyResult]) -> tuple[float, float] | None:
+    """The difference between a result and its base, seed by seed.
+
+    One seed draws the same images in the same order for both networks, so each pair shares that noise.
+
+    Args:
+        result: of any variant.
+        results: all of the comparison.
+
+    Returns:
+        The mean difference and half the width of its 95 % interval (nan for one seed), in the metric's own units and
+        sign. None without a base (find_base) or without a common seed.
+    """
+    base = find_base(result, results)
+    differences = result.differences(base) if base else []
+    return (sum(differences) / len(differences), compute_half_width(differences)) if differences else None
 
 
 def _base_suffix(result: ProxyResult) -> str | None:
