@@ -16,6 +16,7 @@ from esbnn_core.layers.base import binary_layers
 from esbnn_core.layers.quantizers import make_weight_quantizer
 from esbnn_core.lit.callbacks import ExportWeights, FlipRatio, TemperatureSchedule
 from esbnn_core.lit.schedules import ProgressLR
+from esbnn_core.lit.weight_decay import DecayRule
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tasks.classification.objectives import TeacherObjective
@@ -193,3 +194,26 @@ def test_temperature_follows_the_epoch_into_sign_mode(epoch: int, sign_mode: boo
     assert logged["temperature"] == pytest.approx(0.9**epoch)
     with pytest.raises(InputError, match="factor must be a number between 0 and 1, got 1"):
         TemperatureSchedule(1)
+
+
+@pytest.mark.parametrize("rate", [0.2, 5.0])
+def test_thresholds_and_norms_have_a_rate_of_their_own(rate: float) -> None:
+    module = make_module(
+        decay=DecayRule("affine", 0.0, rate=rate), lr_scheduler=lambda optimizer: ProgressLR(optimizer, "cosine")
+    )
+    optimizer = module.configure_optimizers()["optimizer"]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in module.network.named_parameters()}
+    assert (
+        found["stages.layer1.0.conv.sign.shift"] == found["stages.layer1.0.norm.weight"] == pytest.approx(rate * 5e-3)
+    )
+    assert found["stages.layer1.0.conv.weight"] == found["fc.bias"] == found["stages.layer1.0.act.slope"] == 5e-3
+
+
+def test_a_rate_that_the_scheduler_would_undo_is_refused() -> None:
+    module = make_module(
+        decay=DecayRule("affine", 0.0, rate=5.0),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, 10),
+    )
+    with pytest.raises(InputError, match="one that scales the optimizer's, like ProgressLR"):
+        module.configure_optimizers()
