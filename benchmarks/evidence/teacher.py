@@ -9,7 +9,6 @@ All 50,000 training images of CIFAR-10 at 16x16 with crop and mirror, SGD with o
 import argparse
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,9 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from benchmarks.command import positive, run_command
-from esbnn_core.checkpoint.format import find_misfits
-from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT, write_atomically
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.teachers import NetworkTeacher, read_tensors
+from tasks.classification.teachers import NetworkTeacher, load_teacher
 
 WIDTHS = (16, 32, 64)
 BLOCKS = 3
@@ -63,14 +60,8 @@ class ResNet20Teacher(NetworkTeacher):
         self.path = path
 
     def build(self) -> nn.Module:
-        network, tensors = build_resnet20(), read_tensors(Path(self.path))
-        if faults := find_misfits(network.state_dict(), tensors):
-            raise InputError(
-                f"file {self.path} does not fit the study's teacher: {faults}: train it with python -m "
-                f"benchmarks.evidence.teacher"
-            )
-        network.load_state_dict(tensors)
-        return network
+        fix = "train it with python -m benchmarks.evidence.teacher"
+        return load_teacher(build_resnet20(), Path(self.path), "the study's teacher", fix)
 
     def build_untrained(self, num_classes: int) -> nn.Module:
         return build_resnet20(num_classes)
@@ -131,7 +122,7 @@ def train_teacher(data: str, epochs: int, seed: int, out: Path) -> dict[str, Any
     return record
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Train it and print its top-1."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evidence.teacher", description=(__doc__ or "").split("\n")[0]
@@ -140,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=positive, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     print(json.dumps(train_teacher(args.data, args.epochs, args.seed, args.out), indent=2))
 
 

@@ -73,7 +73,7 @@ class DecayRule:
     def check_rates(self, optimizer: Optimizer) -> None:
         """Raise InputError unless a scheduler that was made for the optimizer has left the kind its learning rate."""
         mine, others = (group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
-        if not math.isclose(mine, self.rate * others):
+        if self.rate != 1 and not math.isclose(mine, self.rate * others):
             raise InputError(
                 f"lr_scheduler must keep the rate {self.rate} of decay, got learning rates {mine} and {others}: take "
                 f"one that scales the optimizer's, like ProgressLR, not one with a maximum of its own"

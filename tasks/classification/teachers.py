@@ -114,14 +114,8 @@ class TimmTeacher(NetworkTeacher):
             network: nn.Module = timm.create_model(self.name, pretrained=False)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"teacher must be a model of timm, got {self.name} ({reason_of(error)})") from error
-        tensors = read_tensors(path)
-        if faults := find_misfits(network.state_dict(), tensors):
-            raise InputError(
-                f"file {path} does not fit the teacher {self.name}: {faults}: name the timm model that the file was "
-                f"saved from"
-            )
-        network.load_state_dict(tensors)
-        return network
+        fix = "name the timm model that the file was saved from"
+        return load_teacher(network, path, f"the teacher {self.name}", fix)
 
 
 class CheckpointTeacher(NetworkTeacher):
@@ -140,6 +134,24 @@ class CheckpointTeacher(NetworkTeacher):
     def build_untrained(self, num_classes: int) -> nn.Module:
         """Build it from the file all the same: it is local, and only the file names the network."""
         return self.build()
+
+
+def load_teacher(network: nn.Module, path: Path, name: str, fix: str) -> nn.Module:
+    """Load a file strictly into a network, in place; returns it.
+
+    Args:
+        network: whose tensors the file has.
+        path: as read_tensors.
+        name: of the teacher in the error, and `fix`, what to do about it.
+
+    Raises:
+        InputError: as read_tensors; tensors that are missing, not expected or of another shape.
+    """
+    tensors = read_tensors(path)
+    if faults := find_misfits(network.state_dict(), tensors):
+        raise InputError(f"file {path} does not fit {name}: {faults}: {fix}")
+    network.load_state_dict(tensors)
+    return network
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
