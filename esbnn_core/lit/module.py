@@ -42,6 +42,7 @@ class TaskModule(L.LightningModule):
         begun: whether there are weights to evaluate.
         what: the network, in messages.
         start_files: options that name files to start from, which a checkpoint replaces.
+        memory_format: of the network's weights and images, see lay_out.
     """
 
     network: Any
@@ -54,6 +55,7 @@ class TaskModule(L.LightningModule):
     begun = True
     what = "network"
     start_files: ClassVar[tuple[str, ...]] = ("weights",)
+    memory_format = torch.contiguous_format
     _options: Mapping[str, Any] | None = None
     _gradients: Mapping[str, Any] | None = None
 
@@ -132,6 +134,14 @@ class TaskModule(L.LightningModule):
         """
         if how and not is_packed(self.network):
             train_on_bits_(self.network, TrainOnBits(gradient_dtype=torch.bfloat16 if how == "bfloat16" else None))
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Keep the network's weights in this memory format; the subclass gives its images the same.
+
+        Layers on bits and torch's convolutions then hand each other maps without copies.
+        """
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)
 
     @property
     def lr(self) -> float:

@@ -109,8 +109,7 @@ class ClassificationModule(TaskModule):
         self.decay, self.compile_backend = decay, compile_backend
         self.objective: Objective = objective or LabelObjective()
         self.num_classes, self.untrained_teachers = num_classes, untrained_teachers
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)
+        self.lay_out(channels_last)
         self.predictions, self.found = predictions, list[Prediction]()
         self.metrics = nn.ModuleDict({stage: _metrics(num_classes) for stage in ("val_", "test_")})
 

@@ -65,6 +65,7 @@ class SuperResolutionModule(TaskModule):
         strength: of validation, test and predict, as SuperResolutionPipeline's; 1 is the paper's.
         sample_batch: images of one size that are sampled together.
         eval_seed: of the noise that evaluation starts from; the noise of an image depends on it and on its name.
+        channels_last: memory format of network and images; with train_on_bits on a CPU it saves copies of maps.
         predictions: folder that predict writes, default predictions in the run's own; each of several sets has a folder
             in it.
 
@@ -100,6 +101,7 @@ class SuperResolutionModule(TaskModule):
         strength: float = 1.0,
         sample_batch: int = 1,
         eval_seed: int = 10,
+        channels_last: bool = False,
         predictions: str | None = None,
     ) -> None:
         super().__init__()
@@ -122,6 +124,7 @@ class SuperResolutionModule(TaskModule):
         if weights is not None:
             load_weights_(self.network, weights)
         self.train_on_bits(train_on_bits)
+        self.lay_out(channels_last)
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.scale, self.predictions = decay, scale, predictions
         self.steps = {"val": val_steps, "test": num_inference_steps, "predict": num_inference_steps}
@@ -160,6 +163,7 @@ class SuperResolutionModule(TaskModule):
 
     def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """Noisy images and conditions (N, 3, H, W), timesteps (N,) -> the noise (N, 3, H, W)."""
+        sample, condition = (x.contiguous(memory_format=self.memory_format) for x in (sample, condition))
         noise: Tensor = self.network(sample, timestep, condition).sample
         return noise
 

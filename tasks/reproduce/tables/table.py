@@ -47,6 +47,7 @@ SYSTEMS = (
     "bnext_best",
     "start_binaryvit",
     "binaryvit_best",
+    "start_bidet",
     "start_bidiffsr",
     "bidiffsr_best",
     "groups_small",

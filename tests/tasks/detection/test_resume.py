@@ -93,3 +93,29 @@ def test_a_step_on_bits_has_the_plain_steps_gradients(name: str) -> None:
             assert value is got[key] is None or torch.equal(value, got[key]), key
         elif value.abs().max() > 1e-9 * largest:  # a bias in front of a norm has none but for rounding
             assert relative(got[key], value) <= 1e-9, key
+
+
+@pytest.mark.filterwarnings("ignore:1 binary units or layers train on plain layers")
+def test_a_step_in_channels_last_has_the_same_gradients(tmp_path: Path) -> None:
+    """In float64, and in a layout that reaches the network in training, in detection and in the raw outputs."""
+    data = images("ssd", tmp_path, train_size=2)
+    data.setup("fit")
+    samples = next(iter(data.train_dataloader()))
+    found, layouts = [], []
+    for channels_last in (False, True):
+        module = detector("ssd", train_on_bits=True, channels_last=channels_last).double()
+        module.network.backbone.register_forward_pre_hook(
+            lambda _, args: layouts.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        prepared = module.prepare(copy.deepcopy(samples), training=True)
+        loss, _ = module.network.parse_losses(module.network(**prepared, mode="loss"))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in module.parameters() if p.grad is not None)])
+        module.eval()(torch.randn(2, 3, 96, 96, dtype=torch.float64))
+        module.detect(copy.deepcopy(samples))
+    assert layouts == [False] * 3 + [True] * 3
+    assert len(found[0]) == len(found[1]) > 40
+    largest = max(tensor.abs().max().item() for tensor in found[0])
+    for want, got in zip(*found, strict=True):
+        if want.abs().max() > 1e-9 * largest:  # a bias in front of a norm has none but for rounding
+            assert relative(got, want) <= 1e-9

@@ -314,11 +314,19 @@ def test_training_on_bits_gives_the_same_gradients(sets: Path, make_trainer: Mak
         trained = make_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), **options)
         report = set(bit_training_report(trained.network).values())
         assert report == {""} if "train_on_bits" in options else "" not in report
+        first = next(module for module in trained.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_pre_hook(lambda _, args: layouts.append(layout(args[0])))
         make_trainer(max_steps=1, limit_val_batches=0).fit(trained, make_sets(sets))
         return state(trained)
 
-    plain, bits = fit(), fit(train_on_bits=True)
-    assert all(torch.allclose(plain[name], bits[name], atol=1e-5) for name in plain)
+    def layout(x: Tensor) -> bool:
+        return x.is_contiguous(memory_format=torch.channels_last)
+
+    layouts: list[bool] = []
+    plain, bits, last = fit(), fit(train_on_bits=True), fit(train_on_bits=True, channels_last=True)
+    assert layouts == [False, False, True]
+    for found in (bits, last):
+        assert all(torch.allclose(plain[name], found[name], atol=1e-5) for name in plain)
     assert not same(plain, make_module().state_dict())
 
 
