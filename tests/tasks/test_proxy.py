@@ -111,7 +111,10 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
 def test_variants_cost_what_the_base_costs(system: str) -> None:
     """Counted by esbnn_core.count, not by the code under test; only Rep's wider read-out costs more."""
     found = proxies.read_proxy_config(system)
-    assert len(found.variants) >= 2 and len(set(found.seeds)) >= 2
+    assert len(found.variants) >= 2
+    # one seed is for a choice alone, and the file says so
+    text = (ROOT / "configs" / "proxy" / f"{system}.yaml").read_text()
+    assert len(set(found.seeds)) >= 2 or "Nothing is claimed from seed 0." in text
     if found.task == "classification":
         ops = {v.name: cost_of(v.network, json.dumps(dict(v.options)), found.size) for v in found.variants}
         assert len({(c.bops, c.flops) for name, c in ops.items() if not name.startswith("rep")}) == 1

@@ -39,6 +39,7 @@ SYSTEMS = (
     "recipe_resnet8",
     "recipe_resnet8_best",
     "width_resnet8",
+    "width_resnet8_best",
     "taught_resnet8",
     "resnet8_long",
     "rates_resnet20",
