@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks import report
 from benchmarks.command import run_command
 from benchmarks.evidence import curves as evidence_curves
+from benchmarks.evidence import gains as evidence_gains
 from benchmarks.evidence import tables as evidence
 from benchmarks.evidence.copies import likeness, measure_copies, measure_numbers
 from esbnn_core import create_model
@@ -103,6 +105,33 @@ def test_evidence_without_results_stays() -> None:
     # a loss says that it falls
     loss = evidence.rewrite(text, [proxy_row("bidet", "base", [3.0], metric="loss", dataset="d")])
     assert "| mean (loss (lower is better), d) |" in loss and "mean (top1, fashion_mnist)" in made
+
+
+def test_what_es_is_worth_follows_from_its_seeds() -> None:
+    """Each line against SciPy's paired t, a loss the other way round; what is compared is there, at equal seeds."""
+    base = [50.0, 52.0, 51.0, 49.5, 50.5]
+    for step, system, metric, said, shown in (
+        (0.2, "bnext_best", "top1", "gains", "**+0.54 ± {:.2f} points**"),
+        (-0.9, "bnext_best", "top1", "costs", "**-0.56 ± {:.2f} points**"),
+        (-0.25, "binaryvit_best", "top1", "undecided", "+0.09 ± {:.2f} points"),
+        (-0.9, "bnext_best", "loss", "gains", "**-0.56 ± {:.2f} of the loss, less is better**"),
+        (0.2, "bnext_best", "loss", "costs", "**+0.54 ± {:.2f} of the loss, less is better**"),
+        (-0.25, "bidiffsr_best", "psnr", "undecided", "+0.09 ± {:.2f} dB"),
+    ):
+        es = [value + step + extra for value, extra in zip(base, (0.1, 0.6, 0.3, 0.5, 0.2), strict=True)]
+        rows = [proxy_row(system, name, values, metric=metric) for name, values in (("base", base), ("es", es))]
+        (line,) = evidence_gains.render_gains(rows).splitlines()[2:]
+        low, high = stats.ttest_rel(es, base).confidence_interval()
+        ahead = sum((one < other) == (metric == "loss") for one, other in zip(es, base, strict=True))
+        words = line.strip("| ").split(" | ")
+        assert words[2:] == [shown.format((high - low) / 2), f"{ahead} of 5", said]
+        assert (said == "undecided") == (low < 0 < high)
+    # without its base there is no line, and every comparison has its rule
+    assert len(evidence_gains.render_gains(rows[1:]).splitlines()) == 2
+    for decision in evidence_gains.DECISIONS:
+        found = read_proxy_config(decision.system)
+        assert {decision.es, decision.base} <= {variant.name for variant in found.variants}
+        assert len(found.seeds) == 5 and 0 not in found.seeds
 
 
 def test_the_curves_go_by_rate_length_and_spread() -> None:

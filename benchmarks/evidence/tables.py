@@ -1,4 +1,5 @@
-"""Rewrites the tables and pictures of docs/reports/evidence*.md from the proxies' results in benchmarks/results/proxy.
+"""Rewrites the tables and pictures of docs/reports/evidence*.md, and the README's table of what ES is worth, from the
+proxies' results in benchmarks/results/proxy.
 
 python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to copy its results)
 
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
+from benchmarks.evidence.gains import render_gains
 from benchmarks.evidence.study import draw_beside, draw_study
 from benchmarks.report import marked
 from benchmarks.timing import RESULTS
@@ -28,7 +30,7 @@ from tasks.reproduce.tables.table import SYSTEMS, read_tables
 
 KEPT = RESULTS / "proxy"
 PAGES = ("evidence.md", "evidence-depth.md", "evidence-recipes.md", "evidence-families.md", "evidence-narrow.md")
-DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in PAGES)
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / "reports" / name for name in PAGES))
 REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
@@ -44,9 +46,14 @@ def render_system(results: Sequence[ProxyResult]) -> str:
 
 
 def rewrite(text: str, results: Sequence[ProxyResult]) -> str:
-    """The document with every marked table rewritten; the table of a system without results stays as it is."""
+    """The document with every marked table rewritten; the table of a system without results stays as it is.
+
+    `gains` names no system: it is the table of all that decide.
+    """
 
     def render(name: str) -> str | None:
+        if name == "gains":
+            return render_gains(results)
         of_system = [result for result in results if result.system == name]
         return render_system(of_system) if of_system else None
 

@@ -4,6 +4,7 @@
     python -m tasks.reproduce figure1 --mode eval --data /data            what is at hand, and what is missing
     python -m tasks.reproduce cifar10 --mode train --dry-run              the exact command lines
     python -m tasks.reproduce ablation --mode proxy --seeds 0 1 2         small networks of equal operations
+    python -m tasks.reproduce study --mode proxy --systems resnet8_best   one comparison of several
 
 All results of one --out folder are gathered in its report.html. An error is one sentence on stderr and exit code 2,
 Ctrl-C is 130. Missing data or a missing file is not an error but a line that names it.
@@ -29,7 +30,7 @@ MODES = ("ops", "eval", "train", "proxy")
 # the modes of an option; another mode would ignore it
 OPTION_MODES = {
     **{"seeds": ("train", "proxy"), "rows": ("eval", "train"), "dry_run": ("train",), "trainer": ("train",)},
-    **{"device": ("eval",), "backend": ("eval",), "jobs": ("proxy",)},
+    **{"device": ("eval",), "backend": ("eval",), "jobs": ("proxy",), "systems": ("proxy",), "variants": ("proxy",)},
 }
 
 
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="ROOT", default="data", help="folder of imagenet, VOCdevkit, sr, ...")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="train, proxy: one run a seed")
     parser.add_argument("--jobs", type=int, metavar="N", help="proxy: runs at a time, which share the cores")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="proxy: only these files of configs/proxy")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="proxy: only these variants of them")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="eval, train: only these rows")
     parser.add_argument("--dry-run", action="store_true", default=None, help="train: only print the commands")
     parser.add_argument("--trainer", metavar="FILE", help="train: config of another machine; the global batch stays")
@@ -139,32 +142,42 @@ def _trained_rows(args: argparse.Namespace, tables: list[Table]) -> list[Row]:
 
 def _proxy_systems(args: argparse.Namespace, tables: list[Table]) -> list[str]:
     """The systems that --mode proxy trains."""
-    systems = list(dict.fromkeys(system for table in tables for system in table.proxy))
-    if not systems:
+    known = list(dict.fromkeys(system for table in tables for system in table.proxy))
+    if not known:
         raise InputError(f"table {args.table} has no proxy comparison: choose another, e.g. figure1")
+    for name in args.systems or ():
+        if name not in known:
+            raise InputError(f"--systems must be of the tables asked for ({', '.join(known)}), got {name!r}")
+    systems = [system for system in known if args.systems is None or system in args.systems]
+    if args.variants is not None:
+        from tasks.reproduce.modes.proxy import chosen_variants
+
+        for system in systems:
+            chosen_variants(system, args.variants)
     return systems
 
 
 def _train_proxies(args: argparse.Namespace, systems: list[str]) -> InputError | OSError | None:
-    """Train the systems whose data is there and name the data of the others.
+    """Train the systems that can be trained here and name what the others lack.
 
     Returns:
         A failure, so that the report can show the results before it; None without one.
     """
     if not systems:
         return None
-    from tasks.reproduce.modes.proxy import describe_lacking_data, gather_proxy, run_proxy
+    from tasks.reproduce.modes.proxy import describe_lacking, gather_proxy, run_proxy
 
     out: Path = args.out / "proxy"
     try:
-        missing = {system: describe_lacking_data(system, out, data=args.data, seeds=args.seeds) for system in systems}
+        given = {"data": args.data, "seeds": args.seeds, "only": args.variants or ()}
+        missing = {system: describe_lacking(system, out, **given) for system in systems}
         for system in systems:
             gather_proxy(system, out)
             if missing[system]:
                 print(f"{system} is not trained: {missing[system]}", flush=True)
         for system in systems:
             if not missing[system]:
-                run_proxy(system, out, data=args.data, seeds=args.seeds, jobs=args.jobs or 1)
+                run_proxy(system, out, jobs=args.jobs or 1, **given)
     except (InputError, OSError) as error:
         return error
     return None

@@ -224,15 +224,15 @@ def test_one_folder_gathers_what_several_runs_found(
     trained: list[tuple[str, Path, str, Any]] = []
     room = types.ModuleType("tasks.reproduce.modes.proxy")
 
-    def run_proxy(system: str, out: Path, *, data: str, seeds: Any, jobs: int) -> list[ProxyResult]:
-        assert jobs == 1
+    def run_proxy(system: str, out: Path, *, data: str, seeds: Any, jobs: int, only: Any) -> list[ProxyResult]:
+        assert jobs == 1 and only == ()
         trained.append((system, out, data, seeds))
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{system}.json").write_text("[]")
         return []
 
     room.run_proxy, room.read_proxy_results = run_proxy, lambda out: PROXIES  # type: ignore[attr-defined]
-    room.describe_lacking_data, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
+    room.describe_lacking, room.gather_proxy = lambda system, out, **options: "", lambda system, out: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tasks.reproduce.modes.proxy", room)
     monkeypatch.setattr(folder, "predictions_folder", lambda row: tmp_path / row.name)
     (tmp_path / "bidet_faster_rcnn_r18").mkdir()
@@ -281,6 +281,8 @@ def test_eval_shows_an_earlier_value_where_there_is_none_now(tmp_path: Path, dat
             "--rows must be rows of the tables asked for (bidet",
         ),
         (["voc", "--dry-run"], "--dry-run must be given with --mode train, got --mode ops"),
+        (["study", "--systems", "start"], "--systems must be given with --mode proxy, got --mode ops"),
+        (["study", "--variants", "es"], "--variants must be given with --mode proxy, got --mode ops"),
         (
             ["voc", "--mode", "train", "--seeds", "1", "1"],
             "--seeds must be different numbers from 0 to 4294967295, got",

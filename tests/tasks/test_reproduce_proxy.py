@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from esbnn_core import InputError
 from tasks.reproduce import command as reproduce
@@ -65,19 +66,19 @@ def place(data: Path, system: str) -> None:
 @pytest.mark.parametrize("system", sorted(PLACES))
 def test_what_a_system_lacks_is_told_until_it_is_there(tmp_path: Path, system: str) -> None:
     data = tmp_path / "data"
-    told = proxy.describe_lacking_data(system, tmp_path / "out", data=str(data))
+    told = proxy.describe_lacking(system, tmp_path / "out", data=str(data))
     assert f"is not at {data / PLACES[system][0]}: " in told and told.endswith(("there", "ubunchu-translation)"))
     place(data, system)
-    assert proxy.describe_lacking_data(system, tmp_path / "out", data=str(data)) == ""
+    assert proxy.describe_lacking(system, tmp_path / "out", data=str(data)) == ""
     # every one of its folders counts
     last = data / PLACES[system][-1]
     last.unlink() if last.is_file() else last.rmdir()
-    assert f"is not at {last}: " in proxy.describe_lacking_data(system, tmp_path / "out", data=str(data))
+    assert f"is not at {last}: " in proxy.describe_lacking(system, tmp_path / "out", data=str(data))
 
 
 def test_the_repositorys_own_images_are_never_lacking(tmp_path: Path) -> None:
     for system in ("reactnet", "bnext", "binaryvit", "ablation", "spread", "rates", "width"):
-        assert proxy.describe_lacking_data(system, tmp_path, data=str(tmp_path / "nowhere")) == ""
+        assert proxy.describe_lacking(system, tmp_path, data=str(tmp_path / "nowhere")) == ""
     # whatever the network is, without a root it is not --data that is read
     assert describe_missing_proxy_data("classification", "cifar10", "", (), str(tmp_path / "nowhere")) == ""
 
@@ -96,6 +97,46 @@ def test_a_fresh_clone_trains_what_it_has_and_reports(
     assert printed.index(told[-1]) < printed.index("$ python -m tasks.classification fit")
     report = (out / "report.html").read_text()
     assert "12.35" in report and (out / "figure1.md").exists() and "| bidet" not in (out / "proxies.md").read_text()
+
+
+def test_one_comparison_of_a_table_is_chosen_by_name(
+    tmp_path: Path, fit: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started, out, data = fit(), tmp_path / "out", tmp_path / "data"
+    place(data, "recu")
+    words = ["study", "--mode", "proxy", "--out", str(out), "--data", str(data)]
+    assert reproduce.main([*words, "--systems", "resnet8_best", "--seeds", "77"]) == 0
+    assert started == ["resnet8_best/base-seed77", "resnet8_best/es-seed77"]
+    assert reproduce.main([*words, "--systems", "bnext_best", "width", "--seeds", "3"]) == 2
+    assert "--systems must be of the tables asked for (start, " in capsys.readouterr().err
+    # a variant has to be one of every system that is named
+    chosen = ["--systems", "resnet8_best", "rates_resnet8", "--seeds", "5", "--variants"]
+    assert reproduce.main([*words, *chosen, "es rate 0.01"]) == 2
+    assert "resnet8_best has no variant 'es rate 0.01': its variants are base, es\n" in capsys.readouterr().err
+    assert len(started) == 2
+    assert reproduce.main([*words, *chosen, "es"]) == 0
+    assert sorted(started[2:]) == ["rates_resnet8/es-seed5", "resnet8_best/es-seed5"]
+    rows = proxy.read_proxy_results(out / "proxy")
+    assert {(row.system, row.variant, *row.seeds) for row in rows} == {
+        ("resnet8_best", "base", 77),
+        ("resnet8_best", "es", 5, 77),
+        ("rates_resnet8", "es", 5),
+    }
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_a_comparison_for_a_gpu_waits_for_one(
+    tmp_path: Path, fit: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], present: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    started, out, data = fit(), tmp_path / "out", tmp_path / "data"
+    place(data, "recu")
+    words = ["study", "--mode", "proxy", "--out", str(out), "--data", str(data), "--seeds", "23", "--systems"]
+    assert reproduce.main([*words, "resnet8_long", "resnet8_best"]) == 0
+    told = "resnet8_long is not trained: trainer.accelerator of configs/proxy/train_cifar32_gpu.yaml is gpu, and this "
+    assert (told in capsys.readouterr().out) == (not present)
+    systems = {name.split("/")[0] for name in started}
+    assert systems == {"resnet8_best"} | ({"resnet8_long"} if present else set())
 
 
 def test_runs_that_have_ended_are_shown_without_their_data(

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from esbnn_core.errors import InputError
 from esbnn_core.files import write_atomically
 from tasks.classification.datasets import dataset_info
@@ -20,6 +22,7 @@ from tasks.reproduce.modes.ops import count_row
 from tasks.reproduce.modes.proxy_data import describe_missing_proxy_data
 from tasks.reproduce.modes.proxy_results import ProxyResult
 from tasks.reproduce.modes.proxy_run import ProxyRun, read_record, train_run
+from tasks.reproduce.tables.configs import read_setting
 from tasks.reproduce.tables.proxies import Proxy, Variant, read_proxy_config
 from tasks.reproduce.tables.table import SYSTEMS, Row
 
@@ -44,12 +47,7 @@ def run_proxy(
         InputError: see read_proxy_config; an unknown variant; a run that failed, with the last error of its log. No
             other run is started after a failure.
     """
-    proxy = read_proxy_config(system)
-    names = [variant.name for variant in proxy.variants]
-    for name in only:
-        if name not in names:
-            raise InputError(f"proxy system {system} has no variant {name!r}: its variants are {', '.join(names)}")
-    chosen = [variant for variant in proxy.variants if not only or variant.name in only]
+    proxy, chosen = read_proxy_config(system), chosen_variants(system, only)
     # seed by seed, so that all variants have a result when a long training is cut off
     runs = [ProxyRun(proxy, variant, seed, out) for seed in _seeds_of(proxy, seeds) for variant in chosen]
     failed = threading.Event()
@@ -87,19 +85,40 @@ def gather_proxy(system: str, out: Path) -> list[ProxyResult]:
     return results
 
 
-def describe_lacking_data(system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None) -> str:
-    """A sentence about the data that the unfinished runs of a system lack, and how to get it; "" if nothing is missing.
+def chosen_variants(system: str, only: Sequence[str]) -> list[Variant]:
+    """The variants of these names, all without any. Raises InputError: an unknown name; see read_proxy_config."""
+    variants = read_proxy_config(system).variants
+    names = [variant.name for variant in variants]
+    for name in only:
+        if name not in names:
+            raise InputError(f"proxy system {system} has no variant {name!r}: its variants are {', '.join(names)}")
+    return [variant for variant in variants if not only or variant.name in only]
+
+
+def describe_lacking(
+    system: str, out: Path, *, data: str, seeds: Sequence[int] | None = None, only: Sequence[str] = ()
+) -> str:
+    """A sentence about what the unfinished runs of a system lack, data or a GPU; "" if nothing is missing.
+
+    Args:
+        system: as run_proxy, like the rest.
+        out: folder of runs and results.
+        data: folder that has the data set.
+        seeds: by default those of the config.
+        only: names of variants, by default all.
 
     Raises:
         InputError: see gather_proxy.
     """
     proxy = read_proxy_config(system)
-    for variant in proxy.variants:
+    for variant in chosen_variants(system, only):
         for seed in _seeds_of(proxy, seeds):
             if "value" not in read_record(ProxyRun(proxy, variant, seed, out)):
                 recipe = proxy.recipe_of(variant)
                 if missing := describe_missing_proxy_data(proxy.task, proxy.dataset, proxy.root, recipe, data):
                     return missing
+                if read_setting(recipe, "trainer.accelerator") == "gpu" and not torch.cuda.is_available():
+                    return f"trainer.accelerator of {recipe[-1]} is gpu, and this machine has none"
     return ""
 
 
