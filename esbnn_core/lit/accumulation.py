@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 GRADIENTS = "esbnn_gradients"
@@ -42,4 +43,4 @@ def take_gradients(module: L.LightningModule, noted: Mapping[str, Any]) -> None:
         return
     for name, parameter in module.named_parameters():
         if name in gradients:
-            parameter.grad = gradients[name].to(parameter.device, parameter.dtype)
+            parameter.grad = torch.empty_like(parameter).copy_(gradients[name])  # in the parameter's memory format

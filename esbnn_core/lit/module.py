@@ -17,6 +17,7 @@ from esbnn_core.errors import InputError, check_output_folder
 from esbnn_core.lit.accumulation import GRADIENTS, note_gradients, take_gradients
 from esbnn_core.lit.export import check_new_folder, validation_metrics, write_folder, write_weights
 from esbnn_core.lit.malloc import keeps_freed_memory
+from esbnn_core.lit.optimizer_state import OPTIMIZER, check_resumed, follow_layouts_, name_of
 from esbnn_core.lit.precision import is_wide, set_precision_, warn_of_rounding, widen_
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.weight_decay import DecayRule
@@ -40,6 +41,7 @@ class TaskModule(L.LightningModule):
         predictions: folder that predict writes, or None for predictions in the run's own.
         monitor: validation metric of the best checkpoint, the higher the better; "" for none.
         begun: whether there are weights to evaluate.
+        started_from: file of trained weights that the run starts from, or None.
         what: the network, in messages.
         start_files: options that name files to start from, which a checkpoint replaces.
         memory_format: of the network's weights and images, see lay_out.
@@ -53,11 +55,14 @@ class TaskModule(L.LightningModule):
     predictions: str | None = None
     monitor = ""
     begun = True
+    started_from: str | None = None
     what = "network"
     start_files: ClassVar[tuple[str, ...]] = ("weights",)
     memory_format = torch.contiguous_format
     _options: Mapping[str, Any] | None = None
     _gradients: Mapping[str, Any] | None = None
+    _rate_was_set = False
+    _resumed: Mapping[str, Any] | None = None
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """Let every checkpoint name the options that built the module; the command line calls it.
@@ -74,6 +79,8 @@ class TaskModule(L.LightningModule):
         noted = {"module": f"{kind.__module__}.{kind.__qualname__}", "metric": validation_metrics(self.trainer)}
         checkpoint[RUN] = {**noted, "commit": _commit_at_start()}
         note_gradients(self, checkpoint)
+        if self.trainer.optimizers:
+            checkpoint[OPTIMIZER] = name_of(self.trainer.optimizers[0])
         if self._options is not None:
             checkpoint[OPTIONS] = {**self._options, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
@@ -145,21 +152,27 @@ class TaskModule(L.LightningModule):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the first parameters, which Lightning's LearningRateFinder reads and sets for all.
+        """The optimizer's learning rate, which Lightning's LearningRateFinder reads and sets.
 
-        It is also where a schedule starts from. Without a trainer it is nan.
+        It is also where a schedule starts from. Parameters to which `decay` gives a rate have this multiple of it, but
+        in the finder's own sweep, which has one rate for all. Without a trainer it is nan.
         """
         optimizers = [] if self._trainer is None else self.trainer.optimizers
-        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
+        return float(optimizers[0].param_groups[-1]["lr"]) if optimizers else math.nan
 
     @lr.setter
     def lr(self, value: float) -> None:
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = value
+                group["lr"] = value
+            if self.decay is not None:
+                self.decay.scale_rates(optimizer)
+                self._rate_was_set = True
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
         for config in self.trainer.lr_scheduler_configs:
             if hasattr(config.scheduler, "base_lrs"):
-                config.scheduler.base_lrs = [value] * len(config.scheduler.base_lrs)
+                config.scheduler.base_lrs = [group["lr"] for group in config.scheduler.optimizer.param_groups]
 
     def check_latent(self) -> None:
         """Raise InputError for a packed network, which cannot be trained."""
@@ -197,6 +210,8 @@ class TaskModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the weights of a run are there."""
         self.begun, self._gradients = True, checkpoint.get(GRADIENTS)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.optimizers:
+            self._resumed = {key: checkpoint[key] for key in ("optimizer_states", OPTIMIZER) if key in checkpoint}
         state = checkpoint["state_dict"].items()
         tensors = {name: tensor for name, tensor in state if name.startswith(NETWORK)}
         if self._trainer is None:  # load_from_checkpoint
@@ -227,9 +242,24 @@ class TaskModule(L.LightningModule):
         if self._gradients is not None:
             take_gradients(self, self._gradients)
             self._gradients = None
+        for optimizer in self.trainer.optimizers:
+            follow_layouts_(optimizer)
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "step":
-            scheduler.bind(int(self.trainer.estimated_stepping_batches))
+            steps = self.trainer.estimated_stepping_batches
+            if math.isinf(steps):
+                raise InputError(
+                    "the length of a run with ProgressLR must be given, got max_time alone: set trainer.max_epochs or "
+                    "trainer.max_steps"
+                )
+            scheduler.bind(int(steps))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give the kind of `decay` its rate again where a learning-rate finder has set one for all behind `lr`."""
+        if self._rate_was_set and self.decay is not None:
+            self._rate_was_set = False
+            for optimizer in self.trainer.optimizers:
+                self.decay.keep_rate(optimizer)
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer with the latent-weight clip, and bind a schedule that advances by epochs to their number.
@@ -242,13 +272,22 @@ class TaskModule(L.LightningModule):
         if self.decay is not None:
             self.decay.scale_rates(optimizer)
         attach_latent_clip(optimizer, self.network)
-        if self.make_scheduler is None:
+        scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
+        if self._resumed is not None:
+            check_resumed(self._resumed, optimizer)
+            self._resumed = None
+        if scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer)
         if self.decay is not None:
-            self.decay.check_rates(optimizer)
+            self.decay.check_rates(optimizer, scheduler)
         if isinstance(scheduler, ProgressLR) and self.lr_interval == "epoch":
-            scheduler.bind(self.trainer.max_epochs or 1)
+            epochs = self.trainer.max_epochs
+            if epochs is not None and epochs < 0:
+                raise InputError(
+                    "the length of a run with ProgressLR and lr_interval epoch must be given in epochs, got steps or "
+                    "time alone: set trainer.max_epochs"
+                )
+            scheduler.bind(epochs or 1)
         schedule = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor

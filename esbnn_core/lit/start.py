@@ -42,9 +42,12 @@ class StartApart(Callback):
         """Lightning's hook."""
         if trainer.ckpt_path is not None:
             return
-        weights = getattr(pl_module, "weights", None)
+        weights = getattr(pl_module, "started_from", None)
         if weights is not None:
             rank_zero_info(f"StartApart changes nothing: thresholds are those of {weights}, which the run starts from")
+            return
+        if trainer.global_step > 0:
+            rank_zero_info(f"StartApart changes nothing: the network was trained for {trainer.global_step:,} steps")
             return
         if self.start.deviations and getattr(pl_module, "compile_backend", None):
             raise InputError(

@@ -70,8 +70,18 @@ class DecayRule:
         """Give the parameters of the kind their learning rate, in an optimizer that was made of `groups`."""
         optimizer.param_groups[0]["lr"] *= self.rate
 
-    def check_rates(self, optimizer: Optimizer) -> None:
-        """Raise InputError unless a scheduler that was made for the optimizer has left the kind its learning rate."""
+    def keep_rate(self, optimizer: Optimizer) -> None:
+        """As scale_rates, from the learning rate that all others have now."""
+        optimizer.param_groups[0]["lr"] = self.rate * optimizer.param_groups[-1]["lr"]
+
+    def check_rates(self, optimizer: Optimizer, scheduler: Any) -> None:
+        """Raise InputError unless a scheduler that was made for the optimizer leaves the kind its learning rate."""
+        floor = _lowest_rate(scheduler)
+        if self.rate != 1 and floor > 0:
+            raise InputError(
+                f"lr_scheduler must keep the rate {self.rate} of decay, got {type(scheduler).__name__} with the lowest "
+                f"learning rate {floor} for all: take one that scales the optimizer's, like ProgressLR with a floor"
+            )
         mine, others = (group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
         if self.rate != 1 and not math.isclose(mine, self.rate * others):
             raise InputError(
@@ -99,3 +109,9 @@ class DecayRule:
                 ids.update((id(module.shift_in), id(module.shift_out)))
             ids.update(id(p) for p in module.parameters(recurse=False) if p.dim() == 4)
         return {name for name, parameter in network.named_parameters() if id(parameter) in ids}
+
+
+def _lowest_rate(scheduler: Any) -> float:
+    """What torch's scheduler, or one of those in it, does not go below; 0 without such a number."""
+    inner = [_lowest_rate(one) for one in getattr(scheduler, "_schedulers", ())]
+    return max([float(getattr(scheduler, "eta_min", 0.0)), *map(float, getattr(scheduler, "min_lrs", ())), *inner])

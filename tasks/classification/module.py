@@ -99,7 +99,7 @@ class ClassificationModule(TaskModule):
             )
         if real_weights:
             real_weights_(self.network, fresh=weights is None)
-        self.weights = weights
+        self.weights = self.started_from = weights
         if weights is not None:
             self.network = load_weights(weights, self.network).train()
             if real_weights and is_packed(self.network):
@@ -146,7 +146,8 @@ class ClassificationModule(TaskModule):
         """Loss of one batch; stops the run at the first loss that is not finite."""
         images, labels = batch
         images = images.contiguous(memory_format=self.memory_format)
-        epochs = max(1, self.trainer.max_epochs or 1)
+        epochs = self.trainer.max_epochs
+        epochs = None if epochs is None or epochs < 0 else max(1, epochs)
         logits, loss = self.objective(self.network, Batch(images, labels, self.current_epoch, epochs))
         check_finite(loss, self.global_step, self.network, images)
         # the label with the larger share of mixed images

@@ -26,13 +26,13 @@ class Batch:
         images: (B, C, H, W).
         labels: int64 (B,), or probabilities (B, K) of mixed images.
         epoch: counted from 0.
-        epochs: of the run.
+        epochs: of the run, None where its length is given in steps or in time.
     """
 
     images: Tensor
     labels: Tensor
     epoch: int
-    epochs: int
+    epochs: int | None
 
 
 class Objective(ABC):
@@ -124,6 +124,11 @@ class ConsecutiveObjective(Objective):
 
     def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self._frozen, "prepare comes first"
+        if batch.epochs is None:
+            raise InputError(
+                "the length of a run with ConsecutiveObjective must be given in epochs, got steps or time alone: set "
+                "trainer.max_epochs"
+            )
         logits = network(batch.images)
         span = consecutive_span(batch.epoch, batch.epochs, len(self.assistants))
         active = (self._frozen[span], self._frozen[-1])

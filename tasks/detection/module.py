@@ -101,7 +101,8 @@ class DetectionModule(TaskModule):
             _load_weights(self.network, weights)
         self.train_on_bits(train_on_bits)
         self.lay_out(channels_last)
-        self.begun = from_scratch or backbone is not None or weights is not None
+        self.started_from = weights or backbone
+        self.begun = from_scratch or self.started_from is not None
         self.make_optimizer, self.make_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.num_classes = decay, num_classes
         self.predictions, self.draw_above = predictions, draw_above
@@ -156,8 +157,9 @@ class DetectionModule(TaskModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Switch the bottlenecks on at the first step with a learning rate below an earlier one."""
+        super().on_train_batch_start(batch, batch_idx)
         optimizer: Any = self.optimizers()
-        lr = float(optimizer.param_groups[0]["lr"])
+        lr = float(optimizer.param_groups[-1]["lr"])  # of what has no rate of its own
         if lr < float(self.peak_lr) * (1 - 1e-9):
             for module in self.network.modules():
                 if isinstance(module, Bottleneck):
@@ -184,14 +186,24 @@ class DetectionModule(TaskModule):
         """Lightning's hook."""
         self.found += collect(self.detect(batch))
 
+    def on_predict_start(self) -> None:
+        """Lightning's hook; refuses a folder of predictions in which a drawing would replace its image."""
+        super().on_predict_start()
+        for record in getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "records", ()):
+            source = Path(record["img_path"])
+            if self._drawing(str(record["img_id"])).resolve() == source.resolve():
+                raise InputError(f"the drawing of {source} would replace it: set model.predictions to another folder")
+
+    def _drawing(self, identity: str) -> Path:
+        return self.prediction_folder / f"{identity}.png"
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[mm.InstanceData]:
         """Detect on a batch, and draw bboxes, scores and labels of each image into the folder of predictions."""
         samples = self.detect(batch)
         found = collect(samples)
         sources = [sample.metainfo["img_path"] for sample in samples if not sample.metainfo.get("padded", False)]
         for source, image in zip(sources, found, strict=True):
-            target = self.prediction_folder / f"{image.identity}.png"
-            write_drawing(source, target, image, self.classes, self.draw_above)
+            write_drawing(source, self._drawing(image.identity), image, self.classes, self.draw_above)
             # with an identity of folder and name the file is named with its folder too
             self.files[image.identity] = str(Path(image.identity).parent / Path(source).name)
         self.found += found

@@ -120,7 +120,7 @@ class SuperResolutionModule(TaskModule):
         if min_snr is not None and not 0 < min_snr < math.inf:
             raise InputError(f"min_snr must be a finite number above 0, got {min_snr}: its paper has 5")
         self.min_snr = min_snr
-        self.begun = weights is not None
+        self.begun, self.started_from = weights is not None, weights
         if weights is not None:
             load_weights_(self.network, weights)
         self.train_on_bits(train_on_bits)
@@ -207,21 +207,29 @@ class SuperResolutionModule(TaskModule):
         self._score(batch, "test")
 
     def on_predict_start(self) -> None:
-        """Lightning's hook; refuses a name that the sheet would take."""
+        """Lightning's hook; refuses a name that the sheet would take, and a folder where an image would be replaced."""
         super().on_predict_start()
         loaders = self.trainer.predict_dataloaders
         for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
-            for pair in getattr(getattr(loader, "dataset", None), "pairs", ()):
+            items = getattr(loader, "dataset", None)
+            for pair in getattr(items, "pairs", ()):
                 if f"{pair.name}.png" == SHEET:
                     raise InputError(
                         f"image {pair.lr or pair.hr} must not be named {pair.name}, as the sheet of predict is: rename "
                         f"it or take it out"
                     )
+                target = self._target(getattr(items, "name", ""), pair.name).resolve()
+                for source in (pair.lr, pair.hr):
+                    if source is not None and source.resolve() == target:
+                        raise InputError(
+                            f"the prediction of {pair.lr or pair.hr} would replace {source}: set model.predictions to "
+                            f"another folder"
+                        )
 
     def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
         """Write the upsampled images of a batch as PNG files; returns their paths."""
         items = [item for item in batch if not item.padded]
-        paths = [self._target(item) for item in items]
+        paths = [self._target(item.dataset, item.name) for item in items]
         for item, path, tensor in zip(items, paths, self.upsample(items, "predict"), strict=True):
             write_png(path, to_pil(tensor, item.mode, item.alpha, self.scale, item.info))
             self.strips.append(make_strip(item.name, item.lr, to_pixels(tensor), item.hr, self.scale))
@@ -248,17 +256,14 @@ class SuperResolutionModule(TaskModule):
         for item, tensor in zip(items, self.upsample(items, stage), strict=True):
             self.scored.append(score_image(item, to_pixels(tensor), self.scale, self.lpips))
 
-    def _target(self, item: Item) -> Path:
+    def _target(self, dataset: str, name: str) -> Path:
         loaders = self.trainer.predict_dataloaders
         folder = self.prediction_folder
         if isinstance(loaders, Sequence) and len(loaders) > 1:
             # two sets may share an image name, and the name of a set may be a path to elsewhere
-            dataset = Path(item.dataset)
-            folder = folder.joinpath(*(part for part in dataset.parts if part not in (dataset.anchor, "..")))
-        path = folder / f"{item.name}.png"
-        if path.resolve() == Path(item.path).resolve():
-            raise InputError(f"the prediction of {item.path} would replace it: set model.predictions to another folder")
-        return path
+            home = Path(dataset)
+            folder = folder.joinpath(*(part for part in home.parts if part not in (home.anchor, "..")))
+        return folder / f"{name}.png"
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook."""

@@ -1,10 +1,12 @@
 """DecayRule against the shapes and names of the originals' own parameters, and its groups against the whole network."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from esbnn_core import InputError, create_model
 from esbnn_core.checkpoint.official import official_names
@@ -81,7 +83,7 @@ def test_the_kind_has_a_rate_of_its_own(rate: float) -> None:
     optimizer = torch.optim.SGD(rule.groups(model), lr=0.5)
     rule.scale_rates(optimizer)
     scheduler = ProgressLR(optimizer, "linear")
-    rule.check_rates(optimizer)
+    rule.check_rates(optimizer, scheduler)
     scheduler.bind(4)
     chosen = rule.chosen(model)
     for step in range(3):
@@ -101,12 +103,38 @@ def test_a_scheduler_with_a_maximum_of_its_own_is_refused(rate: float) -> None:
     optimizer = torch.optim.SGD(rule.groups(create_model("reactnet_resnet8")), lr=0.5)
     rule.scale_rates(optimizer)
     # a maximum for each group is nobody's rate undone where the rule has none
-    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.1, 0.5] if rate == 1 else 0.5, total_steps=4)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=[0.1, 0.5] if rate == 1 else 0.5, total_steps=4)
     if rate == 1:
-        rule.check_rates(optimizer)
+        rule.check_rates(optimizer, scheduler)
         return
     with pytest.raises(InputError, match=r"lr_scheduler must keep the rate 0\.2 of decay"):
-        rule.check_rates(optimizer)
+        rule.check_rates(optimizer, scheduler)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.0, 0.2])
+@pytest.mark.parametrize("floor", [0.0, 0.01])
+@pytest.mark.parametrize("kind", ["cosine", "restarts", "plateau", "after another"])
+def test_a_scheduler_with_a_lowest_rate_for_all_is_refused(kind: str, floor: float, rate: float) -> None:
+    """Frozen thresholds would rise to it."""
+    rule = DecayRule("affine", 0.0, rate=rate)
+    optimizer = torch.optim.SGD(rule.groups(create_model("reactnet_resnet8")), lr=0.5)
+    rule.scale_rates(optimizer)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, 3, eta_min=floor)
+    scheduler: Any = {
+        "cosine": lambda: cosine,
+        "restarts": lambda: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 3, eta_min=floor),
+        "plateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer, min_lr=floor),
+        "after another": lambda: lr_scheduler.SequentialLR(
+            optimizer, [lr_scheduler.LinearLR(optimizer, 0.5), cosine], [2]
+        ),
+    }[kind]()
+    if floor and rate != 1:
+        with pytest.raises(
+            InputError, match=rf"lr_scheduler must keep the rate {rate} of decay, got .* rate 0\.01 for all"
+        ):
+            rule.check_rates(optimizer, scheduler)
+    else:
+        rule.check_rates(optimizer, scheduler)
 
 
 def test_a_network_without_the_kind_is_refused() -> None:

@@ -23,8 +23,10 @@ from tasks.reproduce.tables.proxies import read_proxy_config
 from tasks.reproduce.tables.table import SYSTEMS
 from tasks.super_resolution.data import SRDataModule
 from tasks.super_resolution.module import SuperResolutionModule
-from tests.helpers.classification import make_module
+from tests.helpers.classification import make_module, same
+from tests.helpers.detection.tiny import make_detector
 from tests.helpers.log import Log
+from tests.helpers.super_resolution import tiny as super_resolution
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMED = {
@@ -128,6 +130,57 @@ def test_what_starts_from_a_file_keeps_its_thresholds(
     assert "StartApart changes nothing: thresholds are those of" in caplog.text
     for name, shift in shifts(trained).items():
         assert torch.equal(shifts(module)[name], shift)
+
+
+@pytest.mark.parametrize("option", ["weights", "backbone"])
+def test_a_detector_from_a_file_keeps_its_start(
+    tmp_path: Path, option: str, make_trainer: MakeTrainer, caplog: Log
+) -> None:
+    """The callback alone."""
+    trained = make_detector()
+    path = tmp_path / "trained"
+    if option == "weights":
+        path = path.with_suffix(".safetensors")
+        save_checkpoint(trained.network, path)
+    else:
+        torch.save(trained.network.backbone.state_dict(), path)
+    module = make_detector(from_scratch=False, **{option: str(path)})
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with caplog.at_level("INFO"):
+        StartApart(0.5, gains="alternate").on_fit_start(make_trainer(), module)
+    assert f"those of {path}, which" in caplog.text and same(before, module.state_dict())
+
+
+def test_a_super_resolution_network_from_a_file_keeps_its_thresholds(
+    tmp_path: Path, make_trainer: MakeTrainer, caplog: Log
+) -> None:
+    sets = super_resolution.write_sets(tmp_path / "sets")
+    first = super_resolution.make_module()
+    start_apart_(first.network, Start(0.25))
+    save_checkpoint(first.network, tmp_path / "trained.safetensors")
+    module = super_resolution.make_module(
+        weights=str(tmp_path / "trained.safetensors"),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+    )
+    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[EpochSeed(0), StartApart(0.5)])
+    with caplog.at_level("INFO"):
+        trainer.fit(module, super_resolution.make_sets(sets))
+    assert "StartApart changes nothing: thresholds are those of" in caplog.text
+    assert same(dict(first.network.named_parameters()), dict(module.network.named_parameters()))
+
+
+def test_a_second_fit_of_a_trainer_starts_nothing_again(
+    make_trainer: MakeTrainer, make_data: MakeData, caplog: Log
+) -> None:
+    module = still()
+    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[StartApart(0.5)])
+    trainer.fit(module, make_data())
+    before = shifts(module)
+    trainer.fit_loop.epoch_loop.max_steps = 2
+    with caplog.at_level("INFO"):
+        trainer.fit(module, make_data())
+    assert trainer.global_step == 2 and "the network was trained for 1 steps" in caplog.text
+    assert same(before, shifts(module))
 
 
 def test_deviations_of_a_compiled_network_are_refused(make_trainer: MakeTrainer, make_data: MakeData) -> None:

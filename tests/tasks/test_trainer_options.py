@@ -18,6 +18,7 @@ from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.refusals import refusal
 from esbnn_core.lit.schedules import ProgressLR
 from esbnn_core.lit.trainer_options import check_trainer_options
+from esbnn_core.lit.weight_decay import DecayRule
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.module import ClassificationModule
 from tests.helpers.classification import make_module
@@ -138,29 +139,32 @@ def test_ordinary_options_work(fit: Callable[..., int], words: list[str]) -> Non
 
 
 class Rates(L.Callback):
-    """The learning rate of every step."""
+    """The learning rate with which every step is taken, of the first parameters."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize(("scheduled", "rate"), [(False, None), (True, None), (False, 0.0), (True, 0.2)])
 def test_the_rate_that_was_found_is_trained_with(
-    make_data: Callable[..., Any], make_trainer: MakeTrainer, scheduled: bool
+    make_data: Callable[..., Any], make_trainer: MakeTrainer, scheduled: bool, rate: float | None
 ) -> None:
+    """Thresholds and norms keep their multiple of it."""
     finder, rates = LearningRateFinder(num_training_steps=14, early_stop_threshold=None), Rates()
     schedule = (lambda optimizer: ProgressLR(optimizer, "linear")) if scheduled else None
-    module = make_module("reactnet_resnet8", lr_scheduler=schedule)
+    decay = None if rate is None else DecayRule("affine", 0.0, rate=rate)
+    module = make_module("reactnet_resnet8", lr_scheduler=schedule, decay=decay)
     trainer = make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[finder, rates])
     trainer.fit(module, make_data(batch_size=2, train_size=28))
     found = finder.optimal_lr.suggestion()
     assert found is not None and found != 5e-3
     shares = [1 - step / 14 if scheduled else 1.0 for step in range(14)]
-    assert rates.seen == pytest.approx([found * share for share in shares])
+    assert module.lr == pytest.approx(found * (0.0 if scheduled else 1.0))
+    assert rates.seen == pytest.approx([found * share * (1.0 if rate is None else rate) for share in shares])
 
 
 def test_a_finder_may_validate_before_training(tmp_path: Path, make_trainer: MakeTrainer) -> None:

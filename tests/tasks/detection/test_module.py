@@ -17,6 +17,7 @@ from esbnn_core.checkpoint.format import save_checkpoint
 from esbnn_core.errors import InputError, TrainingError
 from esbnn_core.lit.callbacks import EpochSeed, ExportWeights
 from esbnn_core.lit.data import mix_seed
+from esbnn_core.lit.weight_decay import DecayRule
 from tasks.detection.cost import count_detector
 from tasks.detection.data import VOCDataModule
 from tasks.detection.models.bottleneck import Bottleneck
@@ -83,9 +84,23 @@ def test_resume_differs_by_nothing(tmp_path: Path, make_voc: MakeVoc, make_train
         assert same(whole, fit(resumed, str(tmp_path / f"{stop}.ckpt"))), stop
 
 
+def test_predict_never_replaces_its_sources(tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer) -> None:
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (64, 48), "red").save(tmp_path / name)
+    before = (tmp_path / "b.png").read_bytes()
+    data = make_voc(predict=str(tmp_path))
+    with pytest.raises(InputError, match=r"the drawing of .*b\.png would replace it: set model\.predictions"):
+        make_trainer().predict(make_detector(predictions=str(tmp_path)), data)
+    # nothing was drawn before that either
+    assert (tmp_path / "b.png").read_bytes() == before and not (tmp_path / "a.png").exists()
+    make_trainer().predict(make_detector(predictions=str(tmp_path / "out")), make_voc(predict=str(tmp_path)))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "predictions.json"]
+
+
+@pytest.mark.parametrize("rule", [None, DecayRule("affine", 0.0, rate=0.0)], ids=["one rate", "frozen norms"])
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_bottleneck_is_switched_on_at_the_first_decay(
-    tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer, resume: bool
+    tmp_path: Path, make_voc: MakeVoc, make_trainer: MakeTrainer, resume: bool, rule: DecayRule | None
 ) -> None:
     on: list[bool] = []
 
@@ -97,7 +112,7 @@ def test_the_bottleneck_is_switched_on_at_the_first_decay(
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (0.5, 1.0, 1.0, 0.1)[min(step, 3)])
 
     def made() -> DetectionModule:
-        detector = make_detector(lr_scheduler=warm_then_drop)
+        detector = make_detector(lr_scheduler=warm_then_drop, decay=rule)
         detector.network.bottleneck = Bottleneck(0.1, 0.2)
         return detector
 

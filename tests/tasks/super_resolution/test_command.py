@@ -181,5 +181,5 @@ def test_the_data_file_names_the_published_sets_and_ema_is_added(tmp_path: Path)
     more = ["--config", str(CONFIGS / "ema.yaml"), *TWO_LEVELS]
     assert smoke(tmp_path / "run", "fit", *more, *small) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert "current_model_state" in last and any("EMAWeightAveraging" in key for key in last["callbacks"])
+    assert "current_model_state" in last and any("MovingAverage" in key for key in last["callbacks"])
     assert any("ModelCheckpoint" in key for key in last["callbacks"])

@@ -1,6 +1,7 @@
 """The Lightning module: it trains, resumes with a difference of 0.0, scores, writes pictures, exports and refuses."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,9 +246,17 @@ def test_predict_never_replaces_its_sources(tmp_path: Path, make_trainer: MakeTr
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     module = make_module(weights=saved(tmp_path), predictions=str(tmp_path))
-    with pytest.raises(InputError, match=r"the prediction of .*a\.png would replace it: set model\.predictions"):
+    with pytest.raises(InputError, match=r"the prediction of .*a\.png would replace .*a\.png: set model\.predictions"):
         make_trainer().predict(module, SRDataModule(images=str(tmp_path)))
     assert (tmp_path / "a.png").read_bytes() == before
+    (tmp_path / "hr").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "hr" / "a.png")
+    before = (tmp_path / "hr" / "a.png").read_bytes()
+    module = make_module(weights=saved(tmp_path), predictions=str(tmp_path / "hr"))
+    with pytest.raises(InputError, match=r"prediction of .*a\.png would replace .*hr/a\.png: set model"):
+        make_trainer().predict(module, SRDataModule(images=str(tmp_path), hr=str(tmp_path / "hr")))
+    assert (tmp_path / "hr" / "a.png").read_bytes() == before
+    shutil.rmtree(tmp_path / "hr")
     (tmp_path / "a.png").rename(tmp_path / "_sheet.png")
     module = make_module(weights=saved(tmp_path), predictions=str(tmp_path / "out"))
     with pytest.raises(InputError, match=r"_sheet\.png must not be named _sheet, as the sheet of predict is"):
