@@ -274,7 +274,7 @@ class TaskModule(L.LightningModule):
         attach_latent_clip(optimizer, self.network)
         scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
         if self._resumed is not None:
-            check_resumed(self._resumed, optimizer)
+            check_resumed(self._resumed, optimizer, scheduler is not None)
             self._resumed = None
         if scheduler is None:
             return optimizer

@@ -13,13 +13,16 @@ from esbnn_core.errors import InputError
 OPTIMIZER = "esbnn_optimizer"
 """Key of a run's checkpoint: the class of its optimizer."""
 
+MOVED = {"lr", "momentum", "betas"}
+"""What torch's schedulers move in an optimizer's groups."""
+
 
 def name_of(optimizer: Optimizer) -> str:
     """Its class, e.g. "torch.optim.adam.Adam"."""
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
-def check_resumed(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
+def check_resumed(checkpoint: Mapping[str, Any], optimizer: Optimizer, scheduled: bool) -> None:
     """Compare the optimizer that a command makes with the state that it will load from a checkpoint.
 
     What the state says of learning rates, decay and the like counts, in torch as in Lightning; a warning names what the
@@ -27,7 +30,8 @@ def check_resumed(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
 
     Args:
         checkpoint: of the run that goes on.
-        optimizer: made by its command; a schedule has noted initial_lr.
+        optimizer: made by its command.
+        scheduled: whether a scheduler moves its rates, and perhaps momentum, which then differ from their start.
 
     Raises:
         InputError: a state of another optimizer, or of other groups of parameters.
@@ -48,7 +52,7 @@ def check_resumed(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
     told = {
         f"{key} {_shown(old[key])} in place of {_shown(new[key])}"
         for old, new in zip(loaded, made, strict=True)
-        for key in sorted(old.keys() & new.keys() - {"params", *({"lr"} if "initial_lr" in new else ())})
+        for key in old.keys() & new.keys() - {"params"} - (MOVED if scheduled else set())
         if not _equal(old[key], new[key])
     }
     if told:

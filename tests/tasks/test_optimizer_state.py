@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import lr_scheduler
 
 from esbnn_core import InputError
 from esbnn_core.lit.accumulation import take_gradients
@@ -100,10 +101,24 @@ def test_other_numbers_are_told(goes_on: Callable[..., Any]) -> None:
 
 
 @pytest.mark.filterwarnings("error:the optimizer goes on")
-def test_a_schedule_that_goes_on_is_not_told(goes_on: Callable[..., Any]) -> None:
-    given = {"lr_scheduler": lambda optimizer: ProgressLR(optimizer, "cosine"), "decay": DecayRule("affine", 0, rate=2)}
+@pytest.mark.parametrize(
+    ("schedule", "rate"),
+    [
+        (lambda optimizer: ProgressLR(optimizer, "cosine"), 2.0),
+        (lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 5e-3, 4), 1.0),  # moves betas, too
+    ],
+)
+def test_a_schedule_that_goes_on_is_not_told(goes_on: Callable[..., Any], schedule: Any, rate: float) -> None:
+    given = {"lr_scheduler": schedule, "decay": DecayRule("affine", 0, rate=rate)}
     module = goes_on(given, given)
     assert module.trainer.global_step == 2
+    # what the schedule starts from counts
+    other = {**given, "optimizer": adam(lr=1e-3)}
+    if rate == 2:
+        with pytest.warns(
+            UserWarning, match=r"initial_lr 0\.005 in place of 0\.001, initial_lr 0\.01 in place of 0\.002"
+        ):
+            goes_on(given, other)
 
 
 @pytest.mark.parametrize(
