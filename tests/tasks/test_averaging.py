@@ -45,13 +45,13 @@ def test_without_an_update_it_is_the_network(
 ) -> None:
     """At the end, in the validation and in each checkpoint."""
     plain = fit()
-    kept = {step: torch.load(tmp_path / f"step={step}.ckpt", weights_only=False) for step in (1, 3)}
+    kept = {step: torch.load(tmp_path / f"step={step}.ckpt", weights_only=True) for step in (1, 3)}
     with caplog.at_level("INFO"):
         average = fit(MovingAverage(decay=0.5, update_starting_at_step=STEPS))
     assert same(plain, average) and "val_loss" in plain
     assert "the run ended before the first update of its moving average" in caplog.text
     for step, checkpoint in kept.items():
-        saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=False)
+        saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
         assert same(saved["state_dict"], checkpoint["state_dict"]) and "averaging_state" in saved
     # a checkpoint may not be what makes it so
     assert same(plain, fit(MovingAverage(decay=0.5, update_starting_at_step=STEPS), saves=False))

@@ -77,7 +77,7 @@ def test_the_start_that_a_recipe_names_suits_its_network(recipe: Path) -> None:
 def test_the_starts_of_the_proxies_suit_their_networks() -> None:
     """A run of hours may come before the first that has one."""
     started = [(proxy, v) for proxy in map(read_proxy_config, SYSTEMS) for v in proxy.variants if v.start]
-    assert {proxy.task for proxy, _ in started} == {"classification", "super_resolution"}
+    assert {proxy.task for proxy, _ in started} == {"classification", "detection", "super_resolution"}
     met = set()
     for proxy, variant in started:
         if (key := f"{variant.network} {variant.options} {variant.start}") in met:  # at another rate, say
