@@ -41,6 +41,7 @@ DECISIONS = (
     Decision("ResNet-20, ES with 2 groups", f"{SMALL}, one rate", "deep_best", "es g=2"),
     Decision("BNext, small", "10,000 of CIFAR-10 at 16x16, 6 epochs, best rates", "bnext_best"),
     Decision("BinaryViT, small", "10,000 of CIFAR-10 at 32x32, 5 epochs, best rates", "binaryvit_best"),
+    Decision("BiDet SSD300", "120 images of VOC2007, 60 steps, best rates", "bidet_best"),
     Decision("BI-DiffSR, a quarter as wide", "8 pages of manga, 600 steps, best rates", "bidiffsr_best"),
 )
 """Of the best recipes the base is the one against which the interval reaches further down."""

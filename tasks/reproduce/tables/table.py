@@ -49,6 +49,7 @@ SYSTEMS = (
     "start_binaryvit",
     "binaryvit_best",
     "start_bidet",
+    "bidet_best",
     "start_bidiffsr",
     "bidiffsr_best",
     "groups_small",
