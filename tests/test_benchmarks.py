@@ -126,12 +126,14 @@ def test_what_es_is_worth_follows_from_its_seeds() -> None:
         words = line.strip("| ").split(" | ")
         assert words[2:] == [shown.format((high - low) / 2), f"{ahead} of 5", said]
         assert (said == "undecided") == (low < 0 < high)
-    # without its base there is no line, and every comparison has its rule
+    # without its base or with four seeds there is no line, and every comparison has its rule
     assert len(evidence_gains.render_gains(rows[1:]).splitlines()) == 2
+    four = [proxy_row("bnext_best", name, base[:4]) for name in ("base", "es")]
+    assert len(evidence_gains.render_gains(four).splitlines()) == 2
     for decision in evidence_gains.DECISIONS:
         found = read_proxy_config(decision.system)
         assert {decision.es, decision.base} <= {variant.name for variant in found.variants}
-        assert len(found.seeds) == 5 and 0 not in found.seeds
+        assert len(found.seeds) == evidence_gains.SEEDS and 0 not in found.seeds
 
 
 def test_the_curves_go_by_rate_length_and_spread() -> None:

@@ -15,6 +15,8 @@ from tasks.reproduce.report.markdown import render_markdown_table
 UNITS = {"top1": "points", "psnr": "dB", "loss": "of the loss, less is better"}
 LONG, SMALL = "all of CIFAR-10, 6 epochs", "10,000 of CIFAR-10 at 16x16, 8 epochs"
 
+SEEDS = 5
+
 
 class Decision(NamedTuple):
     """A comparison on seeds that decide: of which network, how it was trained, and the two variants of a system."""
@@ -56,7 +58,7 @@ def verdict_of(metric: str, mean: float, half: float) -> str:
 
 
 def render_gains(results: Sequence[ProxyResult]) -> str:
-    """The table in Markdown; a comparison without results has no row."""
+    """The table in Markdown; a comparison without all of its results has no row."""
     by_name = {(result.system, result.variant): result for result in results}
     lines = []
     for decision in DECISIONS:
@@ -64,6 +66,8 @@ def render_gains(results: Sequence[ProxyResult]) -> str:
         if es is None or base is None:
             continue
         found = es.differences(base)
+        if len(found) < SEEDS:  # the rule is about all of them
+            continue
         mean, half = sum(found) / len(found), compute_half_width(found)
         ahead = sum(value < 0 if es.metric == "loss" else value > 0 for value in found)
         said = verdict_of(es.metric, mean, half)
