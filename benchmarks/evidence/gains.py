@@ -1,9 +1,8 @@
 """The table of what ES is worth, in the README and in docs/reports/evidence.md.
 
 It has every comparison of configs/proxy that was named before its runs, on five seeds that chose nothing, but for bases
-that are known to be weaker. What is said of each follows from its rule,
-the same in all: ES gains where the 95 % interval of its difference from the base lies on the better side of 0, costs
-where it lies on the other, else the comparison is undecided.
+that are known to be weaker. What is said of each follows from its rule, the same in all: ES gains where the 95 % interval
+of its difference from the base lies on the better side of 0, costs where it lies on the other, else it is undecided.
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from tasks.reproduce.report.markdown import render_markdown_table
 
 UNITS = {"top1": "points", "psnr": "dB", "loss": "of the loss, less is better"}
 LONG, SMALL = "all of CIFAR-10, 6 epochs", "10,000 of CIFAR-10 at 16x16, 8 epochs"
-
 SEEDS = 5
+"""That decide, in every rule."""
 
 
 class Decision(NamedTuple):
