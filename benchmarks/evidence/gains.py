@@ -1,8 +1,9 @@
 """The table of what ES is worth, in the README and in docs/reports/evidence.md.
 
 It has every comparison of configs/proxy that was named before its runs, on five seeds that chose nothing, but for bases
-that are known to be weaker. What is said of each follows from its rule, the same in all: ES gains where the 95 % interval
-of its difference from the base lies on the better side of 0, costs where it lies on the other, else it is undecided.
+that are known to be weaker. What is said of each follows from its rule, the same in all: ES gains where the 95 %
+interval of its difference from the base lies on the better side of 0, costs where it lies on the other, else it is
+undecided.
 """
 
 from collections.abc import Sequence
