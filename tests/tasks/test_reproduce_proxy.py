@@ -132,11 +132,11 @@ def test_a_comparison_for_a_gpu_waits_for_one(
     started, out, data = fit(), tmp_path / "out", tmp_path / "data"
     place(data, "recu")
     words = ["study", "--mode", "proxy", "--out", str(out), "--data", str(data), "--seeds", "23", "--systems"]
-    assert reproduce.main([*words, "resnet8_long", "resnet8_best"]) == 0
-    told = "resnet8_long is not trained: trainer.accelerator of configs/proxy/train_cifar32_gpu.yaml is gpu, and this "
+    assert reproduce.main([*words, "groups_long", "resnet8_best"]) == 0
+    told = "groups_long is not trained: trainer.accelerator of configs/proxy/train_cifar32_gpu.yaml is gpu, and this "
     assert (told in capsys.readouterr().out) == (not present)
     systems = {name.split("/")[0] for name in started}
-    assert systems == {"resnet8_best"} | ({"resnet8_long"} if present else set())
+    assert systems == {"resnet8_best"} | ({"groups_long"} if present else set())
 
 
 def test_runs_that_have_ended_are_shown_without_their_data(
