@@ -1,6 +1,7 @@
 """Winograd's gradients of a 3x3 convolution: each path of this machine against float64 autograd, and who uses them."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,9 +33,13 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def library() -> None:
+def library() -> Iterator[None]:
+    """The native library, and NaN in all memory that nothing has written to."""
     if not paths.usable()[1:]:
         pytest.skip("no native library here")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def draw(case: tuple[Any, ...], whole: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:

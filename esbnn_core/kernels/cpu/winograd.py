@@ -210,8 +210,8 @@ def gradients(
     weights, total = of_weight.of(own)[:, :own], of_total.of(own)
     x_rows = shift_grad = taps_grad = None
     if wanted[0]:
-        # without padding a stride of 2 leaves a row or a column out
-        new = torch.empty_like if stride == 1 else torch.zeros_like
+        # without padding a stride of 2 may leave a row or a column out
+        new = torch.empty_like if stride == 1 or min(padding) else torch.zeros_like
         x_rows = new(rows) if before is None or before.onto is None else before.onto.view_as(rows)
         shift_grad = None if before is None else rows.new_zeros(size * groups, dtype=torch.float64)
         of_weight.step(WEIGHT_TO_TILES, taps, range(1))

@@ -151,7 +151,8 @@ class UnitOnBits(torch.autograd.Function):
         ends = [None if t is None or g is None else g.to(t.dtype) for g, t in zip(vector_grads, vectors, strict=True)]
         return (
             *[None] * 7,
-            x_grad,
+            # no view of its rows: autograd adds another gradient of x in place to what nothing else holds
+            None if x_grad is None else x_grad.detach(),
             None if shift is None or shift_grad is None else shift_grad.to(shift.dtype),
             None if weight_grad is None else weight_grad.to(ctx.weight_dtype),
             residual_grad,
