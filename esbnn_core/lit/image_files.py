@@ -1,5 +1,6 @@
 """Image files as all tasks find and read them: one list of endings, hidden files left out, 16 bits as 8, EXIF turns."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,23 @@ def list_images(folder: Path, report_others: bool = False) -> list[Path]:
         kind = "1 file is not an image" if len(others) == 1 else f"{len(others):,} files are not images"
         rank_zero_info(f"{folder}: {kind}, left out: {', '.join(others[:5])}")
     return sorted(path for path in files if is_image(path))
+
+
+def check_none_replaced(written: Iterable[tuple[Path, Path]], read: Iterable[Path]) -> None:
+    """Refuse predictions that would replace an image that is read.
+
+    Args:
+        written: each file of a prediction, with the image that it is of.
+        read: every image that is read, whose prediction may be another one.
+
+    Raises:
+        InputError: naming the image of the first such prediction, and the one that it would replace.
+    """
+    kept = {path.resolve(): path for path in read}
+    for file, image in written:
+        lost = kept.get(file.resolve())
+        if lost is not None:
+            raise InputError(f"the prediction of {image} would replace {lost}: set model.predictions to another folder")
 
 
 def to_8_bits(image: Image.Image, where: str = "image") -> Image.Image:

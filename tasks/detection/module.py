@@ -12,6 +12,7 @@ from esbnn_core.checkpoint.official import load_official
 from esbnn_core.errors import InputError, reason_of
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
+from esbnn_core.lit.image_files import check_none_replaced
 from esbnn_core.lit.module import OnBits, TaskModule
 from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
@@ -187,12 +188,12 @@ class DetectionModule(TaskModule):
         self.found += collect(self.detect(batch))
 
     def on_predict_start(self) -> None:
-        """Lightning's hook; refuses a folder of predictions in which a drawing would replace its image."""
+        """Lightning's hook; refuses a folder of predictions in which a drawing would replace an image."""
         super().on_predict_start()
-        for record in getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "records", ()):
-            source = Path(record["img_path"])
-            if self._drawing(str(record["img_id"])).resolve() == source.resolve():
-                raise InputError(f"the drawing of {source} would replace it: set model.predictions to another folder")
+        records = getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "records", ())
+        images = [Path(record["img_path"]) for record in records]
+        drawings = [self._drawing(str(record["img_id"])) for record in records]
+        check_none_replaced(zip(drawings, images, strict=True), images)
 
     def _drawing(self, identity: str) -> Path:
         return self.prediction_folder / f"{identity}.png"

@@ -20,6 +20,7 @@ from esbnn_core.errors import InputError, check_choice, check_counts
 from esbnn_core.lit.data import mix_seed
 from esbnn_core.lit.distributed import from_all_processes
 from esbnn_core.lit.finite_loss import check_finite
+from esbnn_core.lit.image_files import check_none_replaced
 from esbnn_core.lit.module import OnBits, TaskModule
 from esbnn_core.lit.precision import load_weights
 from esbnn_core.lit.weight_decay import DecayRule
@@ -210,6 +211,7 @@ class SuperResolutionModule(TaskModule):
         """Lightning's hook; refuses a name that the sheet would take, and a folder where an image would be replaced."""
         super().on_predict_start()
         loaders = self.trainer.predict_dataloaders
+        written, read = [], []
         for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
             items = getattr(loader, "dataset", None)
             for pair in getattr(items, "pairs", ()):
@@ -218,13 +220,10 @@ class SuperResolutionModule(TaskModule):
                         f"image {pair.lr or pair.hr} must not be named {pair.name}, as the sheet of predict is: rename "
                         f"it or take it out"
                     )
-                target = self._target(getattr(items, "name", ""), pair.name).resolve()
-                for source in (pair.lr, pair.hr):
-                    if source is not None and source.resolve() == target:
-                        raise InputError(
-                            f"the prediction of {pair.lr or pair.hr} would replace {source}: set model.predictions to "
-                            f"another folder"
-                        )
+                sources = [source for source in (pair.lr, pair.hr) if source is not None]
+                read += sources
+                written += [(self._target(getattr(items, "name", ""), pair.name), source) for source in sources[:1]]
+        check_none_replaced(written, read)
 
     def predict_step(self, batch: Sequence[Item], batch_idx: int, dataloader_idx: int = 0) -> list[Path]:
         """Write the upsampled images of a batch as PNG files; returns their paths."""

@@ -1,4 +1,4 @@
-"""Image folders of classification as people have them: hidden files and folders, every ending, 16-bit pictures."""
+"""Image files as people have them: hidden ones and folders, every ending, 16 bits, and none that is replaced."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from esbnn_core.errors import InputError
-from esbnn_core.lit.image_files import SUFFIXES, is_image, list_images, read_image_size, read_text, to_8_bits
+from esbnn_core.lit.image_files import (
+    SUFFIXES,
+    check_none_replaced,
+    is_image,
+    list_images,
+    read_image_size,
+    read_text,
+    to_8_bits,
+)
 from tasks.classification.synsets import SynsetFolder, load_image
 from tests.helpers.log import Log
 
@@ -118,3 +126,15 @@ def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("größe\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"list .*a\.txt must be text in UTF-8, got other bytes"):
         read_text(tmp_path / "a.txt", "list")
+
+
+def test_no_prediction_may_replace_an_image_of_any_other(tmp_path: Path) -> None:
+    read = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "y.png"]
+    (tmp_path / "out").symlink_to(tmp_path / "b")  # the same folder by another name
+    for image in read:
+        image.parent.mkdir()
+        image.touch()
+    check_none_replaced([(tmp_path / "a" / "x.png", read[0]), (tmp_path / "out" / "x.png", read[0])], read)
+    says = rf"the prediction of {read[0]} would replace {read[1]}: set model\.predictions"
+    with pytest.raises(InputError, match=says):
+        check_none_replaced([(tmp_path / "a" / "x.png", read[0]), (tmp_path / "out" / "y.png", read[0])], read)

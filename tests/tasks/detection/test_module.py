@@ -89,7 +89,7 @@ def test_predict_never_replaces_its_sources(tmp_path: Path, make_voc: MakeVoc, m
         Image.new("RGB", (64, 48), "red").save(tmp_path / name)
     before = (tmp_path / "b.png").read_bytes()
     data = make_voc(predict=str(tmp_path))
-    with pytest.raises(InputError, match=r"the drawing of .*b\.png would replace it: set model\.predictions"):
+    with pytest.raises(InputError, match=r"the prediction of .*b\.png would replace .*b\.png: set model\.predictions"):
         make_trainer().predict(make_detector(predictions=str(tmp_path)), data)
     # nothing was drawn before that either
     assert (tmp_path / "b.png").read_bytes() == before and not (tmp_path / "a.png").exists()
