@@ -135,6 +135,8 @@ def test_no_prediction_may_replace_an_image_of_any_other(tmp_path: Path) -> None
         image.parent.mkdir()
         image.touch()
     check_none_replaced([(tmp_path / "a" / "x.png", read[0]), (tmp_path / "out" / "x.png", read[0])], read)
-    says = rf"the prediction of {read[0]} would replace {read[1]}: set model\.predictions"
-    with pytest.raises(InputError, match=says):
-        check_none_replaced([(tmp_path / "a" / "x.png", read[0]), (tmp_path / "out" / "y.png", read[0])], read)
+    linked = tmp_path / "out" / "y.png"
+    for file, found in ((linked, read[1]), (read[1], linked)):
+        says = rf"the prediction of {read[0]} would replace {found}: set model\.predictions"
+        with pytest.raises(InputError, match=says):
+            check_none_replaced([(tmp_path / "a" / "x.png", read[0]), (file, read[0])], [read[0], found])
