@@ -46,6 +46,7 @@ SYSTEMS = (
     "resnet20_best",
     "start_bnext",
     "bnext_best",
+    "apart_bnext",
     "start_binaryvit",
     "binaryvit_best",
     "start_bidet",
