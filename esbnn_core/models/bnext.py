@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from esbnn_core.errors import check_counts
 from esbnn_core.layers import SqueezeExcite
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.models.parts import halving_pool, make_readout, real_shortcut, real_stem
+from esbnn_core.models.parts import halving_pool, keep_layout, make_readout, real_shortcut, real_stem
 from esbnn_core.models.registry import register_family
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.style import UnitStyle
@@ -108,7 +108,7 @@ class BNextUnit(nn.Module):
             u = self.gate(mix) * u
         if self.act_in is not None:
             u = u * shortcut
-        out: Tensor = self.norm2(u) + shortcut
+        out: Tensor = keep_layout(self.norm2(u)) + shortcut
         return out
 
     def project_(self) -> None:
@@ -183,7 +183,7 @@ class BNext(nn.Module):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.readout(self.blocks(self.stem(x))))
+        x = self.act(self.readout(keep_layout(self.blocks(self.stem(x)))))
         logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
         return logits
 

@@ -11,7 +11,7 @@ from esbnn_core.errors import check_counts
 from esbnn_core.layers.quantizers import Temperature
 from esbnn_core.layers.widths import Expansion
 from esbnn_core.models.bnext import BNEXT, BNextUnit
-from esbnn_core.models.parts import Stem, make_readout, resnet_stem
+from esbnn_core.models.parts import Stem, keep_layout, make_readout, resnet_stem
 from esbnn_core.models.registry import register_family
 
 WIDTHS = (64, 128, 256, 512)
@@ -78,7 +78,7 @@ class BNext18(nn.Module):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.readout(self.stages(self.stem(x))))
+        x = self.act(self.readout(keep_layout(self.stages(self.stem(x)))))
         logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
         return logits
 

@@ -1,9 +1,10 @@
-"""What the networks share: real stems, real shortcuts and the read-out, plain or expanded."""
+"""What the networks share: real stems, real shortcuts, the read-out, plain or expanded, and the layout of gradients."""
 
 from collections import OrderedDict
 from typing import Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from esbnn_core.errors import check_choice
 from esbnn_core.layers import SliceChannels, Tile
@@ -23,6 +24,20 @@ def make_readout(channels: int, expansion: Expansion) -> tuple[nn.Module, int]:
     if expansion.rule == "rep":
         return nn.Identity(), expansion.wide * channels
     return (SliceChannels(channels) if expansion.wide > 1 else nn.Identity()), channels
+
+
+def keep_layout(x: Tensor) -> Tensor:
+    """Return x; the gradient of a channels_last x (N, C, H, W) becomes channels_last before it goes on.
+
+    That of a global mean, or of a part of a concatenation, is another one, and goes on through every shortcut: there a
+    norm's backward on the CPU takes five times as long as with two maps of one layout.
+    """
+    # torch.fx traces with no tensor, and needs none of this
+    if isinstance(x, Tensor) and x.requires_grad and not torch.compiler.is_compiling():
+        last = torch.channels_last
+        if x.is_contiguous(memory_format=last) and not x.is_contiguous():
+            x.register_hook(lambda grad: grad.contiguous(memory_format=last))
+    return x
 
 
 def halving_pool() -> nn.AvgPool2d:

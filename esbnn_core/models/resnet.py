@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from esbnn_core.errors import check_at_least, check_counts
 from esbnn_core.layers import PadShortcut, RPReLU
 from esbnn_core.layers.widths import Expansion
-from esbnn_core.models.parts import Stem, make_readout, real_shortcut, resnet_stem
+from esbnn_core.models.parts import Stem, keep_layout, make_readout, real_shortcut, resnet_stem
 from esbnn_core.models.registry import register_family
 from esbnn_core.units.conv import BinaryUnit
 from esbnn_core.units.style import UnitStyle
@@ -170,7 +170,7 @@ class BinaryResNet(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of the last stage's output (N, tau*g*C, H, W)."""
-        x = self.readout(torch.flatten(self.pool(x), 1))
+        x = self.readout(torch.flatten(self.pool(keep_layout(x)), 1))
         logits: Tensor = self.fc(self.head_norm(x))
         return logits
 

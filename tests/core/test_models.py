@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esbnn_core import InputError, count, create_model, list_models, model_spec
 from esbnn_core.layers import Expansion, RPReLU, SliceChannels
-from esbnn_core.models import LatentResNet, registry
+from esbnn_core.models import LatentResNet, bnext, registry, resnet
 from esbnn_core.models.registry import register_model
 from esbnn_core.transforms.pack import pack_
 from esbnn_core.units.conv import BinaryUnit
@@ -73,6 +73,34 @@ def test_every_network_trains(name: str) -> None:
     # what feeds the read-out has a gradient that is not zero everywhere
     for key in ("stem.conv.weight", "fc.weight"):
         assert model.get_parameter(key).grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["es_bnext_micro", "recu_resnet20", "bireal_resnet18"])
+def test_gradients_stay_in_the_layout_of_the_maps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a channels_last network every norm's gradient is channels_last, and has the values that it has otherwise."""
+    last = torch.channels_last
+    network, x = create_small(name).double().to(memory_format=last), batch(name).double().to(memory_format=last)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    layouts: list[bool] = []
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_full_backward_hook(
+                lambda _, __, grads: layouts.append(grads[0].is_contiguous(memory_format=last))
+            )
+
+    def gradients() -> list[Tensor]:
+        layouts.clear()
+        return [
+            g for g in torch.autograd.grad(network(x).square().sum(), parameters, allow_unused=True) if g is not None
+        ]
+
+    kept = gradients()
+    assert len(layouts) > 10 and all(layouts)
+    for module in (bnext, resnet):
+        monkeypatch.setattr(module, "keep_layout", lambda x: x)
+    plain = gradients()
+    assert not all(layouts)
+    torch.testing.assert_close(kept, plain, rtol=1e-9, atol=1e-9)  # some cancel to 0
 
 
 @pytest.mark.slow
