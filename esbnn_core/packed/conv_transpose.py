@@ -7,7 +7,7 @@ from torch import Tensor
 from esbnn_core import kernels
 from esbnn_core.kernels import Epilogue
 from esbnn_core.kernels.transposed import TransposedGeometry, binary_conv_transpose2d, part_filters, parts_of
-from esbnn_core.layers import BinaryConvTranspose2d
+from esbnn_core.layers import BinaryConvTranspose2d, ESBinaryConvTranspose2d
 from esbnn_core.layers.conv_transpose import padding_for
 from esbnn_core.packed.lanes import Origin
 from esbnn_core.packed.layers import PackedConvolution, stream_dtype
@@ -16,7 +16,7 @@ from esbnn_core.packed.match import packs
 Pair = tuple[int, int]
 
 
-@packs(BinaryConvTranspose2d)
+@packs(BinaryConvTranspose2d, ESBinaryConvTranspose2d)
 class PackedConvTranspose2d(PackedConvolution):
     """Packed BinaryConvTranspose2d or its ES form: (N, C, H, W) floating -> (N, copies*O, H', W').
 

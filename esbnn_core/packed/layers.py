@@ -15,8 +15,9 @@ from esbnn_core.errors import InputError
 from esbnn_core.kernels import Epilogue, Geometry
 from esbnn_core.kernels.reference import pack_bits
 from esbnn_core.kernels.transposed import TransposedGeometry
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
+from esbnn_core.layers import BinaryConv2d, BinaryLinear, ESBinaryConv2d, ESBinaryLinear, PositiveSign, Sign
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.forwards import kind_of, runs_as
 from esbnn_core.packed.lanes import OnLanes, Origin
 from esbnn_core.packed.match import packs
 from esbnn_core.units.folding import fold_norm
@@ -27,6 +28,16 @@ HALF = (torch.bfloat16, torch.float16)
 def stream_dtype(x: Tensor) -> torch.dtype | None:
     """dtype of an output: that of its input where this is a half-precision one, else None for the dtype of `scale`."""
     return x.dtype if x.dtype in HALF else None
+
+
+def check_part(part: str, module: nn.Module, name: str, *kinds: type[nn.Module]) -> None:
+    """Raise InputError unless a part of what is packed has the forward of one of `kinds`, which the packed form has."""
+    if not runs_as(module, *kinds):
+        known = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"the {part} of {name or 'what is packed'} must be {known} to be packed, got {kind_of(module)}, which the "
+            f"packed form would leave out: replace it, or leave the latent network as it is"
+        )
 
 
 class PackedLayer(OnLanes):
@@ -80,6 +91,7 @@ class PackedLayer(OnLanes):
         return self
 
     def _fill(self, layer: BinaryLayer, scale: Tensor | None, bias: Tensor | None, name: str) -> None:
+        check_part("sign", layer.sign, name, nn.Identity, Sign, PositiveSign)
         if not layer.quantizer.sign_mode():
             raise InputError(f"layer {name} has weights that are not in sign mode, {layer.quantizer.to_sign_mode}")
         # a maximum keeps inf and nan, and is found several times faster than each weight is looked at
@@ -164,7 +176,7 @@ class PackedConvolution(PackedLayer):
         return self.geometry.dilation
 
 
-@packs(BinaryConv2d)
+@packs(BinaryConv2d, ESBinaryConv2d)
 class PackedConv2d(PackedConvolution):
     """Packed BinaryConv2d or ESBinaryConv2d: (N, C, H, W) floating -> (N, copies*O, H', W').
 
@@ -247,7 +259,7 @@ def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
     return y.flatten(1)[:, :, None, None] if y.shape[2:] == (1, 1) else y.contiguous()
 
 
-@packs(BinaryLinear)
+@packs(BinaryLinear, ESBinaryLinear)
 class PackedLinear(PackedLayer):
     """Packed BinaryLinear or ESBinaryLinear: (..., I) floating -> (..., copies*O), dtypes as PackedConv2d."""
 

@@ -1,9 +1,10 @@
 """The packed TimestepUnit: one convolution, and shifts and slopes for each group of timesteps."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from esbnn_core.packed.layers import PackedConv2d
+from esbnn_core.layers import Tile, TimestepRPReLU, TimestepShift
+from esbnn_core.packed.layers import PackedConv2d, check_part
 from esbnn_core.packed.match import packs
 from esbnn_core.units.timestep import TimestepUnit
 
@@ -40,6 +41,11 @@ class PackedTimestepUnit(PackedConv2d):
 
         Errors as PackedLayer.
         """
+        check_part("tile", unit.tile, name, nn.Identity, Tile)
+        if unit.shift is not None:
+            check_part("shift", unit.shift, name, TimestepShift)
+        if unit.act is not None:
+            check_part("activation", unit.act, name, TimestepRPReLU)
         super().fill_(unit.conv, name)
         if self.shifts is not None and unit.shift is not None:
             self.shifts.copy_(torch.stack(list(unit.shift.shifts)))

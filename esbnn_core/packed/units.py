@@ -6,10 +6,12 @@ from torch import Tensor, nn
 from esbnn_core import kernels
 from esbnn_core.errors import InputError
 from esbnn_core.kernels import Epilogue
-from esbnn_core.layers import RPReLU
-from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, stream_dtype
+from esbnn_core.layers import RPReLU, Tile
+from esbnn_core.layers.forwards import kind_of, runs_as
+from esbnn_core.packed.layers import PackedConv2d, PackedLayer, PackedLinear, check_part, stream_dtype
 from esbnn_core.packed.match import packs
 from esbnn_core.units.conv import BinaryUnit
+from esbnn_core.units.folding import is_batch_norm
 from esbnn_core.units.token import TokenUnit
 
 
@@ -33,7 +35,7 @@ class PackedUnit(PackedConv2d):
         super().__init__(unit.conv, unit.copies)
         prelu = unit.inner_act.weight if isinstance(unit.inner_act, nn.PReLU) else None
         self.register_buffer("prelu", None if prelu is None else torch.zeros_like(self.scale))
-        fused = isinstance(unit.act, RPReLU)
+        fused = runs_as(unit.act, RPReLU)
         self.register_buffer("rprelu", self.scale.new_zeros(3, len(self.scale)) if fused else None)
         self.shortcut = unit.shortcut
         self.act: nn.Module = nn.Identity() if fused else unit.act
@@ -41,7 +43,8 @@ class PackedUnit(PackedConv2d):
     @torch.no_grad()
     def fill_(self, unit: BinaryUnit, name: str = "") -> "PackedUnit":  # type: ignore[override]
         """Compute bits, folded affine and slopes of the latent unit; returns the packed one; errors as PackedLayer."""
-        check_statistics(unit.norm, name)
+        check_parts(unit, name)
+        check_part("inner activation", unit.inner_act, name, nn.Identity, nn.PReLU)
         scale, bias = unit.affine()
         self._fill(unit.conv, scale, bias, name)
         if self.prelu is not None and isinstance(unit.inner_act, nn.PReLU):
@@ -86,7 +89,8 @@ class PackedTokenUnit(PackedLinear):
     @torch.no_grad()
     def fill_(self, unit: TokenUnit, name: str = "") -> "PackedTokenUnit":  # type: ignore[override]
         """Compute bits, folded affine and slopes of the latent unit; returns the packed one; errors as PackedLayer."""
-        check_statistics(unit.norm, name)
+        check_parts(unit, name)
+        check_part("activation", unit.act, name, RPReLU)
         scale, bias = unit.affine()
         self._fill(unit.linear, scale, bias, name)
         self.rprelu.copy_(rprelu_rows(unit.act))
@@ -105,10 +109,12 @@ def rprelu_rows(act: RPReLU) -> Tensor:
     return torch.stack([act.shift_in, act.slope, act.shift_out])
 
 
-def check_statistics(norm: nn.Module, name: str) -> None:
-    """Raise InputError naming the unit whose norm keeps no running statistics to fold."""
-    if not isinstance(norm, nn.Identity) and getattr(norm, "running_mean", None) is None:
+def check_parts(unit: BinaryUnit | TokenUnit, name: str) -> None:
+    """Raise InputError for a tile that is none, and for a norm that keeps no running statistics to fold."""
+    check_part("tile", unit.tile, name, nn.Identity, Tile)
+    norm = unit.norm
+    if not (runs_as(norm, nn.Identity) or (is_batch_norm(norm) and norm.running_mean is not None)):
         raise InputError(
-            f"the norm of unit {name} must be a BatchNorm with running statistics, or none, got {type(norm).__name__}: "
+            f"the norm of unit {name} must be a BatchNorm with running statistics, or none, got {kind_of(norm)}: "
             f"packing folds these statistics"
         )

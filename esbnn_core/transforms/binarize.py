@@ -143,9 +143,13 @@ def binarize_(model: nn.Module, config: BinaryConfig | None = None, example: Exa
     sources = look.positive(replaced) if look is not None else {}
     positive = {name: sources[name] for name in chosen if name in sources}
 
+    like = next(parameter for module in chosen.values() for parameter in module.parameters())
+
     def replace(name: str, module: nn.Module) -> nn.Module | None:
+        nonlocal like
         if replaced(module):
-            return config.make_activation()
+            return config.make_activation().to(like.device, like.dtype)  # as the layer before it
+        like = next((p for p in module.parameters(recurse=False) if p.is_floating_point()), like)
         return built.get(module)
 
     for _ in replace_modules(model, replace):

@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.forwards import has_hooks, runs_as
 from esbnn_core.layers.hooks import drop_training_parts_
 from esbnn_core.packed.chain import chained
-from esbnn_core.packed.match import packed_like
+from esbnn_core.packed.match import latent_kind, packed_like
 from esbnn_core.packed.pools import PackedAvgPool2d, PackedMaxPool2d
 from esbnn_core.packed.stem import PackedStem
 from esbnn_core.transforms.fold_real import fold_real_
-from esbnn_core.transforms.replace import check_no_hooks, has_hooks, replace_modules
+from esbnn_core.transforms.replace import check_no_hooks, replace_modules
 from esbnn_core.units.conv import BinaryUnit
 
 
@@ -59,7 +60,15 @@ def pack_(model: nn.Module, *, fold_real: bool = False) -> nn.Module:
 
 def _check_can_be_packed(name: str, module: nn.Module) -> None:
     """Raise InputError for hooks of a latent module that packing would drop, and for weights that are not there."""
-    check_no_hooks("pack_", ((f"{name}.{key}" if key else name, part) for key, part in module.named_modules()))
+    parts = [(f"{name}.{key}" if key else name, part) for key, part in module.named_modules()]
+    check_no_hooks("pack_", parts)
+    for key, part in parts:
+        kind = latent_kind(part)
+        if kind is not None and not runs_as(part, kind):
+            raise InputError(
+                f"{key or 'the model'} must have the forward of {kind.__name__} to be packed, got that of "
+                f"{type(part).__name__}, which the packed form would not have: let a module around it do what that adds"
+            )
     for key, tensor in module.state_dict().items():
         if tensor.is_meta:
             raise InputError(

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 
 from esbnn_core.errors import InputError
+from esbnn_core.layers.forwards import HOOKS
 from esbnn_core.transforms.first_batch import FirstBatch
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def replace_modules(
@@ -41,13 +40,8 @@ def replace_modules(
     yield from walk(model, "")
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module itself has a hook of any kind."""
-    return any(getattr(module, kind) for kind in _HOOKS)
-
-
 def check_no_hooks(verb: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise InputError for the first module with a hook, which would be dropped with it and may change its output.
+    """Raise InputError for the first module with a hook, or an attribute forward, which would be dropped with it.
 
     Hooks of binarize_'s own watch over the first batch are no obstacle.
 
@@ -56,7 +50,12 @@ def check_no_hooks(verb: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
         modules: (name, module) of those that are swapped for others.
     """
     for name, module in modules:
-        for kind in _HOOKS:
+        if "forward" in vars(module):
+            raise InputError(
+                f"{name or type(module).__name__} has a forward that was set on it, which {verb} would drop with the "
+                f"module: delete the attribute first, or let a module around it do what that adds"
+            )
+        for kind in HOOKS:
             for hook in getattr(module, kind).values():
                 if isinstance(getattr(hook, "__self__", None), FirstBatch):
                     continue

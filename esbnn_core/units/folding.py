@@ -1,7 +1,11 @@
 """The affine of a unit's exact sum: layer scale, bias and BatchNorm as one factor and one offset per channel."""
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from esbnn_core.layers.forwards import runs_as
 
 
 def fold_norm(
@@ -23,7 +27,7 @@ def fold_norm(
     """
     scale = scale if scale is None or copies == 1 else scale.repeat(copies)
     bias = bias if bias is None or copies == 1 else bias.repeat(copies)
-    if not isinstance(norm, _BatchNorm):  # BatchNorm1d, 2d and SyncBatchNorm alike
+    if not is_batch_norm(norm):
         return scale, bias
     assert norm.running_mean is not None and norm.running_var is not None
     factor = (norm.running_var + norm.eps).rsqrt()
@@ -36,6 +40,11 @@ def fold_norm(
 
 def folds(norm: nn.Module) -> bool:
     """Whether the norm is an affine map in its present mode: none, or a BatchNorm in eval with running statistics."""
-    if isinstance(norm, nn.Identity):
+    if runs_as(norm, nn.Identity):
         return True
-    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+    return is_batch_norm(norm) and not norm.training and norm.running_mean is not None
+
+
+def is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a BatchNorm of torch's, 1d, 2d or Sync, and none that does more, as timm's BatchNormAct2d."""
+    return runs_as(norm, _BatchNorm, nn.SyncBatchNorm)

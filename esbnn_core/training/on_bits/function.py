@@ -70,7 +70,8 @@ class UnitOnBits(torch.autograd.Function):
                 tail = prepared_tail(plan, vectors, statistics, prepared)
             added = x if plan.identity else residual
             with without_autocast(x.device):
-                y = map_of(finish(tail, rows_of(sums), None if added is None else rows_of(added), plan.out), sums)
+                rows = finish(tail, rows_of(sums), None if added is None else rows_of(added), plan.out)
+                y = map_of(rows, sums).detach()  # no view of its rows: what comes next may change it in place
         ctx.plan, ctx.weight_shape, ctx.x_shape, ctx.x_dtype, ctx.work = plan, weight.shape, x.shape, x.dtype, work
         ctx.weight_dtype, ctx.residual_dtype = weight.dtype, None if residual is None else residual.dtype
         mask = None

@@ -19,6 +19,7 @@ from esbnn_core.kernels.training import steps_of
 from esbnn_core.kernels.transposed import TransposedGeometry
 from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, RPReLU, Tile
 from esbnn_core.layers.base import BinaryLayer
+from esbnn_core.layers.forwards import has_hooks, kind_of, runs_as
 from esbnn_core.layers.quantizers import RealWeights, WeightQuantizer
 from esbnn_core.training.on_bits.function import UnitOnBits
 from esbnn_core.training.on_bits.out_type import OutType
@@ -30,7 +31,7 @@ from esbnn_core.training.on_bits.statistics import batch_statistics, prepared, r
 from esbnn_core.training.on_bits.tail import Kind
 from esbnn_core.training.on_bits.weights import Weight, output_scale, weight_of
 from esbnn_core.units.conv import BinaryUnit
-from esbnn_core.units.folding import folds
+from esbnn_core.units.folding import folds, is_batch_norm
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def layer_reason(layer: BinaryLayer, signs: SignMode) -> str:
         return "its weights are real"
     if not signs(layer.quantizer):
         return "its weights are not in sign mode, " + layer.quantizer.to_sign_mode.split(":")[0]
-    if layer.sign is not None and (layer.sign._forward_hooks or layer.sign._forward_pre_hooks):
+    if layer.sign is not None and has_hooks(layer.sign):
         return "its sign has a hook, which would not be called"
     rule = sign_rule(layer.sign)
     if rule is None:
@@ -120,15 +121,17 @@ def unit_reason(unit: BinaryUnit) -> str:
         return f"its convolution must be a BinaryConv2d without bias, got {type(unit.conv).__name__}{bias}"
     if not (type(unit.tile) is nn.Identity or (isinstance(unit.tile, Tile) and unit.tile.dim == 1)):
         return f"its tile must be a Tile over the channels, got {type(unit.tile).__name__}"
-    if not isinstance(unit.norm, nn.Identity | nn.BatchNorm2d | nn.SyncBatchNorm):
-        return f"its norm must be a BatchNorm or none, got {type(unit.norm).__name__}"
+    if not (runs_as(unit.norm, nn.Identity) or is_batch_norm(unit.norm)):
+        return f"its norm must be a BatchNorm or none, got {kind_of(unit.norm)}"
     if type(unit.inner_act) not in (nn.Identity, nn.PReLU):
         return f"its inner activation must be a PReLU or none, got {type(unit.inner_act).__name__}"
     if type(unit.act) not in (nn.Identity, nn.PReLU, nn.Hardtanh, RPReLU):
         return f"its activation must be RPReLU, PReLU, Hardtanh or none, got {type(unit.act).__name__}"
     inside = (unit.conv, unit.conv.sign, unit.tile, unit.norm, unit.inner_act, unit.act)
     for module in inside:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if "forward" in vars(module):
+            return f"its {type(module).__name__} has a forward of its own, which would not be called"
+        if has_hooks(module):
             return f"its {type(module).__name__} has a hook, which would not be called"
     return ""
 

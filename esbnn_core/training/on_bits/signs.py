@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from esbnn_core import kernels
 from esbnn_core.kernels.training import steps_of
 from esbnn_core.layers import Sign
+from esbnn_core.layers.forwards import runs_as
 from esbnn_core.layers.quantizers import STE, UNIT_VARIANCE
 from esbnn_core.training.on_bits.rows import ChannelSum, map_of, pieces, rows_of, work_dtype
 
@@ -38,9 +39,9 @@ class SignRule(NamedTuple):
 
 def sign_rule(sign: nn.Module) -> SignRule | None:
     """The rule of a layer's `sign`, None for an unknown one; nn.Identity promises +-1 input, its own sign."""
-    if type(sign) is nn.Identity:
+    if runs_as(sign, nn.Identity):
         return SignRule("identity", 1.0, False)
-    if isinstance(sign, Sign) and type(sign).forward is Sign.forward:
+    if isinstance(sign, Sign) and runs_as(sign, Sign):
         return SignRule(sign.ste, sign.clip, sign.ste == UNIT_VARIANCE)
     return None
 
