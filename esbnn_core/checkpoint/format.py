@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from esbnn_core.errors import DamagedError, InputError, reason_of
 from esbnn_core.files import ROOT, file_sha256, write_atomically
@@ -111,7 +113,8 @@ def save_checkpoint(
 
     Args:
         model: from create_model, whose name and options are saved too, or any module, which reading then needs. One
-            with an attribute `saved_options` has these written: what its tensors do not show.
+            with an attribute `saved_options` has these written: what its tensors do not show. Of a wrapper of torch's
+            (torch.compile, data parallel, a moving average) the network inside is saved.
         path: the file, replaced atomically.
         metric: e.g. {"top1": 87.5}.
         commit: default that of the source tree.
@@ -125,6 +128,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save
 
+    model = _unwrapped(model)
     if is_folded(model):
         raise InputError(
             f"a network for {path} must have the layers that it was packed with, got one that fold_real_ folded: save "
@@ -150,6 +154,17 @@ def save_checkpoint(
     data = save(tensors, metadata={**metadata, "digest": _digest(tensors, metadata)})
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch's wrappers, whose names begin with the wrapper's and would fit no other network."""
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # of torch.compile; its class is costly to import
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
 def saved_options(model: nn.Module) -> dict[str, Any] | None:

@@ -113,7 +113,8 @@ def expand_(model: nn.Module, config: ESConfig | None = None, example: Example |
     Raises:
         InputError: the forward cannot be traced; no binary layer can be expanded (each is named with the reason); a
             width that tau*groups does not divide; a copy_spread without a shift; a hook of a layer that is
-            swapped; a model that is expanded already. The model is then unchanged.
+            swapped, or a parameter that it shares with another; a model that is expanded already. The model is then
+            unchanged.
     """
     config = config or ESConfig()
     expansion = config.expansion
@@ -133,6 +134,7 @@ def expand_(model: nn.Module, config: ESConfig | None = None, example: Example |
     gone = [module for module, row in rows.items() if module not in row]
     gone += [part for unit, parts in children.items() for key in parts if (part := getattr(unit, key)) not in gone]
     check_no_hooks("expand_", ((names[part], part) for module in gone for part in module.modules()))
+    _check_not_tied(model, gone)
     twin = _build_twin(model, expansion)
     if plan.left:
         logger.warning("%s", summarize_left(model, plan))
@@ -148,6 +150,22 @@ def expand_(model: nn.Module, config: ESConfig | None = None, example: Example |
             setattr(unit, key, child.train(unit.training) if isinstance(child, Tile) else child)
     _update_spec(model, twin)
     return model
+
+
+def _check_not_tied(model: nn.Module, gone: list[nn.Module]) -> None:
+    """Raise InputError for a parameter of two modules of which one is swapped: each would get one of its own."""
+    swapped = {part for module in gone for part in module.modules()}
+    owners: dict[nn.Parameter, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            first, other = owners.setdefault(parameter, (f"{name}.{key}", module))
+            if other is not module and swapped & {module, other}:
+                raise InputError(
+                    f"{first} and {name}.{key} must not be one parameter for expand_, which would give each its own: "
+                    f"put one module in both places, or tie the weights after it"
+                )
 
 
 def summarize_left(model: nn.Module, plan: ExpansionPlan) -> str:

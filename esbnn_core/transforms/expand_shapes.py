@@ -91,7 +91,7 @@ def parameter_layout(model: nn.Module, name: str, wide: int) -> Layout | None:
     """Layout of a tensor of one value, or one a channel; None for any other, and for a tensor with two names."""
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
-    tensor = getattr(module, key)
+    tensor = getattr(module, key, None)  # a constant that a forward makes is noted by torch.fx under a name of its own
     if not isinstance(tensor, Tensor) or key not in {**module._parameters, **module._buffers}:
         return None
     names = [each for each, other in model.named_parameters(remove_duplicate=False) if other is tensor]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from esbnn_core import InputError, count, create_model, load_checkpoint, model_spec, pack_, pack_checkpoint
 from esbnn_core.checkpoint import format as checkpoints
@@ -316,3 +317,21 @@ def test_a_given_network_takes_values_that_its_dtype_holds(tmp_path: Path, dtype
     load_checkpoint(tmp_path / "w.safetensors", given)
     for name, tensor in model.state_dict().items():
         assert torch.equal(given.state_dict()[name].double(), tensor.double())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(AveragedModel(model), backend="eager"),
+    ],
+    ids=["data parallel", "average", "compiled", "both"],
+)
+def test_of_a_wrapped_network_the_network_is_saved(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = create_model("reactnet_resnet8", num_classes=3)
+    save_checkpoint(wrap(model), tmp_path / "net.safetensors")
+    loaded = load_checkpoint(tmp_path / "net.safetensors")
+    assert model_spec(loaded) == model_spec(model) and loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())

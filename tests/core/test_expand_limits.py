@@ -192,3 +192,38 @@ def test_binarize_with_bare_signs_and_a_real_shortcut() -> None:
     real, tile = model.layer2[0].downsample[0]
     assert real.weight.shape == (64, 128, 1, 1) and real.groups == 2
     assert tile.copies == 8
+
+
+def tied(swapped: bool) -> nn.Module:
+    """Two binary layers with one weight, or two real ones that stay as they are."""
+    ends = (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(ends[0], BinaryConv2d(8, 8, 3), nn.BatchNorm2d(8), BinaryConv2d(8, 8, 3), ends[1])
+    if swapped:
+        model[3].weight = model[1].weight
+    else:
+        model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
+        model[9].weight = model[8].weight
+    return model
+
+
+def test_a_parameter_of_two_layers_is_not_untied() -> None:
+    model = tied(swapped=True)
+    with pytest.raises(InputError, match=r"1\.weight and 3\.weight must not be one parameter for expand_, which would"):
+        expand_(model)
+    assert model[3].weight is model[1].weight and model[1].weight.shape == (8, 8, 3, 3)
+    model = expand_(tied(swapped=False))
+    assert model[9].weight is model[8].weight and isinstance(model[1], ESBinaryConv2d | nn.Sequential)
+
+
+def test_a_constant_that_a_forward_makes_is_none_of_its_tensors() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3), BinaryConv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
+
+    model = expand_(Mean())
+    assert any(isinstance(module, ESBinaryConv2d) for module in model.modules())
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 4, 4) and not hasattr(model, "_tensor_constant0")
