@@ -149,11 +149,11 @@ def count(model: nn.Module, input_size: Sequence[int] | None = None, example: tu
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator that holds several layers
     try:
-        with torch.no_grad(), outside:
-            if example is None:
-                twin(torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin)))
-            else:
+        if example is not None:
+            with torch.no_grad(), outside:
                 twin(*copy.deepcopy(example))
+        else:
+            _run_on_meta(twin, size, outside)
     except Exception as error:  # the model's own code may raise anything
         given = "the example" if example is not None else f"an input of size {size}"
         raise InputError(f"the network does not run on {given}: {reason_of(error)}") from error
@@ -173,6 +173,27 @@ def count(model: nn.Module, input_size: Sequence[int] | None = None, example: tu
         packed_bytes=_packed_bytes(twin),
         layers=tuple(rows),
     )
+
+
+def _run_on_meta(twin: nn.Module, size: tuple[int, ...], outside: Outside) -> None:
+    """Run the twin on one input without data; where that fails, with the tensors that its forward makes there too.
+
+    A forward that reads numbers of a tensor that it makes needs them on the CPU, one that adds it to the input on meta.
+    """
+    x = torch.zeros(1, *size, device="meta", dtype=parameter_dtype(twin))
+    try:
+        with torch.no_grad(), outside:
+            twin(x)
+    except Exception:
+        outside.start_again()
+        try:
+            with torch.no_grad(), torch.device("meta"), outside:
+                twin(x)
+        except Exception:
+            outside.start_again()
+        else:
+            return
+        raise
 
 
 def _one_bit(module: nn.Module) -> bool:

@@ -70,7 +70,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 def _metadata(value: Any) -> Any:
     """A key of what decides an operator's result on meta: 1, 1.0 and True differ, tensors by what they have there."""
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
+        return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (list, tuple)):
         return tuple(_metadata(part) for part in value)
     return type(value), value
@@ -125,6 +125,12 @@ class Outside(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self.path.pop()
 
+    def start_again(self) -> None:
+        """Forget what a forward has shown that ended in an error."""
+        self.rows.clear()
+        self.path.clear()
+        self.depth = 0
+
     def skip(self, layer: nn.Module) -> None:
         """Leave out what runs inside `layer`."""
 
@@ -154,8 +160,10 @@ class Outside(TorchDispatchMode):
         if key not in _SHAPES:
             out = func(*args, **kwargs)
             outputs = out if number > 1 else (out,)
-            # one that gives its argument another shape (t_) is called each time
-            if len(_SHAPES) < _MOST and (number > 0 or _metadata(args) == key[1]):
+            # a forward may read numbers of what it makes on the CPU; what gives its argument another shape (t_) is
+            # called each time
+            there = all(each.is_meta for each in outputs)
+            if there and len(_SHAPES) < _MOST and (number > 0 or _metadata(args) == key[1]):
                 _SHAPES[key] = tuple((each.shape, each.stride(), each.dtype) for each in outputs)
             return out
         if number < 0:

@@ -35,8 +35,8 @@ def pack_(model: nn.Module, *, fold_real: bool = False) -> nn.Module:
     Raises:
         InputError: no binary layer; a layer with a hook, or whose weights are not in sign mode, not finite or on the
             meta device; a unit or layer with a forward of its own, or a part of one that the packed form does not have,
-            such as a frozen norm (named). The model is then unchanged. With fold_real also what fold_real_ refuses; the model is
-            then packed.
+            such as a frozen norm (named). The model is then unchanged. With fold_real also what fold_real_ refuses; the
+            model is then packed.
     """
     filled: dict[nn.Module, nn.Module] = {}
     covered: set[nn.Module] = set()

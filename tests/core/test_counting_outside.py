@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from esbnn_core import BinaryConfig, InputError, binarize_, count
-from esbnn_core.layers import BinaryMatmul
+from esbnn_core.layers import BinaryConv2d, BinaryMatmul
 from esbnn_core.layers.products import Products
 
 NETWORKS = [
@@ -191,3 +191,30 @@ def test_items_in_front_of_a_layer_are_counted() -> None:
         "product": 2 * 6 * 4 * 4 * 8,
     }
     assert {row.name: row.output for row in found.layers}["conv"] == (2, 5, 2, 6)
+
+
+class Normalised(nn.Module):
+    """A network that makes tensors in its forward: constants of its input, or numbers that it reads."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.reads, self.conv, self.fc = reads, BinaryConv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reads:
+            x = x[:, :, : int(torch.arange(7).sum())]
+        else:
+            x = (x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) * torch.linspace(0, 1, x.shape[-1])
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("reads", "side"), [(False, 24), (False, 9), (True, 24), (True, 21)])
+def test_tensors_that_a_forward_makes_are_no_obstacle(reads: bool, side: int) -> None:
+    found = count(Normalised(reads), (3, side, side))
+    height = min(side, 21) if reads else side
+    assert found.bops == 8 * 27 * (height - 2) * (side - 2) and found.flops == 32 and len(found.layers) == 2
+
+
+def test_what_does_not_run_is_told_as_it_fails_first() -> None:
+    with pytest.raises(InputError, match=r"does not run on an input of size.*Invalid channel dimensions"):
+        count(Normalised(reads=True), (5, 24, 24))
