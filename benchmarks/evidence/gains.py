@@ -31,6 +31,7 @@ class Decision(NamedTuple):
 DECISIONS = (
     Decision("ResNet-20", LONG, "deep_long"),
     Decision("ResNet-8", LONG, "start_long", "es apart", "base apart"),
+    Decision("ResNet-8", f"{LONG}, best rates of small runs", "resnet8_long"),
     Decision("ResNet-20", f"{SMALL}, one rate", "deep_best"),
     Decision("ResNet-20", f"{SMALL}, best rates", "resnet20_best"),
     Decision("ResNet-8", f"{SMALL}, best rates", "resnet8_best"),

@@ -26,6 +26,7 @@ BESIDE = {
     "deep_best": "ResNet-20, fresh seeds",
     "deep_long": "ResNet-20, all at 32x32",
     "resnet8_best": "ResNet-8, best rates",
+    "resnet8_long": "ResNet-8, these rates, all at 32x32",
     "width_resnet8_best": "ResNet-8, twice the width, best rates",
     "recipe_resnet8_best": "ResNet-8, best recipes",
     "taught_resnet8": "ResNet-8, best rates anew",
