@@ -14,7 +14,7 @@ from esbnn_core.packed.pools import FoldedMean, PackedMaxPool2d
 from esbnn_core.packed.real import FoldedConv2d, FoldedLinear, TiledAffine
 from esbnn_core.packed.stem import PackedStem
 from esbnn_core.transforms.replace import check_no_hooks, replace_modules
-from esbnn_core.units.folding import fold_norm, folds, is_batch_norm
+from esbnn_core.units.folding import fold_norm, folds
 
 
 def fold_real_(model: nn.Module) -> nn.Module:
@@ -118,12 +118,13 @@ def _steps(row: nn.Module, uses: Counter[int]) -> "OrderedDict[str, nn.Module] |
 
 
 def _can_fold(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.BatchNorm2d) and is_batch_norm(norm) and folds(norm)
+    return isinstance(norm, nn.BatchNorm2d) and folds(norm)
 
 
 def _pool_of(module: nn.Module) -> nn.MaxPool2d | None:
-    known = isinstance(module, nn.MaxPool2d) and runs_as(module, nn.MaxPool2d, PackedMaxPool2d)
-    return module if known and not module.return_indices else None  # type: ignore[return-value]
+    if isinstance(module, nn.MaxPool2d) and runs_as(module, nn.MaxPool2d, PackedMaxPool2d):
+        return None if module.return_indices else module
+    return None
 
 
 def _as(conv: nn.Conv2d, numbers: Tensor) -> Tensor:
