@@ -42,6 +42,7 @@ SYSTEMS = (
     "width_resnet8_best",
     "taught_resnet8",
     "resnet8_long",
+    "rates_resnet8_long",
     "rates_resnet20",
     "resnet20_best",
     "start_bnext",
