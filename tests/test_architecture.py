@@ -32,10 +32,10 @@ CORE: dict[str, tuple[str, str]] = {
     "transforms": ("models packed units layers errors", ""),
     "checkpoint": ("transforms models packed units layers errors files version", "safetensors"),
     "lit": (
-        "checkpoint transforms models packed training units layers errors files",
+        "checkpoint transforms packed training units layers errors files",
         "lightning numpy PIL jsonargparse yaml",
     ),
-    "onnx": ("packed kernels models errors files version", "onnx onnx_ir onnxruntime onnxscript numpy"),
+    "onnx": ("transforms packed kernels models errors files version", "onnx onnx_ir onnxruntime onnxscript numpy"),
     "cli": ("onnx checkpoint transforms counting packed models kernels errors version", ""),
     "__init__": ("checkpoint counting transforms models training units errors version", ""),
 }

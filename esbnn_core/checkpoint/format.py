@@ -12,6 +12,7 @@ The metadata, strings as safetensors requires, are
 
 import hashlib
 import json
+import logging
 import reprlib
 import subprocess
 from collections.abc import Callable, Mapping
@@ -26,13 +27,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from esbnn_core.errors import DamagedError, InputError, reason_of
 from esbnn_core.files import ROOT, file_sha256, write_atomically
-from esbnn_core.layers.base import binary_layers
-from esbnn_core.layers.quantizers import RealWeights
-from esbnn_core.models.registry import model_spec
-from esbnn_core.packed.layers import PackedLayer
 from esbnn_core.packed.real import is_folded
+from esbnn_core.transforms.as_built import has_packed_layers, has_real_weights, spec_as_built
 from esbnn_core.version import __version__
 
+logger = logging.getLogger(__name__)
 ZIP = b"PK\x03\x04"
 """Start of the zip archives that torch.save writes."""
 FORMAT_VERSION = 1
@@ -112,9 +111,10 @@ def save_checkpoint(
     """Write the model's state_dict, latent or packed, with what rebuilds the network.
 
     Args:
-        model: from create_model, whose name and options are saved too, or any module, which reading then needs. One
-            with an attribute `saved_options` has these written: what its tensors do not show. Of a wrapper of torch's
-            (torch.compile, data parallel, a moving average) the network inside is saved.
+        model: from create_model, whose name and options are saved too, or any module, which reading then needs; so does
+            one of create_model that was changed since, which one line says. One with an attribute `saved_options`
+            has these written: what its tensors do not show. Of a wrapper of torch's (torch.compile, data parallel, a
+            moving average) the network inside is saved.
         path: the file, replaced atomically.
         metric: e.g. {"top1": 87.5}.
         commit: default that of the source tree.
@@ -138,13 +138,15 @@ def save_checkpoint(
     # cloned: safetensors requires contiguous memory of its own for each name
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     _check_finite(tensors, str(path))
-    spec = model_spec(model)
+    spec, change = spec_as_built(model)
+    if change:
+        logger.warning("%s: %s, so that the file names no network and is read with one as model", path, change)
     metadata = {
         "format": "esbnn",
         "format_version": str(FORMAT_VERSION),
         "esbnn_version": __version__,
-        "kind": "packed" if any(isinstance(m, PackedLayer) for m in model.modules()) else "latent",
-        "weights": "real" if any(isinstance(b.quantizer, RealWeights) for _, b in binary_layers(model)) else "binary",
+        "kind": "packed" if has_packed_layers(model) else "latent",
+        "weights": "real" if has_real_weights(model) else "binary",
         "network": spec.name if spec else "",
         "options": json.dumps(dict(spec.options) if spec else saved_options(model) or {}, sort_keys=True),
         "input_size": json.dumps(spec.input_size if spec else None),

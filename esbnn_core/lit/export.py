@@ -14,7 +14,7 @@ from esbnn_core.errors import InputError
 from esbnn_core.files import folder_beside
 from esbnn_core.layers.base import binary_layers
 from esbnn_core.lit.precision import as_exported
-from esbnn_core.models.registry import model_spec
+from esbnn_core.transforms.as_built import spec_as_built
 from esbnn_core.transforms.pack import pack_
 
 LATENT, PACKED = "weights.safetensors", "packed.safetensors"
@@ -42,9 +42,9 @@ def write_weights(
     if reason:
         packed.unlink(missing_ok=True)
         return [written, f"{PACKED} is not written: {reason}"]
-    if model_spec(network) is not None:
+    if spec_as_built(network)[0] is not None:
         pack_checkpoint(latent, packed)
-    else:  # a network of a task's own, a detector: no name in the file can build it again
+    else:  # a network of a task's own, a detector, or changed: no name in the file can build it again
         save_checkpoint(pack_(copy.deepcopy(network).cpu().eval()), packed, metric=metric, commit=commit)
     return [written, f"{PACKED} {packed.stat().st_size:,} bytes"]
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from esbnn_core.errors import InputError
 from esbnn_core.files import write_atomically
-from esbnn_core.models import model_spec
+from esbnn_core.models import ModelSpec, model_spec
 from esbnn_core.onnx.file import BLANK, DIGEST, FORMAT_VERSION, require, seal
 from esbnn_core.packed import PackedLayer, is_packed
 from esbnn_core.packed.layers import HALF
+from esbnn_core.transforms.as_built import spec_as_built
 from esbnn_core.version import __version__
 
 OPSET, IR_VERSION = 18, 8
@@ -106,7 +107,7 @@ def export_onnx(
         "esbnn_format": FORMAT_VERSION,
         "esbnn_version": __version__,
         "esbnn_operators": "standard" if standard else "custom",
-        **_about(spec, classes, mean, std),
+        **_about(spec, spec_as_built(model)[0], classes, mean, std),
         DIGEST: BLANK,
     }
     program = _trace(network, inputs, dynamic)
@@ -162,18 +163,23 @@ def _trace(network: nn.Module, inputs: tuple[Tensor, ...], dynamic: Sequence[Col
 
 
 def _about(
-    spec: Any, classes: Sequence[str] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    spec: ModelSpec | None,
+    named: ModelSpec | None,
+    classes: Sequence[str] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> dict[str, str]:
-    """What is known of the network, as metadata."""
+    """What is known of the network, as metadata; its name and options only if they still build it."""
     found: dict[str, str] = {}
-    if spec is not None:
-        found = {"network": spec.name, "options": json.dumps(dict(spec.options), sort_keys=True)}
-        found["input_size"] = json.dumps(spec.input_size)
-        number = spec.options.get("num_classes")
+    if named is not None:
+        found = {"network": named.name, "options": json.dumps(dict(named.options), sort_keys=True)}
+        number = named.options.get("num_classes")
         if classes is not None and number is not None and len(classes) != number:
             raise InputError(
-                f"classes must be the {number} names of {spec.name}, got {len(classes)}: give one for each"
+                f"classes must be the {number} names of {named.name}, got {len(classes)}: give one for each"
             )
+    if spec is not None:
+        found["input_size"] = json.dumps(spec.input_size)
         channels = spec.input_size[0]
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != channels:

@@ -36,6 +36,7 @@ from esbnn_core.layers import (
 )
 from esbnn_core.layers.base import BinaryLayer, binary_layers
 from esbnn_core.layers.widths import Expansion
+from esbnn_core.models.change import find_change
 from esbnn_core.models.registry import ModelSpec, create_model, model_spec
 from esbnn_core.transforms.expand_attributes import widened_attribute
 from esbnn_core.transforms.expand_designs import (
@@ -380,11 +381,7 @@ def _update_spec(model: nn.Module, twin: tuple[ModelSpec, nn.Module] | None) -> 
     """Give the expanded model the ModelSpec of its es_ version if it has the same architecture, else none."""
     if model_spec(model) is None:
         return
-    if twin is not None and _architecture(twin[1]) == _architecture(model):
+    if twin is not None and not find_change(model, twin[1]):
         model.model_spec = twin[0]  # type: ignore[assignment]
     else:
         del model.model_spec
-
-
-def _architecture(model: nn.Module) -> tuple[str, dict[str, torch.Size]]:
-    return repr(model), {key: value.shape for key, value in model.state_dict().items()}
