@@ -36,7 +36,7 @@ class BinaryLayer(nn.Module):
         out_channels: O, where it is not the first size of `weight_shape`.
 
     Raises:
-        InputError: an unknown quantizer or latent_init.
+        InputError: an unknown quantizer or latent_init; a filter of one weight with a quantizer that centres filters.
     """
 
     transposed = False
@@ -60,6 +60,11 @@ class BinaryLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(weight_shape))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.quantizer = make_weight_quantizer(weight_quantizer)
+        if self.quantizer.centred and self.weight.numel() == out_channels:
+            raise InputError(
+                f"filters must have more than one weight with {type(self.quantizer).__name__}, which subtracts their "
+                f"mean, got {tuple(weight_shape)}: use another weight quantizer, such as 'absmean'"
+            )
         if activation is None:
             self.sign: nn.Module = nn.Identity()
         else:

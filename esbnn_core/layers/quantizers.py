@@ -106,6 +106,8 @@ class WeightQuantizer(nn.Module):
 
     precision = 1
     """Bits per weight, read by counting and packing."""
+    centred = False
+    """Whether the signs are those of a filter minus its mean, which leaves a filter of one weight nothing to learn."""
     latent_clip: float | None = None
     """Bound that the optimizer hook keeps latent weights inside, +-latent_clip (esbnn_core.training.latent_clip)."""
     to_sign_mode = ""
@@ -245,6 +247,7 @@ class ReCU(WeightQuantizer):
     It changes the gradient alone, which is zero where w1 is clamped; the sign does not depend on it (papers.md#recu).
     """
 
+    centred = True
     tau: Tensor
 
     def __init__(self) -> None:
@@ -272,6 +275,8 @@ class Libra(WeightQuantizer):
     bit shift can apply.
     Differs from the paper: the estimator is "clip" at w throughout, theirs sharpens over the epochs.
     """
+
+    centred = True
 
     def __init__(self) -> None:
         super().__init__("clip")

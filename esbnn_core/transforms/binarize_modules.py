@@ -1,7 +1,7 @@
 """BinaryConfig, and the binary form of each module that binarize_ replaces; nothing here touches the network itself."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -89,7 +89,17 @@ def binary_form(name: str, module: nn.Module, config: BinaryConfig) -> nn.Module
         if isinstance(module, nn.ConvTranspose2d):
             return _take_over(_binary_conv_transpose(name, module, config), module)
         assert isinstance(module, nn.Linear)
-        return binary_linear(module, config)
+        with _named(name):
+            return binary_linear(module, config)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say of which layer an InputError is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"layer {name} cannot be binary, {error}, or leave it out with filter_fn") from None
 
 
 def binary_linear(module: nn.Linear, config: BinaryConfig) -> BinaryLinear:
@@ -121,21 +131,22 @@ def _padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, in
 
 
 def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
-    channels = module.in_channels
-    return BinaryConv2d(
-        channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        _padding(name, module),
-        pad_value=config.pad_value,
-        dilation=module.dilation,  # type: ignore[arg-type]
-        groups=module.groups,
-        bias=module.bias is not None,
-        weight_quantizer=config.weight_quantizer,
-        activation=_sign(channels, config),
-        learned_scale=config.learned_scale,
-    )
+    channels, padding = module.in_channels, _padding(name, module)
+    with _named(name):
+        return BinaryConv2d(
+            channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            padding,
+            pad_value=config.pad_value,
+            dilation=module.dilation,  # type: ignore[arg-type]
+            groups=module.groups,
+            bias=module.bias is not None,
+            weight_quantizer=config.weight_quantizer,
+            activation=_sign(channels, config),
+            learned_scale=config.learned_scale,
+        )
 
 
 def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: BinaryConfig) -> BinaryConvTranspose2d:
@@ -143,21 +154,22 @@ def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: Binary
         check_output_padding(module.output_padding, module.stride, module.dilation)  # type: ignore[arg-type]
     except InputError as error:  # torch refuses it in forward
         raise InputError(f"layer {name} cannot be binary, {error}: leave it out with filter_fn") from None
-    channels = module.in_channels
-    return BinaryConvTranspose2d(
-        channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        _padding(name, module),
-        module.output_padding,  # type: ignore[arg-type]
-        module.groups,
-        module.bias is not None,
-        module.dilation,  # type: ignore[arg-type]
-        weight_quantizer=config.weight_quantizer,
-        activation=_sign(channels, config),
-        learned_scale=config.learned_scale,
-    )
+    channels, padding = module.in_channels, _padding(name, module)
+    with _named(name):
+        return BinaryConvTranspose2d(
+            channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            padding,
+            module.output_padding,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            module.dilation,  # type: ignore[arg-type]
+            weight_quantizer=config.weight_quantizer,
+            activation=_sign(channels, config),
+            learned_scale=config.learned_scale,
+        )
 
 
 def _take_over(

@@ -2,14 +2,15 @@
 
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esbnn_core import InputError
-from esbnn_core.layers import BinaryConv2d, BinaryLinear, Sign
+from esbnn_core import BinaryConfig, InputError, binarize_
+from esbnn_core.layers import BinaryConv2d, BinaryConvTranspose2d, BinaryLinear, Sign
 from esbnn_core.layers.quantizers import (
     STE,
     WEIGHT_QUANTIZERS,
@@ -283,3 +284,30 @@ def test_an_unbounded_latent_weight_is_warned_of() -> None:
         warnings.simplefilter("error")
         assert PlainSign("identity", latent_clip=1.0).latent_clip == 1.0
         assert PlainSign("clip").latent_clip is None
+
+
+@pytest.mark.parametrize("kind", WEIGHT_QUANTIZERS)
+def test_a_filter_of_one_weight_is_its_sign_or_refused(kind: str) -> None:
+    """One weight minus its mean is 0, whose sign is +1 whatever is learned: such quantizers ask for two or more."""
+    makes: list[Callable[[int], nn.Module]] = [
+        lambda width: BinaryConv2d(4 * width, 8, 1, groups=4, weight_quantizer=kind),
+        lambda width: BinaryConv2d(4, 8, (1, width), groups=4, weight_quantizer=kind),
+        lambda width: BinaryConvTranspose2d(4 * width, 8, 1, groups=4, weight_quantizer=kind),
+        lambda width: BinaryLinear(width, 8, weight_quantizer=kind),
+    ]
+    for make in makes:
+        with torch.no_grad():
+            wide = make(2)
+            assert len(wide.quantizer.binary(wide.filters).unique()) > 1
+        if kind in ("recu", "libra", "absmean_centred"):
+            with pytest.raises(InputError, match=r"filters must have more than one weight with \w+, which"):
+                make(1)
+        else:
+            layer = make(1)
+            with torch.no_grad():
+                assert torch.equal(layer.quantizer.binary(layer.filters).sign(), layer.filters.sign())
+    real = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    if kind in ("recu", "libra", "absmean_centred"):
+        with pytest.raises(InputError, match="layer 1 cannot be binary, filters must have more than one weight"):
+            binarize_(real, BinaryConfig(weight_quantizer=kind))
+        assert type(real[2]) is nn.Conv2d
