@@ -1,7 +1,7 @@
 """What only a batch shows of a network that binarize_ made: signs that are constant, binary layers that never run.
 
 The first forward of the whole network is watched once, and one warning names what was found. Watching ends there; it
-does nothing under torch.compile, torch.export and on the meta device.
+does nothing under torch.compile, torch.export, torch.jit.trace and on the meta device.
 """
 
 import warnings
@@ -29,7 +29,7 @@ class FirstBatch:
 
     def watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Hook of a binary layer: is every sign of its input the same?"""
-        if torch.compiler.is_compiling() or not inputs or not isinstance(inputs[0], Tensor) or layer not in self.names:
+        if _is_recorded() or not inputs or not isinstance(inputs[0], Tensor) or layer not in self.names:
             return
         name, x = self.names[layer], inputs[0].detach()
         if x.is_meta or x.numel() == 0:
@@ -46,7 +46,7 @@ class FirstBatch:
 
     def report(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Hook of the network: warn once of what was found, and stop watching."""
-        if torch.compiler.is_compiling() or not self.ran:
+        if _is_recorded() or not self.ran:
             return
         for handle in self.handles:
             handle.remove()
@@ -64,6 +64,11 @@ class FirstBatch:
                 f"module reads their weights, it reads the real ones: leave them out with filter_fn",
                 stacklevel=2,
             )
+
+
+def _is_recorded() -> bool:
+    """Whether this forward becomes a program, in which the hooks would be steps, and the next one has none."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def named(names: Sequence[str], most: int = 4) -> str:
