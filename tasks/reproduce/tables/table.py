@@ -43,6 +43,7 @@ SYSTEMS = (
     "taught_resnet8",
     "resnet8_long",
     "rates_resnet8_long",
+    "resnet8_long_best",
     "rates_resnet20",
     "resnet20_best",
     "start_bnext",
