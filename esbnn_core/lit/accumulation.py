@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 GRADIENTS = "esbnn_gradients"
@@ -17,12 +18,13 @@ GRADIENTS = "esbnn_gradients"
 def note_gradients(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
     """Put what waits for a step into the checkpoint; nothing where a step was just taken.
 
-    Several processes have gradients of their own, of which a checkpoint holds none.
+    A validation between two steps is a part of fit, and what it saves is from between two steps. Several processes have
+    gradients of their own, of which a checkpoint holds none.
     """
     trainer, window = module.trainer, module.trainer.accumulate_grad_batches
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     waiting = progress.current.processed % window
-    if not trainer.training or not waiting or progress.is_last_batch:
+    if trainer.state.fn != TrainerFn.FITTING or not waiting or progress.is_last_batch:
         return
     named = module.named_parameters() if trainer.world_size == 1 else []
     gradients = {name: p.grad.detach().cpu().clone() for name, p in named if p.grad is not None}

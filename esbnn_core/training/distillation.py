@@ -67,7 +67,8 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (N, K) for x (N, C, H, W)."""
+        """Logits (N, K) for x (N, C, H, W), in x's dtype; the teacher computes in its own."""
         self._network.to(x.device)
-        logits: Tensor = self._network(x)
-        return logits
+        own = next((p.dtype for p in self._network.parameters() if p.is_floating_point()), x.dtype)
+        logits: Tensor = self._network(x.to(own))
+        return logits.to(x.dtype)

@@ -1,5 +1,6 @@
 """ClassificationModule: a network by name, cross entropy or soft labels, top-1 and top-5."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -213,8 +214,19 @@ class ClassificationModule(TaskModule):
         self._report("test_")
 
 
+class MeanLoss(MeanMetric):
+    """torchmetrics' mean, whose sums stay float32 in a module of half precision.
+
+    Lightning casts the module, metrics and all, and a sum in bfloat16 ends at a few hundred of what is added to it.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> nn.Module:
+        """torch's hook behind to(), cpu() and others: moves, and casts nothing."""
+        return super()._apply(lambda state: state.to(fn(state).device), *args, **options)
+
+
 def _metrics(num_classes: int) -> nn.ModuleDict:
     def accuracy(k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", ignore_index=IGNORE)
 
-    return nn.ModuleDict({"top1": accuracy(1), "top5": accuracy(5), "loss": MeanMetric()})
+    return nn.ModuleDict({"top1": accuracy(1), "top5": accuracy(5), "loss": MeanLoss()})

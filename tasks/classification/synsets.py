@@ -99,7 +99,11 @@ class SynsetFolder(datasets.ImageFolder):
         """torchvision's hook: (path, label) of every image."""
         if self._listed:
             return [(str(path), class_to_idx[synset]) for path, synset in self._listed]
-        return super().make_dataset(directory, class_to_idx, *args, **kwargs)
+        found = super().make_dataset(directory, class_to_idx, *args, **kwargs)
+        # torchvision walks through hidden folders too, such as .ipynb_checkpoints with its copies of images
+        return [
+            (path, label) for path, label in found if not any(map(is_hidden, Path(path).relative_to(directory).parts))
+        ]
 
 
 def _folders(directory: Path) -> list[str]:

@@ -153,3 +153,13 @@ def test_a_module_that_holds_the_teacher_does_not_register_it() -> None:
     assert torch.equal(student.teacher(x), FrozenTeacher(network())(x))  # train() and double() did not reach it
     soft_cross_entropy(student.network(x[:, :, 0, 0].double()), student.teacher(x).double()).backward()
     assert student.network.weight.grad is not None and student.network.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_teacher_keeps_its_dtype_and_answers_in_the_students(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    x = torch.randn(4, 3, 2, 2)
+    want = model(x.to(dtype).float()).to(dtype)
+    got = FrozenTeacher(model)(x.to(dtype))
+    assert got.dtype == dtype and torch.equal(got, want) and model[1].weight.dtype == torch.float32

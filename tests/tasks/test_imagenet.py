@@ -14,7 +14,7 @@ from PIL import Image
 from esbnn_core.errors import InputError
 from esbnn_core.lit.data import IGNORE
 from tasks.classification.data import ClassificationDataModule
-from tasks.classification.datasets import DATASETS
+from tasks.classification.datasets import DATASETS, open_split
 from tasks.classification.generated import GeneratedImages
 from tasks.classification.synsets import load_image, official_synsets
 from tests.helpers.log import Log
@@ -278,3 +278,15 @@ def test_kaggles_archive_is_read_as_it_unpacks(
 def test_a_damaged_label_file_of_kaggle_is_named(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         open_data(write_kaggle(tmp_path, solution=text))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_images_in_hidden_folders_are_not_part_of_a_class(write_folder: WriteFolder, part: str) -> None:
+    """Jupyter leaves copies of what was looked at in .ipynb_checkpoints."""
+    root = write_folder(["cat", "dog"], each=3)
+    hidden = root / part / "cat" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for i in range(2):
+        Image.new("RGB", (12, 10)).save(hidden / f"cat_{i}-checkpoint.JPEG")
+    found = open_split("imagenet", str(root), part == "train", num_classes=2)
+    assert [label for _, label in found.samples] == [0, 0, 0, 1, 1, 1]

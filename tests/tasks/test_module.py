@@ -1,5 +1,6 @@
 """The Lightning module: metrics, distillation, precision, the stop at a loss that is not finite."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,3 +218,18 @@ def test_a_rate_that_the_scheduler_would_undo_is_refused() -> None:
     )
     with pytest.raises(InputError, match="one that scales the optimizer's, like ProgressLR"):
         module.configure_optimizers()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_mean_loss_is_exact_in_a_module_of_any_precision(dtype: torch.dtype) -> None:
+    """Equal logits cost ln K each, of any number of images; a sum in half precision stops growing or overflows."""
+    module = ClassificationModule("reactnet_resnet8", num_classes=1000)
+    module.network = torch.nn.Identity()
+    module.to(dtype)
+    for images, batches in ((250, 300), (30, 40)):
+        batch = torch.zeros(images, 1000, dtype=dtype), torch.arange(images)
+        for _ in range(batches):
+            module._evaluate("val_", batch)
+        loss = module.metrics["val_"]["loss"]
+        assert float(loss.compute()) == pytest.approx(math.log(1000), rel=1e-5)
+        loss.reset()

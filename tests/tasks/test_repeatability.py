@@ -177,3 +177,25 @@ def test_a_run_saved_between_two_steps_goes_on_with_its_gradients(
     if noted is not None:
         with pytest.warns(UserWarning, match=f"the gradients of {noted['batches']} batches of {window} are lost"):
             fit(tmp_path / "at.ckpt", accumulate_grad_batches=1)
+
+
+@pytest.mark.parametrize(("window", "every"), [(4, 3), (2, 3), (2, 2)])
+def test_a_validation_between_two_steps_saves_the_gradients_too(
+    tmp_path: Path, make_data: Callable[..., Any], make_trainer: Callable[..., L.Trainer], window: int, every: int
+) -> None:
+    """ModelCheckpoint writes its files there; every one of them goes on as the whole run did."""
+
+    def fit(folder: Path, source: Path | None = None) -> dict[str, torch.Tensor]:
+        module = make_module("reactnet_resnet8")
+        files = ModelCheckpoint(folder, filename="{step}-{val_top1:.9f}", monitor="val_top1", save_top_k=-1)
+        settings = {"max_epochs": 1, "val_check_interval": every, "accumulate_grad_batches": window}
+        trainer = make_trainer(callbacks=[EpochSeed(0), files], enable_checkpointing=True, **settings)
+        trainer.fit(module, make_data(batch_size=4, train_size=40, val_size=4), ckpt_path=source)
+        return module.state_dict()
+
+    whole = fit(tmp_path / "whole")
+    files = sorted((tmp_path / "whole").glob("*.ckpt"))
+    waiting = ["esbnn_gradients" in torch.load(file, weights_only=True) for file in files]
+    assert len(files) >= 2 and any(waiting) == (every % window != 0)
+    for number, file in enumerate(files):
+        assert same(whole, fit(tmp_path / str(number), file)), file.name
