@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PNDMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -119,13 +119,19 @@ class SuperResolutionPipeline(DiffusionPipeline):
             strength: as in __call__.
 
         Raises:
-            InputError: an option out of its range; a scheduler for another prediction.
+            InputError: an option out of its range; a scheduler for another prediction, or that cannot begin there.
         """
         # a network of somebody else's that says nothing predicts the noise
         check_target(self.scheduler, getattr(self.unet, "target", PAPER))
         check_counts(scale=scale, batch_size=batch_size)
         check_sampling(steps, strength, int(self.scheduler.config.num_train_timesteps))
         skipped = steps - int(steps * strength)
+        if skipped and isinstance(self.scheduler, PNDMScheduler):
+            # its list begins with Runge-Kutta's timesteps, or repeats one, so that no step has a fixed place in it
+            raise InputError(
+                f"strength must be 1 with PNDMScheduler, whose first steps cannot be left out, got {strength}: take "
+                f"another scheduler, such as DDIMScheduler"
+            )
         places: dict[tuple[int, int], list[int]] = {}
         for place, pixels in enumerate(images):
             height, width = pixels.shape[:2]

@@ -305,3 +305,11 @@ def bad_calls() -> Iterator[tuple[dict[str, Any], str]]:
 def test_a_bad_call_is_one_sentence(call: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         make_pipe()(**{"num_inference_steps": 1, **call})
+
+
+def test_a_scheduler_without_a_place_to_begin_is_refused_below_full_strength() -> None:
+    """PNDM's list of timesteps begins with those of Runge-Kutta: cut by steps, sampling began at the wrong noise."""
+    pipe = SuperResolutionPipeline(make_unet(), make_scheduler("PNDMScheduler"))
+    with pytest.raises(InputError, match=r"strength must be 1 with PNDMScheduler, .*, got 0\.5"):
+        pipe(picture(4, 6), 2, 4, strength=0.5)
+    assert len(pipe(picture(4, 6), 2, 4).images) == 1
