@@ -27,8 +27,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from esbnn_core.errors import DamagedError, InputError, reason_of
 from esbnn_core.files import ROOT, file_sha256, write_atomically
+from esbnn_core.packed.layers import is_packed
 from esbnn_core.packed.real import is_folded
-from esbnn_core.transforms.as_built import has_packed_layers, has_real_weights, spec_as_built
+from esbnn_core.transforms.as_built import has_real_weights, spec_as_built
 from esbnn_core.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def save_checkpoint(
         "format": "esbnn",
         "format_version": str(FORMAT_VERSION),
         "esbnn_version": __version__,
-        "kind": "packed" if has_packed_layers(model) else "latent",
+        "kind": "packed" if is_packed(model) else "latent",
         "weights": "real" if has_real_weights(model) else "binary",
         "network": spec.name if spec else "",
         "options": json.dumps(dict(spec.options) if spec else saved_options(model) or {}, sort_keys=True),

@@ -28,7 +28,7 @@ def find_change(model: nn.Module, built: nn.Module) -> str:
     """
     found = dict(model.named_modules(remove_duplicate=False))
     wanted = dict(built.named_modules(remove_duplicate=False))
-    for name in [*wanted, *found]:
+    for name in dict.fromkeys([*wanted, *found]):
         place = name or "the network"
         if name not in found:
             return f"{place} is missing"

@@ -8,7 +8,7 @@ from esbnn_core.layers.quantizers import RealWeights
 from esbnn_core.models import create_model
 from esbnn_core.models.change import find_change
 from esbnn_core.models.registry import ModelSpec, model_spec
-from esbnn_core.packed.layers import PackedLayer
+from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.pack import pack_layout_
 from esbnn_core.transforms.real_weights import real_weights_
 
@@ -16,11 +16,6 @@ from esbnn_core.transforms.real_weights import real_weights_
 def has_real_weights(model: nn.Module) -> bool:
     """Whether real_weights_ made its binary layers convolve with their latent weights."""
     return any(isinstance(layer.quantizer, RealWeights) for _, layer in binary_layers(model))
-
-
-def has_packed_layers(model: nn.Module) -> bool:
-    """Whether pack_ packed it."""
-    return any(isinstance(module, PackedLayer) for module in model.modules())
 
 
 def spec_as_built(model: nn.Module) -> tuple[ModelSpec | None, str]:
@@ -39,7 +34,7 @@ def spec_as_built(model: nn.Module) -> tuple[ModelSpec | None, str]:
         built = create_model(spec.name, **spec.options)
         if has_real_weights(model):
             real_weights_(built)
-        if has_packed_layers(model):
+        if is_packed(model):
             built = pack_layout_(built)
     change = find_change(model, built)
     return (None, change) if change else (spec, "")

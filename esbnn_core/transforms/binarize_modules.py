@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -130,23 +130,27 @@ def _padding(name: str, module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, in
     return module.padding[0], module.padding[1]
 
 
+def _shared(name: str, module: nn.Conv2d | nn.ConvTranspose2d, config: BinaryConfig) -> dict[str, Any]:
+    """What both kinds of convolutions take over from the real one and from the config, by argument."""
+    return {
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "kernel_size": module.kernel_size,
+        "stride": module.stride,
+        "padding": _padding(name, module),
+        "dilation": module.dilation,
+        "groups": module.groups,
+        "bias": module.bias is not None,
+        "weight_quantizer": config.weight_quantizer,
+        "activation": _sign(module.in_channels, config),
+        "learned_scale": config.learned_scale,
+    }
+
+
 def _binary_conv(name: str, module: nn.Conv2d, config: BinaryConfig) -> BinaryConv2d:
-    channels, padding = module.in_channels, _padding(name, module)
+    shared = _shared(name, module, config)
     with _named(name):
-        return BinaryConv2d(
-            channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            padding,
-            pad_value=config.pad_value,
-            dilation=module.dilation,  # type: ignore[arg-type]
-            groups=module.groups,
-            bias=module.bias is not None,
-            weight_quantizer=config.weight_quantizer,
-            activation=_sign(channels, config),
-            learned_scale=config.learned_scale,
-        )
+        return BinaryConv2d(pad_value=config.pad_value, **shared)
 
 
 def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: BinaryConfig) -> BinaryConvTranspose2d:
@@ -154,22 +158,9 @@ def _binary_conv_transpose(name: str, module: nn.ConvTranspose2d, config: Binary
         check_output_padding(module.output_padding, module.stride, module.dilation)  # type: ignore[arg-type]
     except InputError as error:  # torch refuses it in forward
         raise InputError(f"layer {name} cannot be binary, {error}: leave it out with filter_fn") from None
-    channels, padding = module.in_channels, _padding(name, module)
+    shared = _shared(name, module, config)
     with _named(name):
-        return BinaryConvTranspose2d(
-            channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            padding,
-            module.output_padding,  # type: ignore[arg-type]
-            module.groups,
-            module.bias is not None,
-            module.dilation,  # type: ignore[arg-type]
-            weight_quantizer=config.weight_quantizer,
-            activation=_sign(channels, config),
-            learned_scale=config.learned_scale,
-        )
+        return BinaryConvTranspose2d(output_padding=module.output_padding, **shared)  # type: ignore[arg-type]
 
 
 def _take_over(
