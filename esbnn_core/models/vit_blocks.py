@@ -24,8 +24,8 @@ MERGE = UnitStyle(latent_init="fan_in")
 
 def to_map(x: Tensor, height: int) -> Tensor:
     """Tokens (B, H*W, C) -> map (B, C, H, W) of a given height."""
-    x = x.transpose(1, 2)
-    return x.reshape(x.shape[0], x.shape[1], height, -1)
+    # the width by name, not -1, which an empty batch leaves open
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, x.shape[1] // height)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class BinaryAttention(nn.Module):
     def _heads(self, x: Tensor, sign: RSign) -> Tensor:
         """(B, N, tau*g*C) -> signs (B, heads, N, 64) of the first C channels."""
         signs: Tensor = sign(x[..., : self.channels])
-        return signs.view(*signs.shape[:2], -1, HEAD).transpose(1, 2)
+        return signs.view(*signs.shape[:2], self.channels // HEAD, HEAD).transpose(1, 2)
 
     def _upsample(self, x: Tensor) -> Tensor:
         """Reduced tokens at the size of the full map, by nearest neighbours."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from esbnn_core.errors import InputError
 from esbnn_core.onnx.operators import CONVOLUTION, CONVOLUTION_INPUTS, DOMAIN, SIGN, TO_FIRST, TO_LAST
 
 
@@ -96,8 +97,13 @@ class _Writer:
 
         With int8 ones ONNX Runtime takes three times as long, and its earlier versions have no such ConvInteger.
         """
-        assert weight.const_value is not None
-        words = weight.const_value.numpy().astype("<i4")
+        stored_bits = _before_unsqueeze(weight)
+        if stored_bits.const_value is None:
+            raise InputError(
+                f"the weights of a packed convolution must be a constant of the file, got the output {weight.name} of "
+                f"another operator: pack the network with pack_, or export it with the operators of esbnn"
+            )
+        words = stored_bits.const_value.numpy().astype("<i4")
         if words.ndim == 2:
             words = words[:, None, None]
         stored = self.constant(words.view(np.uint8)[..., None], np.uint8)
@@ -170,6 +176,14 @@ class _Writer:
         if last.is_graph_output():
             moved.name, last.name = last.name, None
             last.replace_all_uses_with(moved, replace_graph_outputs=True)
+
+
+def _before_unsqueeze(weight: ir.Value) -> ir.Value:
+    """A linear layer's stored words (O, W), which a token unit reads as (O, 1, 1, W): torch folds only small ones."""
+    producer = weight.producer()
+    if producer is not None and producer.op_type == "Unsqueeze" and producer.inputs[0] is not None:
+        return _before_unsqueeze(producer.inputs[0])
+    return weight
 
 
 def _permutation(node: ir.Node) -> list[int]:

@@ -33,8 +33,9 @@ def join_windows(windows: Tensor, like: Tensor, window: Sequence[int], shift: Se
     """The inverse of split_windows for a map of the size of `like`."""
     batch, height, width, _ = like.shape
     rows, columns = -(-height // window[0]), -(-width // window[1])
-    x = windows.view(batch, rows, columns, window[0], window[1], -1).transpose(2, 3)
-    x = x.reshape(batch, rows * window[0], columns * window[1], -1)
+    channels = windows.shape[-1]  # not -1, which an empty batch leaves open
+    x = windows.view(batch, rows, columns, window[0], window[1], channels).transpose(2, 3)
+    x = x.reshape(batch, rows * window[0], columns * window[1], channels)
     down, right = effective_shift(height, width, window, shift)
     if down or right:
         x = torch.roll(x, shifts=(down, right), dims=(1, 2))

@@ -37,7 +37,7 @@ class ClassificationDataModule(L.LightningDataModule):
         image_size: side, default the dataset's own.
         num_classes: default the dataset's; required for a folder dataset with fewer classes. With 1,000 the labels of
             an ImageNet folder are those of the official synset order, with fewer those of its sorted folders.
-        train_size: number of training images to use, the first ones; 0 for all.
+        train_size: number of training images to use, drawn by `seed` from those that val_size leaves; 0 for all.
         test_size: number of test images to use, the first ones; 0 for all.
         seed: of the split and of every epoch's order (linked to seed_everything on the command line).
         augmentation: options of the recipe, from RandAugment to mixup, and of the evaluation crop.

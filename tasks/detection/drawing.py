@@ -44,7 +44,9 @@ def write_drawing(
     """Draw the detections of at least the score `least` on the image `source` and write the PNG `target`."""
     buffer = io.BytesIO()
     with Image.open(source) as image:
-        turned = to_8_bits(ImageOps.exif_transpose(image), f"image {source}")  # as the detector has seen it
+        seen: Any = ImageOps.exif_transpose(image)  # as the detector has seen it
+        seen.format = image.format  # which a turned copy has not, and which says how deep its grey is
+        turned = to_8_bits(seen, f"image {source}")
         draw_boxes(turned, found, classes, least).save(buffer, format="PNG")
     write_atomically(target, buffer.getvalue())
 

@@ -16,12 +16,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esbnn_core.errors import InputError, check_choice, check_counts
+from esbnn_core.errors import InputError, check_choice, check_counts, reason_of
 from esbnn_core.packed.layers import is_packed
 from tasks.super_resolution.checksums import check_sums, write_sums
 from tasks.super_resolution.pipeline_images import Images, Pixels, read_pipeline_images, to_pil
 from tasks.super_resolution.resize import cubic_upsample
-from tasks.super_resolution.schedulers import PAPER, check_target, default_scheduler
+from tasks.super_resolution.schedulers import PAPER, check_noise, check_target, default_scheduler
 from tasks.super_resolution.unet import BIDiffSRUNet
 
 __all__ = ["SuperResolutionPipeline", "default_scheduler"]
@@ -121,8 +121,11 @@ class SuperResolutionPipeline(DiffusionPipeline):
         Raises:
             InputError: an option out of its range; a scheduler for another prediction, or that cannot begin there.
         """
-        # a network of somebody else's that says nothing predicts the noise
-        check_target(self.scheduler, getattr(self.unet, "target", PAPER))
+        target = getattr(self.unet, "target", None)
+        # a network of somebody else's that says nothing predicts the noise, and may have been trained with other noise
+        check_target(self.scheduler, target or PAPER)
+        if target is not None:
+            check_noise(self.scheduler, target)
         check_counts(scale=scale, batch_size=batch_size)
         check_sampling(steps, strength, int(self.scheduler.config.num_train_timesteps))
         skipped = steps - int(steps * strength)
@@ -139,7 +142,14 @@ class SuperResolutionPipeline(DiffusionPipeline):
         chunks = [
             group[start : start + batch_size] for group in places.values() for start in range(0, len(group), batch_size)
         ]
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        try:
+            self.scheduler.set_timesteps(steps, device=self._execution_device)
+        except (ValueError, IndexError) as error:
+            kind = type(self.scheduler).__name__
+            raise InputError(
+                f"num_inference_steps must be a number that {kind} can take, got {steps} ({reason_of(error)}): take "
+                f"another number, or another scheduler"
+            ) from error
         results: dict[int, Tensor] = {}
         training = self.unet.training
         self.unet.eval()  # otherwise a network in training would apply dropout

@@ -5,10 +5,12 @@ import reprlib
 from typing import Any, Literal, NamedTuple
 
 import diffusers
+import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from esbnn_core.errors import InputError, reason_of
+from tasks.super_resolution.scheduler_check import sampling_fault
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 
@@ -34,7 +36,8 @@ def default_scheduler(target: Target = PAPER) -> DDIMScheduler:
     """The sampler of the original: 2000 training steps, linear betas 1e-6 .. 1e-2, noise predicted.
 
     The options are the library's defaults: the predicted image is clipped to [-1, 1] although images are in [0, 1], 50
-    steps are t = 1960, 1920, ..., 0, and the last alpha-bar is 1 (papers.md#bi-diffsr-diffusion).
+    steps are t = 1960, 1920, ..., 0, and the last alpha-bar is 1 (papers.md#bi-diffsr-diffusion). With betas that end
+    in pure noise the steps are "trailing", because such a sampling has to begin at the last one (papers.md#zero-snr).
 
     Args:
         target: of the network.
@@ -49,7 +52,7 @@ def default_scheduler(target: Target = PAPER) -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=0,
         prediction_type=target.prediction_type,
-        timestep_spacing="leading",
+        timestep_spacing="trailing" if target.zero_terminal_snr else "leading",
         rescale_betas_zero_snr=target.zero_terminal_snr,
     )
 
@@ -66,7 +69,8 @@ def make_scheduler(
 
     Raises:
         InputError: a name that diffusers does not have; an option that the scheduler does not have; a target that it
-            does not have, or that the options contradict.
+            does not have, or that the options contradict; a scheduler that samples from other noise than that of
+            training (scheduler_check.py).
     """
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
@@ -83,6 +87,7 @@ def make_scheduler(
             f"scheduler {name} cannot be made with {reprlib.repr(options or {})} ({reason_of(error)})"
         ) from error
     check_target(scheduler, target)
+    check_noise(scheduler, target)
     return scheduler
 
 
@@ -95,4 +100,16 @@ def check_target(scheduler: SchedulerMixin, target: Target) -> None:
             f"the scheduler must have the prediction_type and rescale_betas_zero_snr that the network was trained for, "
             f"{target.prediction_type} and {target.zero_terminal_snr}, got {found.prediction_type} and "
             f"{found.zero_terminal_snr} of {type(scheduler).__name__}: take make_scheduler with the network's target"
+        )
+
+
+def check_noise(scheduler: SchedulerMixin, target: Target) -> None:
+    """Raise InputError unless a scheduler samples with the noise of default_scheduler."""
+    with torch.device("cpu"):  # a network may be built on another one, or on meta
+        alphas = tuple(default_scheduler(target).alphas_cumprod.tolist())
+        fault = sampling_fault(type(scheduler), scheduler.to_json_string(), target.prediction_type, alphas)
+    if fault:
+        raise InputError(
+            f"scheduler {type(scheduler).__name__} must sample from the noise of training what the network predicts, "
+            f"{target.prediction_type}, but it {fault}: take DDIMScheduler, or leave out options"
         )

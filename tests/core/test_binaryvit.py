@@ -264,6 +264,8 @@ def test_packs_bit_for_bit(options: dict[str, Any], size: int) -> None:
     assert not any(isinstance(m, TokenUnit | BinaryLinear) for m in packed.modules())
     assert model_spec(packed) == model_spec(model) and model_spec(model).input_size == (3, size, size)
     assert count(packed, (3, size, size)).ops == count(model, (3, size, size)).ops
+    with torch.no_grad():
+        assert model(images(0, size)).shape == packed(images(0, size)).shape == (0, 7)
 
 
 @torch.no_grad()

@@ -67,6 +67,7 @@ def test_a_swin_is_binary_in_every_mode_and_packed(version: int, products: Produ
         with torch.no_grad():
             packed = pack_(copy.deepcopy(model))
             assert torch.equal(model(x), want) and torch.equal(packed(x), want)
+            assert model(x[:0]).shape == packed(x[:0]).shape == (0, want.shape[1])
             scores = model.features[1][0].attn  # other real weights of the same signs and scales change nothing
             scores.qkv.weight.copy_(scores.qkv.weight.abs().mean(1, keepdim=True) * scores.qkv.weight.sign())
             torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-4)

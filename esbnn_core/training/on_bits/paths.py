@@ -213,7 +213,7 @@ class LayerPath:
         operands = (x, shift, weight.values)
         y: Tensor = UnitOnBits.apply(plan, sums, bits, weight_bits, lanes, None, None, *operands, None, *[None] * 7)
         if isinstance(layer, BinaryLinear):
-            return y.permute(0, 2, 3, 1).reshape(*shape[:-1], -1)
+            return y.permute(0, 2, 3, 1).reshape(*shape[:-1], y.shape[1])
         return y
 
 

@@ -212,9 +212,10 @@ def test_an_image_is_found_beside_its_annotation_whatever_its_ending(tmp_path: P
         find_image(tmp_path, "c")
 
 
-def test_white_is_white_in_16_bits(tmp_path: Path, make_voc: MakeVoc) -> None:
+@pytest.mark.parametrize("kind", ["png", "pgm", "tif"])
+def test_white_is_white_in_16_bits(tmp_path: Path, make_voc: MakeVoc, kind: str) -> None:
     levels = np.array([0, 257, 32768, 65535], np.uint16).repeat(8)
-    Image.fromarray(np.tile(levels, (16, 1))).save(tmp_path / "grey.png")
+    Image.fromarray(np.tile(levels, (16, 1))).save(tmp_path / f"grey.{kind}")
     data = make_voc(predict=str(tmp_path))
     data.setup("predict")
     (batch,) = data.predict_dataloader()
@@ -223,7 +224,7 @@ def test_white_is_white_in_16_bits(tmp_path: Path, make_voc: MakeVoc) -> None:
     assert parts == pytest.approx([0, 1, 128, 255], abs=1.5)
     none = np.zeros((0, 4), np.float32), np.zeros(0, int)
     found = ImageResult("grey", 16, 32, *none, *none, *none, np.zeros(0, np.float32))
-    write_drawing(tmp_path / "grey.png", tmp_path / "out" / "drawn.png", found, ["dog"], 0.3)
+    write_drawing(tmp_path / f"grey.{kind}", tmp_path / "out" / "drawn.png", found, ["dog"], 0.3)
     with Image.open(tmp_path / "out" / "drawn.png") as drawn:
         assert np.asarray(drawn)[0, ::8, 0].tolist() == [0, 1, 128, 255]
     shutil.rmtree(tmp_path / "out")

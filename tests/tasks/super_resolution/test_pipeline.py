@@ -18,7 +18,7 @@ from esbnn_core import pack_
 from esbnn_core.errors import DamagedError, InputError
 from tasks.super_resolution.pipeline import SuperResolutionPipeline
 from tasks.super_resolution.resize import cubic_upsample, imresize
-from tasks.super_resolution.schedulers import default_scheduler, make_scheduler
+from tasks.super_resolution.schedulers import Target, default_scheduler, make_scheduler
 from tests.helpers.super_resolution.tiny import make_unet
 
 
@@ -201,6 +201,63 @@ def test_a_scheduler_by_name_has_the_noise_of_training() -> None:
         make_scheduler("DDIMScheduler", {"steps": 3})
     with pytest.raises(InputError, match=r"DPMSolverMultistepScheduler cannot be made with .*'nope'"):
         make_scheduler("DPMSolverMultistepScheduler", {"algorithm_type": "nope"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "target", "words"),
+    [
+        ("DDIMScheduler", {"beta_end": 0.012}, Target(), "has other betas"),
+        ("DDPMScheduler", {"num_train_timesteps": 1000}, Target("sample"), "has other betas"),
+        ("CogVideoXDDIMScheduler", {}, Target("v_prediction"), "has other betas"),
+        ("EDMEulerScheduler", {}, Target(), "ends 1.* off an image"),
+        ("IPNDMScheduler", {}, Target(), "ends 1.* off an image"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, Target(), "ends nan off an image"),
+        ("DDIMInverseScheduler", {}, Target("v_prediction"), r"gives the network 9\.81 times the noise"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_flow_sigmas": True},
+            Target("sample"),
+            r"gives the network 0\.719 times the noise",
+        ),
+        ("FlowMatchEulerDiscreteScheduler", {}, Target(), "fails at sampling"),
+        ("EulerAncestralDiscreteScheduler", {}, Target("sample"), "fails at sampling .*not implemented"),
+    ],
+)
+def test_a_scheduler_of_another_process_is_refused(
+    name: str, options: dict[str, Any], target: Target, words: str
+) -> None:
+    """All of them were made and the first eight sampled, wrong without a word."""
+    with pytest.raises(InputError, match=rf"{name} must sample from the noise of training .* but it {words}"):
+        make_scheduler(name, options, target)
+    pipe = make_pipe(getattr(diffusers, name)(**options))
+    with pytest.raises(InputError):
+        pipe(picture(3, 3), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DDIMScheduler", {"thresholding": True, "set_alpha_to_one": False, "steps_offset": 1}),
+        ("DDPMScheduler", {"variance_type": "fixed_large", "timestep_spacing": "linspace"}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+        ("EulerDiscreteScheduler", {"use_exponential_sigmas": True}),
+        ("LCMScheduler", {}),
+        ("PNDMScheduler", {"skip_prk_steps": True}),
+        ("SASolverScheduler", {}),
+        ("TCDScheduler", {}),
+    ],
+)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_scheduler_of_the_same_process_is_taken(name: str, options: dict[str, Any], prediction: Any) -> None:
+    assert make_scheduler(name, options, Target(prediction)).config.prediction_type == prediction
+
+
+def test_a_number_of_steps_that_a_scheduler_cannot_take_is_refused() -> None:
+    for name, steps in (("PNDMScheduler", 2), ("LCMScheduler", 60)):
+        with pytest.raises(
+            InputError, match=rf"num_inference_steps must be a number that {name} can take, got {steps}"
+        ):
+            make_pipe(make_scheduler(name))(picture(3, 3), 2, steps)
 
 
 @pytest.mark.parametrize("options", [{}, {"tau": 2}, {"variant": "real"}], ids=["bi", "es", "real"])

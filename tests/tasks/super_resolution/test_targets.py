@@ -63,6 +63,9 @@ def test_sampling_ends_on_the_picture_that_the_network_knows(target: Target, nam
     spacing = "trailing" if target.zero_terminal_snr else "leading"
     scheduler: Any = make_scheduler(name, {"timestep_spacing": spacing}, target)
     exact = torch.tensor(alphas(target), dtype=torch.float64)
+    trained: Any = default_scheduler(target)  # where training ended is where sampling begins without options
+    trained.set_timesteps(10)
+    assert (trained.timesteps[0] == 1999) == target.zero_terminal_snr
     # DPM-Solver cannot divide by 0 and keeps 2^-24 at the last step
     torch.testing.assert_close(scheduler.alphas_cumprod.double(), exact, rtol=2e-4, atol=1e-7)
     pipe = SuperResolutionPipeline(network, scheduler)
