@@ -88,8 +88,20 @@ def _binary_conv2d(
     vectors = (scale, bias, prelu, residual, rprelu, sign_shift, shift)
     numbers = dict(zip(CONVOLUTION_NUMBERS, (channels, pad_value, groups, copies, sign_groups), strict=True))
     pairs = dict(zip(CONVOLUTION_PAIRS, map(list, (stride, padding, dilation)), strict=True))
-    y, bits = _convolve(x, weight, *vectors, **numbers, **pairs)
+    y, bits = _convolve(x, _stored(weight), *vectors, **numbers, **pairs)
     return op.Transpose(y, perm=TO_FIRST), bits
+
+
+def _stored(weight: Any) -> Any:
+    """The words (O, W) of a linear layer that a token unit reads as (O, 1, 1, W); other weights as they are.
+
+    The operators take both, and weights have to lie in the file: torch folds the step between only where it is small.
+    """
+    producer = weight.producer()
+    while producer is not None and producer.op_type == "Unsqueeze":
+        weight = producer.inputs[0]
+        producer = weight.producer()
+    return weight
 
 
 def _pack_sign(x: Any, shift: Any, groups: int, channel_dim: int) -> Any:

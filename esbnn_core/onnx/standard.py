@@ -97,13 +97,12 @@ class _Writer:
 
         With int8 ones ONNX Runtime takes three times as long, and its earlier versions have no such ConvInteger.
         """
-        stored_bits = _before_unsqueeze(weight)
-        if stored_bits.const_value is None:
+        if weight.const_value is None:
             raise InputError(
-                f"the weights of a packed convolution must be a constant of the file, got the output {weight.name} of "
-                f"another operator: pack the network with pack_, or export it with the operators of esbnn"
+                f"the weights of a packed convolution must be stored in the file, got the value {weight.name} that is "
+                f"computed: keep them in a buffer"
             )
-        words = stored_bits.const_value.numpy().astype("<i4")
+        words = weight.const_value.numpy().astype("<i4")
         if words.ndim == 2:
             words = words[:, None, None]
         stored = self.constant(words.view(np.uint8)[..., None], np.uint8)
@@ -176,14 +175,6 @@ class _Writer:
         if last.is_graph_output():
             moved.name, last.name = last.name, None
             last.replace_all_uses_with(moved, replace_graph_outputs=True)
-
-
-def _before_unsqueeze(weight: ir.Value) -> ir.Value:
-    """A linear layer's stored words (O, W), which a token unit reads as (O, 1, 1, W): torch folds only small ones."""
-    producer = weight.producer()
-    if producer is not None and producer.op_type == "Unsqueeze" and producer.inputs[0] is not None:
-        return _before_unsqueeze(producer.inputs[0])
-    return weight
 
 
 def _permutation(node: ir.Node) -> list[int]:

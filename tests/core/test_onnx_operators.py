@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from esbnn_core import pack_
 from esbnn_core.errors import InputError
 from esbnn_core.kernels import ConvCall, Epilogue, Geometry, cpu, reference, words_of
 from esbnn_core.kernels.checks import check_conv
+from esbnn_core.units import TokenUnit
+from tests.helpers.networks import stir
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 ir = pytest.importorskip("onnx_ir", reason="the extra onnx is not installed")
 
-from esbnn_core.onnx import operators_library  # noqa: E402
+from esbnn_core.onnx import export_onnx, operators_library  # noqa: E402
 from esbnn_core.onnx.operators import CONVOLUTION_INPUTS, CONVOLUTION_NUMBERS, CONVOLUTION_PAIRS  # noqa: E402
 from esbnn_core.onnx.standard import to_standard  # noqa: E402
 
@@ -302,3 +306,21 @@ def test_a_weight_must_be_in_the_file(library: str) -> None:
     model.graph.input.append(given)
     with pytest.raises(Exception, match="weight must be an initializer"):
         session_of(model, library)
+    with pytest.raises(InputError, match=r"must be stored in the file, got the value y\.weight that is computed"):
+        standard_of(model)
+
+
+@pytest.mark.parametrize("standard", [False, True])
+@torch.no_grad()
+def test_weights_of_a_wide_token_unit_are_in_the_file(standard: bool, library: str, tmp_path: Path) -> None:
+    """More words than torch folds into the shape that a convolution reads; runtimes need not fold either."""
+    torch.manual_seed(3)
+    unit = pack_(stir(TokenUnit(512, 2048), 1))
+    x, skip = torch.randn(2, 3, 512), torch.randn(2, 3, 2048)
+    written = export_onnx(unit, tmp_path / "unit.onnx", (x, skip), standard=standard, dynamic=[(0,)] * 2)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.register_custom_ops_library(library)
+    running = onnxruntime.InferenceSession(str(written.path), options, providers=["CPUExecutionProvider"])
+    (got,) = running.run(None, dict(zip(written.inputs, (x.numpy(), skip.numpy()), strict=True)))
+    assert np.array_equal(got, unit(x, skip).numpy())
