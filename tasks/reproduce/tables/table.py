@@ -44,6 +44,7 @@ SYSTEMS = (
     "resnet8_long",
     "rates_resnet8_long",
     "resnet8_long_best",
+    "rates_resnet20_long",
     "rates_resnet20",
     "resnet20_best",
     "start_bnext",
