@@ -372,9 +372,9 @@ def test_the_program_in_cpp_prints_the_networks_class(
         return subprocess.run([str(tmp_path / "classify"), *map(str, argv)], capture_output=True, text=True)
 
     image = tmp_path / "image.ppm"
-    for height, width in ((32, 32), (20, 36)):
+    for height, width, comment in ((32, 32, ""), (20, 36, "# by an editor\n")):
         pixels = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(width))
-        image.write_bytes(f"P6\n{width} {height}\n255\n".encode() + pixels.to(torch.uint8).numpy().tobytes())
+        image.write_bytes(f"P6\n{comment}{width} {height}\n255\n".encode() + pixels.to(torch.uint8).numpy().tobytes())
         mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor([0.5, 1, 2])
         want = network(((pixels / 255 - mean) / std).permute(2, 0, 1)[None])[0]
         done = classify(runtimes[0], library, files["custom"], image)

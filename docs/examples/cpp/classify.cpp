@@ -32,6 +32,15 @@ static float number(std::string list, int c, float otherwise) {
   return otherwise;
 }
 
+// The next number of an image's header, after the comments that GIMP and others write there; 0 without any.
+static int64_t header_number(std::istream &file) {
+  std::string comment;
+  while ((file >> std::ws).peek() == '#') std::getline(file, comment);
+  int64_t value = 0;
+  file >> value;
+  return value;
+}
+
 int main(int argc, char **argv) {
   if (argc != 5) stop("four files are expected: LIBONNXRUNTIME OPERATORS NETWORK.onnx IMAGE.ppm");
   void *runtime = dlopen(argv[1], RTLD_NOW);
@@ -53,11 +62,11 @@ int main(int argc, char **argv) {
 
   std::ifstream file(argv[4], std::ios::binary); // binary PPM or PGM of 8 bits, of the size that the network takes
   std::string magic;
-  int64_t width = 0, height = 0, most = 0;
-  file >> magic >> width >> height >> most;
+  file >> magic;
+  const int64_t width = header_number(file), height = header_number(file), most = header_number(file);
   file.get();
   const int64_t channels = magic == "P6" ? 3 : 1, pixels = width * height;
-  if ((magic != "P6" && magic != "P5") || pixels < 1 || pixels > 1 << 26 || most != 255)
+  if ((magic != "P6" && magic != "P5") || width < 1 || height < 1 || pixels > 1 << 26 || most != 255)
     stop(std::string(argv[4]) + " must be a binary PPM or PGM image of 8 bits");
   std::vector<unsigned char> bytes(channels * pixels);
   if (!file.read(reinterpret_cast<char *>(bytes.data()), bytes.size())) stop(std::string(argv[4]) + " is incomplete");
