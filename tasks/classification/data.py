@@ -38,7 +38,8 @@ class ClassificationDataModule(L.LightningDataModule):
         num_classes: default the dataset's; required for a folder dataset with fewer classes. With 1,000 the labels of
             an ImageNet folder are those of the official synset order, with fewer those of its sorted folders.
         train_size: number of training images to use, drawn by `seed` from those that val_size leaves; 0 for all.
-        test_size: number of test images to use, the first ones; 0 for all.
+        test_size: number of test images to use, the first ones; 0 for all. Those of a folder, which come class by
+            class, are spread evenly over it.
         seed: of the split and of every epoch's order (linked to seed_everything on the command line).
         augmentation: options of the recipe, from RandAugment to mixup, and of the evaluation crop.
         prefetch_factor: batches that each loader process keeps ready.
@@ -133,8 +134,9 @@ class ClassificationDataModule(L.LightningDataModule):
             items: Any = FolderImages(self.predict, self.info.channels, side)
         else:
             whole = self._open(train=False)
-            paths = [path for path, _ in whole.samples] if isinstance(whole, SynsetFolder) else None
-            items = Places(Subset(whole, range(min(self.test_size or len(whole), len(whole)))), paths)
+            chosen = self._test_images(whole)
+            paths = [whole.samples[index][0] for index in chosen] if isinstance(whole, SynsetFolder) else None
+            items = Places(Subset(whole, chosen), paths)
         self.predict_files = items.names
         return SeededDataset(items, transform, random=False)
 
@@ -156,7 +158,7 @@ class ClassificationDataModule(L.LightningDataModule):
         from_train = part == "train" or (part == "val" and self.val_size > 0)
         whole = self._open(from_train)
         if not from_train:
-            indices = list(range(self.test_size or len(whole)))
+            indices = self._test_images(whole)
         else:
             order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(mix_seed(self.seed, 1)))
             if self.val_size >= len(whole):
@@ -169,7 +171,13 @@ class ClassificationDataModule(L.LightningDataModule):
         train = part == "train"
         augment = train and self.augment
         transform = self.info.transform(augment, self.image_size, self.augmentation)
-        return SeededDataset(Subset(whole, indices[: len(whole)]), transform, random=augment)
+        return SeededDataset(Subset(whole, indices), transform, random=augment)
+
+    def _test_images(self, whole: Any) -> list[int]:
+        size = min(self.test_size or len(whole), len(whole))
+        if isinstance(whole, SynsetFolder):  # the first ones would all be of its first classes
+            return [index * len(whole) // size for index in range(size)]
+        return list(range(size))
 
     def _check_on_device(self) -> None:
         odd = [name for name in ("rand_augment", "erasing", "lighting") if getattr(self.augmentation, name)]

@@ -39,7 +39,7 @@ class Request:
         dataset: of DATASETS, or "" to read and count the file without measuring anything.
         data: folder of the dataset.
         split: "test", or "val" of a dataset that has one.
-        limit: evaluate only the first images, this many; 0 for all.
+        limit: evaluate only this many images, the first ones or, of a folder of classes, evenly spread; 0 for all.
         image_size: side in pixels; this and the next four default to those of the network's recipe on the dataset.
         crop_pct: share of the resized side that is cut.
         interpolation: of the resizing.

@@ -79,7 +79,8 @@ def evaluate_name(
         dataset: another set than the entry's, for super-resolution alone; nothing is expected of it then.
         backend: "auto", "latent" or "packed".
         device: "cpu" or "cuda".
-        limit: evaluate only the first images, this many, and `within` is None; 0 for all.
+        limit: evaluate only this many images, the first ones or, of a folder of classes, evenly spread, and `within`
+            is None; 0 for all.
         batch_size: of a classifier; the others keep their config's.
         workers: processes that read images.
         catalogue: the manifest.
@@ -154,7 +155,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--data", metavar="ROOT", help="folder of the dataset (default data, or the config's)")
     add("--dataset", help="of a PATH: imagenet (default), cifar10, ..., VOC2007, or a super-resolution set")
     add("--split", choices=("val", "test"), help="of a PATH; imagenet: its val folder in both cases")
-    add("--limit", type=int, default=0, metavar="N", help="evaluate the first N images only")
+    add("--limit", type=int, default=0, metavar="N", help="evaluate N images only, from all over a folder of classes")
     add("--image-size", type=int, metavar="PIXELS", help="side of the images (default the dataset's)")
     add("--crop-pct", type=float, help="share of the resized side that is cut (default the recipe's)")
     add("--interpolation", choices=("bilinear", "bicubic"), help="of the resizing (default the recipe's)")

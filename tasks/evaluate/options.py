@@ -34,7 +34,7 @@ class EvaluateRequest:
         data: folder of the dataset; default "data", or the config's.
         dataset: of a path; of an entry for super-resolution alone, and then nothing is expected of it.
         split: "val" or "test", of a path.
-        limit: evaluate only the first images, this many; 0 for all.
+        limit: evaluate only this many images, the first ones or, of a folder of classes, evenly spread; 0 for all.
         image_size: side in pixels; default the dataset's.
         crop_pct: share of the resized side that is cut; default the recipe's.
         interpolation: "bilinear" or "bicubic"; default the recipe's.

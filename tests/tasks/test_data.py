@@ -138,6 +138,19 @@ def test_bad_image_file_is_named(tmp_path: Path, content: bytes | None, workers:
         list(data.train_dataloader())
 
 
+@pytest.mark.parametrize(
+    ("size", "labels"), [(3, [0, 1, 2]), (6, [0, 0, 1, 1, 2, 2]), (99, [0] * 4 + [1] * 4 + [2] * 4)]
+)
+def test_a_part_of_a_folder_has_all_its_classes(tmp_path: Path, size: int, labels: list[int]) -> None:
+    root = write_image_folder(tmp_path)
+    data = ClassificationDataModule("imagenet", root=str(root), num_classes=3, image_size=32, test_size=size)
+    data.setup()
+    assert [label for batch in data.test_dataloader() for label in batch[1].tolist()] == labels
+    data.setup("predict")
+    names = [Path(name) for name in data.predict_files]
+    assert [int(name.parent.name[1:]) for name in names] == labels and len(set(names)) == len(labels)
+
+
 @pytest.mark.slow
 def test_more_labels_than_classes(tmp_path: Path, data_root: str) -> None:
     data = ClassificationDataModule(root=data_root, num_classes=9)
@@ -156,4 +169,5 @@ def test_real_imagenet_images() -> None:
     seen = list(data.test_dataloader())
     assert [tuple(x.shape) for x, _ in seen] == [(25, 3, 224, 224)] * 2
     assert all(torch.isfinite(x).all() and x.std() > 0.3 for x, _ in seen)
-    assert IGNORE not in torch.cat([y for _, y in seen])
+    labels = torch.cat([y for _, y in seen])
+    assert IGNORE not in labels and labels.unique().tolist() == list(range(10))  # not the first classes alone
