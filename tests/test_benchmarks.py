@@ -136,6 +136,22 @@ def test_what_es_is_worth_follows_from_its_seeds() -> None:
         assert len(found.seeds) == evidence_gains.SEEDS and 0 not in found.seeds
 
 
+def test_the_picture_of_what_es_is_worth_has_better_to_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_gains, "encode_png", lambda figure: figure)
+    base, steps = [50.0, 52.0, 51.0, 49.5, 50.5], (0.3, 0.8, 0.5, 0.7, 0.4)
+    rows = []
+    for system, metric in (("bnext_best", "top1"), ("deep_long", "top1"), ("bidet_best", "loss")):
+        rows += [proxy_row(system, "base", base, metric=metric)]
+        rows += [proxy_row(system, "es", [a + b for a, b in zip(base, steps, strict=True)], metric=metric)]
+    top1, loss = evidence_gains.draw_gains(rows).axes
+    for panel, names in ((top1, ["ResNet-20", "BNext, small"]), (loss, ["BiDet SSD300"])):
+        assert [label.get_text().split(":")[0] for label in panel.get_yticklabels()] == names
+        drawn = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "D"]
+        assert drawn == pytest.approx([0.54] * len(names))
+    assert top1.get_xlim()[0] < 0 < top1.get_xlim()[1] and loss.get_xlim()[0] > 0 > loss.get_xlim()[1]
+    assert [text.get_text() for panel in (top1, loss) for text in panel.texts] == ["gains", "gains", "costs"]
+
+
 def test_the_curves_go_by_rate_length_and_spread() -> None:
     rows = {(row.system, row.variant): row for row in read_proxy_results(evidence.KEPT)}
     rates = {key: evidence_curves.read_learning_rate(row) for key, row in rows.items()}

@@ -1,5 +1,5 @@
-"""Rewrites the tables and pictures of docs/reports/evidence*.md, and the README's table of what ES is worth, from the
-proxies' results in benchmarks/results/proxy.
+"""Rewrites the tables and pictures of docs/reports/evidence*.md, and the README's picture of what ES is worth, from
+the proxies' results in benchmarks/results/proxy.
 
 python -m benchmarks.evidence [OUT/proxy]    (OUT: the --out of `tasks.reproduce --mode proxy`, to copy its results)
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.curves import draw_reasons
-from benchmarks.evidence.gains import render_gains
+from benchmarks.evidence.gains import draw_gains, render_gains
 from benchmarks.evidence.study import draw_beside, draw_study
 from benchmarks.report import marked
 from benchmarks.timing import RESULTS
@@ -30,7 +30,7 @@ from tasks.reproduce.tables.table import SYSTEMS, read_tables
 
 KEPT = RESULTS / "proxy"
 PAGES = ("evidence.md", "evidence-depth.md", "evidence-recipes.md", "evidence-families.md", "evidence-narrow.md")
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / "reports" / name for name in PAGES))
+DOCUMENTS = tuple(ROOT / "docs" / "reports" / name for name in PAGES)
 REASONS = ("rates", "spread", "width")
 """Comparisons that explain the others: one network, its recipe varied."""
 COLUMNS = ("variant", "mean", "95 % interval", "against base", "seeds", "OPs (M)", "parameters", "epochs")
@@ -99,6 +99,7 @@ def main() -> None:
     write_atomically(images / "proxy_reasons.png", draw_reasons(results))
     if any(result.system == "ablation" for result in results):
         write_atomically(images / "proxy_ablation.png", draw_ablation(results).data)
+    write_atomically(images / "gains.png", draw_gains(results))
     write_atomically(images / "study.png", draw_study(results))
     write_atomically(images / "study_beside.png", draw_beside(results))
     print(*DOCUMENTS)
