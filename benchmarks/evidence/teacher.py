@@ -21,6 +21,7 @@ from torchvision.models.resnet import BasicBlock
 
 from benchmarks.command import positive, run_command
 from esbnn_core.files import ROOT, write_atomically
+from esbnn_core.lit.refusals import ends_as_signalled
 from tasks.classification.data import ClassificationDataModule
 from tasks.classification.teachers import NetworkTeacher, load_teacher
 
@@ -105,7 +106,8 @@ def train_teacher(data: str, epochs: int, seed: int, out: Path) -> dict[str, Any
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(lesson, ClassificationDataModule("cifar10", data, image_size=16, on_device=True, seed=seed))
+    with ends_as_signalled():
+        trainer.fit(lesson, ClassificationDataModule("cifar10", data, image_size=16, on_device=True, seed=seed))
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in lesson.network.state_dict().items()}
     # of the file, in the precision that teaches
     lesson.network.load_state_dict(tensors)

@@ -29,7 +29,7 @@ from esbnn_core.lit.metrics_csv import CurveFromHere, keep_curves
 from esbnn_core.lit.module import TaskModule
 from esbnn_core.lit.progress import leave_out_open_end
 from esbnn_core.lit.recipes import CHECKPOINT, RATE, read_config, with_run_defaults
-from esbnn_core.lit.refusals import sentence
+from esbnn_core.lit.refusals import ends_as_signalled, sentence
 from esbnn_core.lit.trainer_options import check_trainer_options
 
 _ELSEWHERE = re.compile(r"\w+://|registry")
@@ -308,6 +308,8 @@ def run(
     Our samplers split the data over processes themselves and count every evaluation image once, so Lightning's
     sampler stays out (use_distributed_sampler).
 
+    A run that SIGTERM ended raises SystemExit with 143.
+
     Args:
         module: class of the task's module.
         data: class of its data module.
@@ -316,19 +318,23 @@ def run(
         **trainer_defaults: of the Trainer, under those of the config.
     """
     try:
-        TaskCLI(
-            module,
-            data,
-            links=links,
-            args=list(args) if args is not None else None,
-            seed_everything_default=0,
-            # half an option's name is more often a slip than intended, and jsonargparse will refuse it too
-            parser_kwargs={"allow_abbrev": False},
-            trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
-            save_config_callback=TrainingConfig,
-            # a second training into the same folder replaces its config, as it replaces its checkpoints
-            save_config_kwargs={"overwrite": True},
-        )
+        with ends_as_signalled():
+            TaskCLI(
+                module,
+                data,
+                links=links,
+                args=list(args) if args is not None else None,
+                seed_everything_default=0,
+                # half an option's name is more often a slip than intended, and jsonargparse will refuse it too
+                parser_kwargs={"allow_abbrev": False},
+                trainer_defaults={"use_distributed_sampler": False, **trainer_defaults},
+                save_config_callback=TrainingConfig,
+                # a second training into the same folder replaces its config, as it replaces its checkpoints
+                save_config_kwargs={"overwrite": True},
+            )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as shells have it
     except Exception as error:
         return refuse(error, sentence)
     return 0

@@ -14,6 +14,7 @@ from esbnn_core.checkpoint.format import stored_dtypes
 from esbnn_core.errors import InputError
 from esbnn_core.files import below_repository
 from esbnn_core.lit.cli import TaskCLI
+from esbnn_core.lit.refusals import ends_as_signalled
 from esbnn_core.packed.layers import is_packed
 from esbnn_core.transforms.pack import pack_
 
@@ -83,10 +84,6 @@ def run_test(
     if backend == "packed" and not is_packed(network):
         pack_(network.eval())
     start = time.perf_counter()
-    try:
+    with ends_as_signalled():
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits with 1, which means a wrong result here
-            raise stop.__context__ from None
-        raise
     return cli.model, time.perf_counter() - start

@@ -1,11 +1,19 @@
-"""What a person reads of an exception: our sentence alone, or what Lightning says of an option that it refuses."""
+"""What a person reads of an exception: our sentence alone, or what Lightning says of an option that it refuses.
+
+And what a script reads of a run that a signal ended: an exit code.
+"""
 
 import re
+import signal
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonargparse
 import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from esbnn_core.errors import InputError, TrainingError, find_sentence
 
@@ -47,6 +55,28 @@ def refusal(error: BaseException) -> str:
         named = re.search("class_path '([^']+)'", str(error))
         return f"{named.group(1) if named else 'an object of the options'} cannot be built: {_flat(chain[-1])}"
     return f"Lightning refuses this run: {_flat(error)}"
+
+
+@contextmanager
+def ends_as_signalled() -> Iterator[None]:
+    """Let a run that a signal ended say so: SystemExit with 143, as shells have SIGTERM, and KeyboardInterrupt.
+
+    Lightning exits with 0 and 1. So a script would take a training that its scheduler cut off for a finished one, and
+    an evaluation that a person cut off for one that missed its value.
+    """
+    try:
+        yield
+    except SIGTERMException:
+        print(
+            "error: the run was stopped by SIGTERM before its end: resume a fit with --ckpt_path and its last "
+            "checkpoint, start anything else again",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
 
 
 def _raised_in(error: BaseException, package: Path) -> bool:

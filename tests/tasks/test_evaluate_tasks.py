@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,21 @@ def test_an_interruption_of_lightning_is_no_result(
         signal.signal(signal.SIGINT, before)
     assert code == 130 and err.endswith("interrupted\n")
     assert not Path(detector[0][-1]).exists()
+
+
+def test_an_evaluation_that_sigterm_ends_is_no_result(
+    detector: tuple[list[Any], nn.Module], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = DetectionModule.detect
+
+    def stopped(self: DetectionModule, batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return usual(self, batch)
+
+    monkeypatch.setattr(DetectionModule, "detect", stopped)
+    with pytest.raises(SystemExit) as stop:
+        run(*detector[0], capsys=capsys)
+    assert stop.value.code == 143 and not Path(detector[0][-1]).exists()
 
 
 def test_a_recipe_is_found_from_any_folder(

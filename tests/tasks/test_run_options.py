@@ -1,8 +1,11 @@
 """Options and files that people give a run: a dry run changes nothing, overfitting repeats, the wrong file is named."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +55,40 @@ def test_a_dry_run_changes_nothing_of_a_finished_run(
         words = ["--model.weights", weights, "--model.predictions", "out", "--trainer.fast_dev_run", "true"]
         assert call(command, *fit[1:], *words) == 0
     assert files(tmp_path / "runs") == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "inter")])
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_run_that_a_signal_ends_is_no_success(
+    fit: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    number: signal.Signals,
+    code: int,
+    said: str,
+) -> None:
+    """Lightning leaves with 0 after SIGTERM: a script would go on with what is not there."""
+    save_checkpoint(create_model("es_reactnet_resnet8", in_channels=1), tmp_path / "start.safetensors")
+    step = "training_step" if command == "fit" else "validation_step"
+    usual = getattr(ClassificationModule, step)
+
+    def stopped(self: ClassificationModule, batch: Any, batch_idx: int) -> Any:
+        os.kill(os.getpid(), number)
+        return usual(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationModule, step, stopped)
+    before = signal.getsignal(signal.SIGINT)  # Lightning switches it off
+    words = ["--model.weights", "start.safetensors", "--trainer.num_sanity_val_steps", "0", "--data.val_size", "24"]
+    try:
+        found = call(command, *fit[1:], *words)
+    except SystemExit as stop:
+        found = stop.code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == code and said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs/recipe/weights.safetensors").exists()
 
 
 @pytest.mark.slow
