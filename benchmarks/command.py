@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from esbnn_core.errors import InputError, refuse
+from esbnn_core.lit.children import passes_sigterm_on
 
 
 def positive(text: str) -> int:
@@ -20,7 +21,8 @@ def positive(text: str) -> int:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command. What a person can do something about is one sentence on stderr and exit code 2."""
     try:
-        main()
+        with passes_sigterm_on():
+            main()
     except SystemExit as stop:
         if not isinstance(stop.code, str):
             raise

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -124,8 +125,24 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What one_at_a_time gives; false if another process is in the folder.
+
+    Attributes:
+        alone: whether no other process is.
+        handle: of the lock. A child that is given it keeps the folder locked until it has ended.
+    """
+
+    alone: bool
+    handle: int
+
+    def __bool__(self) -> bool:
+        return self.alone
+
+
 @contextmanager
-def one_at_a_time(folder: Path, patience: float = PATIENCE) -> Iterator[bool]:
+def one_at_a_time(folder: Path, patience: float = PATIENCE) -> Iterator[Turn]:
     """Wait until no other process is in this block for `folder`, which exists, so that what one makes serves all.
 
     It saves work and promises nothing: where the file system has no locks, or after `patience` seconds, this process
@@ -136,14 +153,14 @@ def one_at_a_time(folder: Path, patience: float = PATIENCE) -> Iterator[bool]:
         patience: seconds; 0 asks once.
 
     Yields:
-        False if another process is in it, patience at an end; True also where the file system has no locks.
+        false if another process is in it, patience at an end; true also where the file system has no locks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         end = time.monotonic() + patience
         while not (alone := _lock(handle)) and time.monotonic() < end:
             time.sleep(0.05)
-        yield alone
+        yield Turn(alone, handle)
     finally:
         # not by closing alone: a process that was forked meanwhile has it open too
         with suppress(OSError):

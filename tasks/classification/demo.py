@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from torch import nn
 from esbnn_core import count, load_checkpoint, model_spec
 from esbnn_core.errors import InputError, check_output_folder, refuse
 from esbnn_core.files import ROOT, child_environment, write_atomically
+from esbnn_core.lit.children import passes_sigterm_on, run_child
 from esbnn_core.lit.recipes import read_config
 from esbnn_core.lit.start import StartApart
 from tasks.classification.data import ClassificationDataModule
@@ -95,9 +95,9 @@ def train(config: str, extra: Sequence[str]) -> tuple[str, float]:
     start = time.perf_counter()
     # threads that wait by spinning slow a step several times where other work shares the processors
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **child_environment()}
-    done = subprocess.run([sys.executable, *words], env=environment)
-    if done.returncode:
-        raise InputError(f"{command} ended with exit code {done.returncode}: its own message is above")
+    code = run_child(words, env=environment)
+    if code:
+        raise InputError(f"{command} ended with exit code {code}: its own message is above")
     return command, time.perf_counter() - start
 
 
@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     try:
         check_output_folder(out, "--out")
-        rows = [run_system(system, config, args.extra) for system, config in CONFIGS.items()]
+        with passes_sigterm_on():
+            rows = [run_system(system, config, args.extra) for system, config in CONFIGS.items()]
     except Exception as error:
         return refuse(error)
     faults = [f"{row.system}: {row.differing} packed predictions differ" for row in rows if row.differing]

@@ -20,6 +20,7 @@ import torch
 
 from esbnn_core.errors import InputError, check_counts, check_output_folder, check_workers, refuse
 from esbnn_core.files import ROOT
+from esbnn_core.lit.children import passes_sigterm_on
 from tasks.reproduce.modes.evaluation import evaluate_tables, read_evaluated
 from tasks.reproduce.modes.results import Measurement, TableResult, make_cells
 from tasks.reproduce.modes.training import train_rows
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         _check(args)
-        _run(args, read_tables(NAMES if args.table == "all" else [args.table], args.tables))
+        with passes_sigterm_on():
+            _run(args, read_tables(NAMES if args.table == "all" else [args.table], args.tables))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as in shells

@@ -72,6 +72,18 @@ def run(
         return CompletedProcess(list(words), code, out.read_text(), err.read_text())
 
 
+def run_child(
+    words: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: IO[bytes] | None = None,
+    turn: object = None,
+) -> int:
+    """As esbnn_core.lit.children.run_child, forked; without a log what it prints is lost."""
+    return run([sys.executable, *words], cwd, env, stdout=log, stderr=log).returncode
+
+
 def start(worker: Callable[..., None], number: int, *arguments: Any) -> None:
     """Run worker(rank, *arguments) in `number` processes, as torch.multiprocessing.spawn does.
 

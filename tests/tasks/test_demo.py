@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +43,7 @@ def rows() -> list[demo.Row]:
 @pytest.mark.slow
 def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=processes.run))
+    monkeypatch.setattr(demo, "run_child", processes.run_child)
     monkeypatch.setattr(demo, "ClassificationDataModule", partial(ClassificationDataModule, test_size=100))
     small = ["--trainer.max_epochs=1", "--data.train_size=256", "--data.val_size=100"]
     assert demo.main(["--out", "out", "--", *small]) == 0

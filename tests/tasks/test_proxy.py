@@ -4,12 +4,12 @@ import functools
 import json
 import math
 import runpy
+import sys
 import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,7 @@ def small(tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "reactnet.yaml").write_text(yaml.safe_dump(body))
     monkeypatch.setattr(proxies, "FOLDER", tmp_path / "configs")
-    monkeypatch.setattr(proxy_run, "subprocess", SimpleNamespace(run=processes.run))
+    monkeypatch.setattr(proxy_run, "run_child", processes.run_child)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -254,16 +254,16 @@ def test_a_run_that_was_cut_off_goes_on(
     path.write_text(yaml.safe_dump(body))
     (whole,) = proxy.run_proxy("reactnet", Path("whole"), data="none", only=["base"])
 
-    def killed(command: list[str], **options: Any) -> Any:
-        log = Path(options["stdout"].name)
-        process = processes.Child(command, log, log, env=options["env"])
+    def killed(words: list[str], **options: Any) -> int:
+        log = Path(options["log"].name)
+        process = processes.Child([sys.executable, *words], log, log, env=options["env"])
         while process.poll() is None and not Path("cut", "reactnet", "base-seed3", proxy_run.LAST).exists():
             time.sleep(0.001)
         process.kill()
-        return SimpleNamespace(returncode=process.wait() or -9)
+        return process.wait() or -9
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match="ended with exit code -9"):
-        patch.setattr(proxy_run.subprocess, "run", killed)
+        patch.setattr(proxy_run, "run_child", killed)
         proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
     (again,) = proxy.run_proxy("reactnet", Path("cut"), data="none", only=["base"])
     assert "--ckpt_path cut/reactnet/base-seed3/checkpoints/last.ckpt" in capfd.readouterr().out

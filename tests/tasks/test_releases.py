@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,14 +183,14 @@ def test_a_release_is_trained_once_and_a_failed_run_names_its_log(
 ) -> None:
     release, asked = Release("cifar10", "rep_", 1), []
 
-    def run(words: list[str], **options: Any) -> Any:
+    def run(words: list[str], **options: Any) -> int:
         asked.append((words, options["env"]["OMP_NUM_THREADS"]))
         folder = Path(words[words.index("--trainer.default_root_dir") + 1])
         if len(asked) == 2:
             (folder / "packed.safetensors").write_bytes(b"")
-        return SimpleNamespace(returncode=3 if len(asked) == 1 else 0)
+        return 3 if len(asked) == 1 else 0
 
-    monkeypatch.setattr(proxy_run, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(proxy_run, "run_child", run)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     with pytest.raises(InputError, match=r"exit code 3, its log .*rep_reactnet_resnet8x4_cifar10_seed1/log.txt says: "):
@@ -201,4 +200,4 @@ def test_a_release_is_trained_once_and_a_failed_run_names_its_log(
     assert capsys.readouterr().out.split() == [f"{release.name}:", "trained", f"{release.name}:", "there"]
     assert len(asked) == 2 and {threads for _, threads in asked} == {"4"}
     words = asked[0][0]
-    assert words[1:5] == ["-m", "tasks.classification", "fit", "-c"] and "configs/start_channels.yaml" in words
+    assert words[:4] == ["-m", "tasks.classification", "fit", "-c"] and "configs/start_channels.yaml" in words

@@ -1,6 +1,5 @@
 """python -m tasks.reproduce as typed: where it writes, what it does not take, how it is stopped."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def test_a_machine_with_fewer_gpus_is_told_what_it_can_take(
     monkeypatch.setattr(training.torch.cuda, "device_count", lambda: here)
     monkeypatch.setattr(stages, "_describe_other_run", lambda root, run, identity: "")
     monkeypatch.setattr(stages, "_is_finished", lambda root, run: False)
-    monkeypatch.setattr(subprocess, "run", lambda *words, **options: pytest.fail("it ran"))
+    monkeypatch.setattr(training, "run_child", lambda *words, **options: pytest.fail("it ran"))
     assert reproduce.main([table, "--mode", "train", "--rows", row, "--out", str(tmp_path)]) == 2
     assert f"is written for {told} which keeps the global batch\n" in capsys.readouterr().err
 

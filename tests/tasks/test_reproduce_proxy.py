@@ -4,7 +4,6 @@ The runs are stand-ins that write what a `fit` writes: test_proxy.py trains.
 """
 
 import json
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,17 +39,17 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def make(failing: dict[str, tuple[int, bytes]] | None = None) -> list[str]:
         started: list[str] = []
 
-        def run(command: list[str], *, stdout: Any, **options: Any) -> Any:
-            home = Path(command[command.index("--trainer.default_root_dir") + 1])
+        def run(words: list[str], *, log: Any, **options: Any) -> int:
+            home = Path(words[words.index("--trainer.default_root_dir") + 1])
             name = f"{home.parent.name}/{home.name}"
             started.append(name)
             code, said = (failing or {}).get(name, (0, b"fine\n"))
-            stdout.write(said)
+            log.write(said)
             if not code:
                 (home / "metrics.csv").write_text("epoch,val_top1,train_loss_epoch,val_psnr\n0,12.345,6.5,22.5\n")
-            return types.SimpleNamespace(returncode=code)
+            return code
 
-        monkeypatch.setattr(proxy_run.subprocess, "run", run)
+        monkeypatch.setattr(proxy_run, "run_child", run)
         return started
 
     return make

@@ -4,9 +4,7 @@ import json
 import os
 import runpy
 import shlex
-import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -204,24 +202,24 @@ def test_train_runs_each_command_once_in_order_and_stops_at_a_failure(
     ran: list[list[str]] = []
     codes = [0, 0, 1]
 
-    def run(command: list[str], cwd: Path) -> Any:
-        ran.append(command)
-        assert cwd == ROOT and shlex.join(["python", *command[1:]]) in capsys.readouterr().out  # printed before
-        return types.SimpleNamespace(returncode=codes[len(ran) - 1])
+    def run(words: list[str], cwd: Path) -> int:
+        ran.append(words)
+        assert cwd == ROOT and shlex.join(["python", *words]) in capsys.readouterr().out  # printed before
+        return codes[len(ran) - 1]
 
     notes: dict[str, str] = {}
     monkeypatch.setattr(training, "write_atomically", lambda path, data: notes.update({str(path): data.decode()}))
-    monkeypatch.setattr(training.subprocess, "run", run)
+    monkeypatch.setattr(training, "run_child", run)
     monkeypatch.setattr(planning, "_is_finished", lambda root, run: run == "runs/ablation_tau2_g1_seed0")
     monkeypatch.setattr(planning, "_describe_other_run", lambda root, run, identity: "")
     monkeypatch.setattr(planning, "_find_checkpoint", lambda root, run: None)
     words = ["--mode", "train", "--out", str(tmp_path), "--trainer", "configs/trainer/cpu.yaml", "--seeds", "0"]
     assert reproduce.main(["ablation", *words]) == 2
-    homes = [command[command.index("--trainer.default_root_dir") + 1] for command in ran]
+    homes = [words[words.index("--trainer.default_root_dir") + 1] for words in ran]
     assert homes == [f"runs/ablation_{v}_seed0" for v in ("tau1_g1", "tau4_g1", "tau1_g2")]
     assert list(notes) == [str(ROOT / home / planning.NOTE) for home in homes]
-    for text, command in zip(notes.values(), ran, strict=True):
-        assert json.loads(text)["command"] == shlex.join(["python", *command[1:]])
+    for text, words in zip(notes.values(), ran, strict=True):
+        assert json.loads(text)["command"] == shlex.join(["python", *words])
     error = capsys.readouterr().err
     assert error.startswith("error: the run into runs/ablation_tau1_g2_seed0 ended with exit code 1")
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -231,6 +229,6 @@ def test_gpus_that_are_not_there_are_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training.torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(subprocess, "run", lambda *words, **options: pytest.fail("it ran"))
+    monkeypatch.setattr(training, "run_child", lambda *words, **options: pytest.fail("it ran"))
     assert reproduce.main(["imagenet", "--mode", "train", "--rows", "bnext_small", "--out", str(tmp_path)]) == 2
     assert "is written for 8 GPUs a machine and torch sees 1: give --trainer" in capsys.readouterr().err

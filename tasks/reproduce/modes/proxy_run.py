@@ -8,15 +8,14 @@ import csv
 import json
 import os
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from esbnn_core.errors import InputError
-from esbnn_core.files import ROOT, child_environment, one_at_a_time, write_atomically
+from esbnn_core.files import ROOT, Turn, child_environment, one_at_a_time, write_atomically
+from esbnn_core.lit.children import run_child
 from tasks.reproduce.modes.identity import digest_configs, list_differences
 from tasks.reproduce.tables.proxies import METRIC_COLUMNS, Proxy, Variant
 
@@ -122,14 +121,14 @@ def train_run(run: ProxyRun, data: str, jobs: int) -> None:
             another process that trains this run.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(run.folder, patience=0) as alone:
-        if not alone:
+    with one_at_a_time(run.folder, patience=0) as turn:
+        if not turn:
             raise InputError(f"{run.folder} is being trained by another process: wait for it or change --out")
         if "value" not in read_record(run):
-            _train(run, data, jobs)
+            _train(run, data, jobs, turn)
 
 
-def _train(run: ProxyRun, data: str, jobs: int) -> None:
+def _train(run: ProxyRun, data: str, jobs: int, turn: Turn) -> None:
     words, last, log_file = run.command(data), run.folder / LAST, run.folder / "log.txt"
     text = shlex.join(["python", *words])
     resume = ["--ckpt_path", str(last)] if last.exists() else []
@@ -138,7 +137,7 @@ def _train(run: ProxyRun, data: str, jobs: int) -> None:
     # before it starts: a run that is cut off is recognised by it
     write_atomically(run.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
     start = time.perf_counter()
-    run_logged(text, [*words, *resume], log_file, jobs, append=bool(resume))
+    run_logged(text, [*words, *resume], log_file, jobs, append=bool(resume), turn=turn)
     metric = run.proxy.metric
     try:
         record["value"] = read_last_value(run.folder / "metrics.csv", METRIC_COLUMNS[metric])
@@ -151,7 +150,14 @@ def _train(run: ProxyRun, data: str, jobs: int) -> None:
 
 
 def run_logged(
-    text: str, words: list[str], log_file: Path, jobs: int, *, append: bool = False, folder: Path | None = None
+    text: str,
+    words: list[str],
+    log_file: Path,
+    jobs: int,
+    *,
+    append: bool = False,
+    folder: Path | None = None,
+    turn: Turn | None = None,
 ) -> None:
     """Run `python WORDS` with its share of the cores and its output in a log of its own.
 
@@ -162,6 +168,7 @@ def run_logged(
         jobs: runs at a time.
         append: keep what the log has.
         folder: that it runs in, default this one.
+        turn: as run_child's.
 
     Raises:
         InputError: another exit code than 0, with the last error of the log.
@@ -170,10 +177,10 @@ def run_logged(
     environment = {"OMP_NUM_THREADS": str(threads), **child_environment()}
     with log_file.open("ab" if append else "wb") as log:
         begin = log.tell()
-        done = subprocess.run([sys.executable, *words], env=environment, stdout=log, stderr=log, cwd=folder)
-    if done.returncode:
+        code = run_child(words, env=environment, cwd=folder, log=log, turn=turn)
+    if code:
         error = read_error(log_file, begin)
-        raise InputError(f"{text} ended with exit code {done.returncode}, its log {log_file} says: {error}")
+        raise InputError(f"{text} ended with exit code {code}, its log {log_file} says: {error}")
 
 
 def read_error(log: Path, begin: int) -> str:

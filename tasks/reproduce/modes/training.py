@@ -1,14 +1,13 @@
 """--mode train: prints and runs the commands of the rows' recipes, one after another."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from esbnn_core.errors import InputError
 from esbnn_core.files import ROOT, write_atomically
+from esbnn_core.lit.children import run_child
 from tasks.reproduce.modes.stages import NOTE, Stage, plan_stages
 from tasks.reproduce.tables.configs import read_config
 from tasks.reproduce.tables.table import Row
@@ -73,7 +72,7 @@ def _check_gpus(stage: Stage, trainer: str) -> None:
 
 
 def _run_stage(stage: Stage) -> None:
-    code = subprocess.run([sys.executable, *stage.words[1:]], cwd=ROOT).returncode
+    code = run_child(stage.words[1:], cwd=ROOT)
     if code:
         raise InputError(
             f"the run into {stage.run} ended with exit code {code} after the messages above: fix the cause and give "
