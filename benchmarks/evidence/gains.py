@@ -38,6 +38,7 @@ DECISIONS = (
     Decision("ResNet-20", f"{LONG}, one rate", "deep_long"),
     Decision("ResNet-8", f"{LONG}, one rate", "start_long", "es apart", "base apart"),
     Decision("ResNet-8", f"{LONG}, best rates of small runs", "resnet8_long"),
+    Decision("ResNet-8", f"{LONG}, best rates", "resnet8_long_best"),
     Decision("ResNet-20", f"{SMALL}, one rate", "deep_best"),
     Decision("ResNet-20", f"{SMALL}, best rates", "resnet20_best"),
     Decision("ResNet-8", f"{SMALL}, best rates", "resnet8_best"),

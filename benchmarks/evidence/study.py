@@ -27,6 +27,7 @@ BESIDE = {
     "deep_long": "ResNet-20, all at 32x32",
     "resnet8_best": "ResNet-8, best rates",
     "resnet8_long": "ResNet-8, these rates, all at 32x32",
+    "resnet8_long_best": "ResNet-8, best rates there, all at 32x32",
     "width_resnet8_best": "ResNet-8, twice the width, best rates",
     "recipe_resnet8_best": "ResNet-8, best recipes",
     "taught_resnet8": "ResNet-8, best rates anew",
